@@ -1,0 +1,31 @@
+//! Clusterfile and Kubefile: strict parsing with places, defaults and validation, for Sealer's `v2` formats.
+//!
+//! Pure text to plain data: nothing here connects to hosts, opens images or runs commands. Secrets are kept as
+//! sources and read only when somebody asks ([`SecretSource::resolve`]).
+
+mod cluster;
+mod decode;
+mod extra;
+pub mod kubeadm;
+pub mod kubefile;
+pub mod names;
+mod net;
+mod problem;
+mod read;
+mod redact;
+mod secret;
+mod ssh;
+mod validate;
+pub mod yaml;
+
+pub use cluster::{
+    Cluster, Clusterfile, ContainerRuntime, DEFAULT_DATA_ROOT, DEFAULT_DNS_DOMAIN, DEFAULT_POD_CIDR,
+    DEFAULT_REGISTRY_DOMAIN, DEFAULT_REGISTRY_PORT, DEFAULT_SERVICE_CIDR, Env, ExternalRegistry, Host, HostAlias, Jump,
+    LocalRegistry, Networks, Registry, Role, Ssh, Taint,
+};
+pub use extra::{AppConfig, AppFile, Application, Config, Plugin, PluginAction, Strategy};
+pub use kubeadm::KubeadmSettings;
+pub use net::{AddressError, Cidr, expand_range};
+pub use problem::{Problem, Problems};
+pub use read::LoadError;
+pub use secret::{Secret, SecretError, SecretSource};

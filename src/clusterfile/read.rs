@@ -1,0 +1,501 @@
+//! Reading a Clusterfile: documents by kind, and kind `Cluster` itself.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::cluster::{
+    Cluster, Clusterfile, ContainerRuntime, DEFAULT_DATA_ROOT, DEFAULT_REGISTRY_PORT, Env, ExternalRegistry, Host,
+    HostAlias, LocalRegistry, Registry, Role, Taint,
+};
+use crate::decode::{Decoder, Object, pick};
+use crate::names::{did_you_mean, is_env_name, is_label_text, is_qualified_name};
+use crate::net::expand_range;
+use crate::problem::Problems;
+use crate::ssh::{self, SshOverlay};
+use crate::yaml::{self, Node, Position};
+use crate::{extra, kubeadm, validate};
+
+/// Why a Clusterfile can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file can't be read.
+    #[error("cannot read the Clusterfile {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file says something wrong.
+    #[error(transparent)]
+    Problems(#[from] Problems),
+}
+
+/// `apiVersion`s of Sealer's v2 kinds; all mean the same.
+const SEALER_VERSIONS: [&str; 2] = ["sealer.io/v2", "sealer.cloud/v2"];
+const SEALER_KINDS: [&str; 4] = ["Cluster", "Config", "Plugin", "Application"];
+
+impl Clusterfile {
+    /// Reads and parses a file.
+    ///
+    /// # Errors
+    /// If it can't be read, or every finding in it.
+    pub fn load(path: &Path) -> Result<Self, LoadError> {
+        let text = std::fs::read_to_string(path).map_err(|source| LoadError::Read {
+            path: path.to_path_buf(),
+            source,
+        })?;
+        let base = path.parent().unwrap_or(Path::new("."));
+        Ok(Clusterfile::parse(&text, &path.display().to_string(), base)?)
+    }
+
+    /// Parses `text`; `file` is its name in messages, and relative paths in it start at `base`.
+    ///
+    /// # Errors
+    /// Every finding, with its place.
+    pub fn parse(text: &str, file: &str, base: &Path) -> Result<Self, Problems> {
+        let documents = yaml::parse(text).map_err(|error| Problems::one(file, error.at, error.message))?;
+        let mut decoder = Decoder::new(file, base);
+        let mut parts = Parts::default();
+        for document in &documents {
+            parts.read(&mut decoder, document);
+        }
+        let Some((cluster, places)) = parts.cluster else {
+            decoder.problem(Position::default(), "there is no document of kind Cluster");
+            return Err(decoder.finish().err().unwrap_or_else(|| Problems::new(Vec::new())));
+        };
+        let clusterfile = Clusterfile {
+            cluster,
+            configs: parts.configs,
+            plugins: parts.plugins,
+            applications: parts.applications,
+            kubeadm: parts.kubeadm,
+            warnings: Vec::new(),
+            documents,
+        };
+        validate::check(&mut decoder, &clusterfile, &places);
+        let warnings = decoder.finish()?;
+        Ok(Clusterfile {
+            warnings,
+            ..clusterfile
+        })
+    }
+}
+
+#[derive(Default)]
+struct Parts {
+    cluster: Option<(Cluster, Places)>,
+    configs: Vec<extra::Config>,
+    plugins: Vec<extra::Plugin>,
+    applications: Vec<extra::Application>,
+    kubeadm: kubeadm::KubeadmSettings,
+}
+
+/// Where things stood that are validated as a whole.
+#[derive(Default)]
+pub(crate) struct Places {
+    pub(crate) name: Position,
+    pub(crate) hosts: Position,
+    pub(crate) addresses: Vec<Position>,
+    pub(crate) env: Position,
+}
+
+impl Parts {
+    fn read(&mut self, decoder: &mut Decoder, node: &Node) {
+        let mut document = Object::new(decoder, node, "");
+        let (Some(kind), version) = (document.string(decoder, "kind"), document.string(decoder, "apiVersion")) else {
+            decoder.problem(node.at, "kind is missing");
+            return;
+        };
+        if kubeadm::KINDS.contains(&kind.as_str()) {
+            return self.kubeadm.read(decoder, document, &kind, version.as_deref());
+        }
+        let kind_at = node.get("kind").map_or(node.at, |kind| kind.at);
+        if !SEALER_KINDS.contains(&kind.as_str()) {
+            let known = SEALER_KINDS.iter().chain(kubeadm::KINDS.iter()).copied();
+            let hint = did_you_mean(&kind, known.clone());
+            let known: Vec<&str> = known.collect();
+            decoder.problem(
+                kind_at,
+                format!("unknown kind {kind:?}{hint} (known: {})", known.join(", ")),
+            );
+            return;
+        }
+        check_version(decoder, node, version.as_deref());
+        match kind.as_str() {
+            "Config" => self.configs.push(extra::config(decoder, document)),
+            "Plugin" => self.plugins.push(extra::plugin(decoder, document)),
+            "Application" => self.applications.push(extra::application(decoder, document)),
+            _ if self.cluster.is_some() => decoder.problem(kind_at, "there is a second document of kind Cluster"),
+            _ => self.cluster = Some(cluster(decoder, document)),
+        }
+    }
+}
+
+fn check_version(decoder: &mut Decoder, node: &Node, version: Option<&str>) {
+    let at = node.get("apiVersion").map_or(node.at, |version| version.at);
+    match version {
+        Some(version) if SEALER_VERSIONS.contains(&version) => {}
+        Some(version) => {
+            decoder.problem(
+                at,
+                format!("apiVersion {version:?} is not supported (use {})", SEALER_VERSIONS[0]),
+            );
+        }
+        None => decoder.problem(at, format!("apiVersion is missing (use {})", SEALER_VERSIONS[0])),
+    }
+}
+
+/// `metadata.name`, required; nothing else of metadata means anything to us.
+pub(crate) fn metadata_name(decoder: &mut Decoder, document: &mut Object<'_>) -> String {
+    let Some(mut metadata) = document.object(decoder, "metadata") else {
+        decoder.problem(document.at(), "metadata.name is missing");
+        return String::new();
+    };
+    let name = metadata.string(decoder, "name");
+    if name.is_none() {
+        decoder.problem(metadata.at(), "metadata.name is missing");
+    }
+    metadata.finish(decoder);
+    name.unwrap_or_default()
+}
+
+/// `env`, a list of `NAME=VALUE`.
+pub(crate) fn env_entries(decoder: &mut Decoder, object: &mut Object<'_>) -> Env {
+    let mut env = Env::new();
+    for (entry, at) in object.strings(decoder, "env") {
+        match entry.split_once('=') {
+            Some((name, value)) if is_env_name(name) => {
+                env.insert(name.to_string(), value.to_string());
+            }
+            // The value may be a secret, so only the name is repeated.
+            Some((name, _)) => decoder.problem(
+                at,
+                format!("{}: {name:?} can't be a variable's name", object.name("env")),
+            ),
+            None => decoder.problem(at, format!("{} entries have the form NAME=VALUE", object.name("env"))),
+        }
+    }
+    env
+}
+
+fn cluster(decoder: &mut Decoder, mut document: Object<'_>) -> (Cluster, Places) {
+    let mut places = Places {
+        name: document.at(),
+        hosts: document.at(),
+        env: document.at(),
+        ..Places::default()
+    };
+    let name = metadata_name(decoder, &mut document);
+    let mut cluster = Cluster {
+        name,
+        image: String::new(),
+        env: Env::new(),
+        ssh: SshOverlay::default().resolve(),
+        data_root: PathBuf::from(DEFAULT_DATA_ROOT),
+        container_runtime: ContainerRuntime::Containerd,
+        host_aliases: Vec::new(),
+        registry: Registry::LocalRegistry(LocalRegistry::default()),
+        hosts: Vec::new(),
+        cmd: Vec::new(),
+        app_names: Vec::new(),
+    };
+    if let Some(spec) = document.object(decoder, "spec") {
+        read_spec(decoder, spec, &mut cluster, &mut places);
+    } else {
+        decoder.problem(document.at(), "spec is missing");
+    }
+    document.finish(decoder);
+    (cluster, places)
+}
+
+fn read_spec(decoder: &mut Decoder, mut spec: Object<'_>, cluster: &mut Cluster, places: &mut Places) {
+    let at = |node: Option<&Node>, or: Position| node.map_or(or, |node| node.at);
+    cluster.image = spec.string(decoder, "image").unwrap_or_default();
+    if cluster.image.trim().is_empty() {
+        decoder.problem(
+            at(spec.get("image"), spec.at()),
+            "spec.image is missing: which cluster image shall be installed?",
+        );
+    } else if cluster.image.contains(char::is_whitespace) {
+        decoder.problem(
+            at(spec.get("image"), spec.at()),
+            format!("spec.image {:?} has a space in it", cluster.image),
+        );
+    }
+    places.env = at(spec.get("env"), spec.at());
+    cluster.env = env_entries(decoder, &mut spec);
+    let overlay = spec
+        .object(decoder, "ssh")
+        .map(|object| ssh::read(decoder, object))
+        .unwrap_or_default();
+    cluster.ssh = overlay.clone().resolve();
+    if let Some(root) = spec.string(decoder, "dataRoot") {
+        if !root.starts_with('/') || root.split('/').any(|part| part == "..") {
+            decoder.problem(
+                at(spec.get("dataRoot"), spec.at()),
+                "spec.dataRoot must be an absolute path without ..",
+            );
+        }
+        cluster.data_root = PathBuf::from(root);
+    }
+    if let Some(mut runtime) = spec.object(decoder, "containerRuntime") {
+        let known = [
+            ("containerd", ContainerRuntime::Containerd),
+            ("docker", ContainerRuntime::Docker),
+        ];
+        cluster.container_runtime = runtime
+            .word(decoder, "type", &known)
+            .unwrap_or(ContainerRuntime::Containerd);
+        runtime.finish(decoder);
+    }
+    cluster.host_aliases = host_aliases(decoder, &mut spec);
+    if let Some(object) = spec.object(decoder, "registry") {
+        cluster.registry = registry(decoder, object);
+    }
+    places.hosts = at(spec.get("hosts"), spec.at());
+    for (index, node) in spec.list(decoder, "hosts").iter().enumerate() {
+        let object = Object::new(decoder, node, format!("spec.hosts[{index}]"));
+        let hosts = host_group(decoder, object, &overlay, &cluster.env);
+        for (host, at) in hosts {
+            cluster.hosts.push(host);
+            places.addresses.push(at);
+        }
+    }
+    let texts = |list: Vec<(String, Position)>| list.into_iter().map(|(text, _)| text).collect();
+    cluster.cmd = texts(spec.strings(decoder, "cmd"));
+    cluster.app_names = texts(spec.strings(decoder, "appNames"));
+    spec.finish(decoder);
+}
+
+fn host_aliases(decoder: &mut Decoder, spec: &mut Object<'_>) -> Vec<HostAlias> {
+    let mut aliases = Vec::new();
+    for (index, node) in spec.list(decoder, "hostAliases").iter().enumerate() {
+        let mut object = Object::new(decoder, node, format!("spec.hostAliases[{index}]"));
+        let ip = object.string(decoder, "ip").unwrap_or_default();
+        let hostnames: Vec<String> = object
+            .strings(decoder, "hostnames")
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        if let Some(bad) = hostnames
+            .iter()
+            .find(|name| !crate::names::is_dns_subdomain(&name.to_lowercase()))
+        {
+            decoder.problem(
+                node.at,
+                format!("{}: {bad:?} is no host name", object.name("hostnames")),
+            );
+        }
+        match ip.parse() {
+            Ok(ip) => aliases.push(HostAlias { ip, hostnames }),
+            Err(_) => decoder.problem(node.at, format!("{} {ip:?} is no IP address", object.name("ip"))),
+        }
+        object.finish(decoder);
+    }
+    aliases
+}
+
+fn registry(decoder: &mut Decoder, mut object: Object<'_>) -> Registry {
+    let local = object.object(decoder, "localRegistry");
+    let external = object.object(decoder, "externalRegistry");
+    if local.is_some() && external.is_some() {
+        decoder.problem(
+            object.at(),
+            "spec.registry takes localRegistry or externalRegistry, not both",
+        );
+    }
+    object.finish(decoder);
+    match (external, local) {
+        (Some(external), _) => Registry::ExternalRegistry(external_registry(decoder, external)),
+        (None, Some(local)) => Registry::LocalRegistry(local_registry(decoder, local)),
+        (None, None) => Registry::LocalRegistry(LocalRegistry::default()),
+    }
+}
+
+fn registry_domain(decoder: &mut Decoder, object: &mut Object<'_>) -> Option<String> {
+    let domain = object.string(decoder, "domain")?;
+    let is_address = domain.parse::<std::net::Ipv4Addr>().is_ok();
+    if !is_address && !crate::names::is_dns_subdomain(&domain) {
+        decoder.problem(
+            object.at(),
+            format!("{} {domain:?} is no host name", object.name("domain")),
+        );
+    }
+    Some(domain)
+}
+
+fn local_registry(decoder: &mut Decoder, mut object: Object<'_>) -> LocalRegistry {
+    let defaults = LocalRegistry::default();
+    let mut registry = LocalRegistry {
+        domain: registry_domain(decoder, &mut object).unwrap_or(defaults.domain),
+        port: object.port(decoder, "port").unwrap_or(defaults.port),
+        insecure: object.boolean(decoder, "insecure").unwrap_or(defaults.insecure),
+        ha: object.boolean(decoder, "ha").unwrap_or(defaults.ha),
+        username: object.string(decoder, "username"),
+        password: object.secret(decoder, "password", "passwordFile", "passwordEnv"),
+        alt_names: Vec::new(),
+    };
+    check_credentials(
+        decoder,
+        &object,
+        registry.username.is_some(),
+        registry.password.is_none(),
+    );
+    if let Some(mut cert) = object.object(decoder, "cert") {
+        if let Some(mut names) = cert.object(decoder, "subjectAltName") {
+            registry
+                .alt_names
+                .extend(names.strings(decoder, "dnsNames").into_iter().map(|(name, _)| name));
+            registry
+                .alt_names
+                .extend(names.strings(decoder, "ips").into_iter().map(|(name, _)| name));
+            names.finish(decoder);
+        }
+        cert.finish(decoder);
+    }
+    object.finish(decoder);
+    registry
+}
+
+fn external_registry(decoder: &mut Decoder, mut object: Object<'_>) -> ExternalRegistry {
+    let domain = registry_domain(decoder, &mut object);
+    if domain.is_none() {
+        decoder.problem(object.at(), format!("{} is missing", object.name("domain")));
+    }
+    let registry = ExternalRegistry {
+        domain: domain.unwrap_or_default(),
+        port: object.port(decoder, "port").unwrap_or(DEFAULT_REGISTRY_PORT),
+        insecure: object.boolean(decoder, "insecure").unwrap_or(false),
+        username: object.string(decoder, "username"),
+        password: object.secret(decoder, "password", "passwordFile", "passwordEnv"),
+    };
+    check_credentials(
+        decoder,
+        &object,
+        registry.username.is_some(),
+        registry.password.is_none(),
+    );
+    object.finish(decoder);
+    registry
+}
+
+fn check_credentials(decoder: &mut Decoder, object: &Object<'_>, has_user: bool, no_password: bool) {
+    if has_user == no_password {
+        decoder.problem(
+            object.at(),
+            format!("{} and a password go together", object.name("username")),
+        );
+    }
+}
+
+fn host_group(decoder: &mut Decoder, mut object: Object<'_>, ssh: &SshOverlay, env: &Env) -> Vec<(Host, Position)> {
+    let mut addresses = Vec::new();
+    let ips = object.strings(decoder, "ips");
+    if ips.is_empty() {
+        decoder.problem(object.at(), format!("{} is missing", object.name("ips")));
+    }
+    for (text, at) in ips {
+        match expand_range(&text) {
+            Ok(range) => addresses.extend(range.into_iter().map(|ip| (ip, at))),
+            Err(error) => decoder.problem(at, format!("{}: {error}", object.name("ips"))),
+        }
+    }
+    let known = [("master", Role::Master), ("node", Role::Node)];
+    let mut roles = Vec::new();
+    for (text, at) in object.strings(decoder, "roles") {
+        roles.extend(pick(decoder, at, &object.name("roles"), &text, &known));
+    }
+    roles.sort_unstable();
+    roles.dedup();
+    if object.get("roles").is_none() {
+        decoder.problem(
+            object.at(),
+            format!("{} is missing (master or node)", object.name("roles")),
+        );
+    }
+    let labels = labels(decoder, &mut object);
+    let taints = taints(decoder, &mut object);
+    let mut own_env = env.clone();
+    own_env.extend(env_entries(decoder, &mut object));
+    let own_ssh = object
+        .object(decoder, "ssh")
+        .map(|object| ssh::read(decoder, object))
+        .unwrap_or_default();
+    let ssh = own_ssh.over(ssh).resolve();
+    object.finish(decoder);
+    addresses
+        .into_iter()
+        .map(|(ip, at)| {
+            let (roles, labels, taints) = (roles.clone(), labels.clone(), taints.clone());
+            (
+                Host {
+                    ip,
+                    roles,
+                    labels,
+                    taints,
+                    env: own_env.clone(),
+                    ssh: ssh.clone(),
+                },
+                at,
+            )
+        })
+        .collect()
+}
+
+fn labels(decoder: &mut Decoder, object: &mut Object<'_>) -> BTreeMap<String, String> {
+    let name = object.name("labels");
+    let mut labels = BTreeMap::new();
+    let Some(node) = object.get("labels") else {
+        return labels;
+    };
+    if !matches!(node.value, yaml::Value::Map(_)) {
+        decoder.mismatch(node, &name, "a mapping");
+    }
+    for (key, value) in node.entries() {
+        let text = decoder
+            .string(value, &format!("{name}.{}", key.name))
+            .unwrap_or_default();
+        if !is_qualified_name(&key.name) {
+            decoder.problem(key.at, format!("{name}: {:?} is no label key", key.name));
+        }
+        if !is_label_text(&text) {
+            decoder.problem(value.at, format!("{name}.{}: {text:?} is no label value", key.name));
+        }
+        labels.insert(key.name.clone(), text);
+    }
+    labels
+}
+
+fn taints(decoder: &mut Decoder, object: &mut Object<'_>) -> Vec<Taint> {
+    let mut taints = Vec::new();
+    for (text, at) in object.strings(decoder, "taints") {
+        match parse_taint(&text) {
+            Ok(taint) => taints.push(taint),
+            Err(reason) => decoder.problem(at, format!("{}: {text:?} {reason}", object.name("taints"))),
+        }
+    }
+    taints
+}
+
+const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
+
+fn parse_taint(text: &str) -> Result<Taint, String> {
+    let (name, effect) = text.rsplit_once(':').ok_or("is not of the form key=value:Effect")?;
+    if !EFFECTS.contains(&effect) {
+        let hint = did_you_mean(effect, EFFECTS);
+        return Err(format!(
+            "has the unknown effect {effect:?}{hint} (known: {})",
+            EFFECTS.join(", ")
+        ));
+    }
+    let (key, value) = name.split_once('=').unwrap_or((name, ""));
+    if !is_qualified_name(key) || !is_label_text(value) {
+        return Err("has a key or value that labels can't have".to_string());
+    }
+    Ok(Taint {
+        key: key.to_string(),
+        value: value.to_string(),
+        effect: effect.to_string(),
+    })
+}
