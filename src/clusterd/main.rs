@@ -1,0 +1,2 @@
+//! clusterd
+fn main() {}

@@ -1,0 +1,118 @@
+//! An OCI image layout on disk (image-spec, `image-layout.md`): `oci-layout`, `index.json`, `blobs/`.
+
+use crate::{BlobStore, Error, Index};
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+/// The largest `index.json` that is read, in bytes.
+const MAX_INDEX: u64 = 16 << 20;
+
+/// A folder that is an OCI image layout.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    root: PathBuf,
+    blobs: BlobStore,
+}
+
+impl Layout {
+    /// Opens the layout at `root`, making it if it is not there.
+    ///
+    /// # Errors
+    /// When a folder or file cannot be made.
+    pub fn create(root: impl Into<PathBuf>) -> Result<Self, Error> {
+        let layout = Self::open(root);
+        fs::create_dir_all(layout.blobs.dir()).map_err(|e| Error::io(layout.blobs.dir(), e))?;
+        let marker = layout.root.join("oci-layout");
+        if !marker.exists() {
+            write_atomic(&marker, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        }
+        if !layout.index_path().exists() {
+            layout.write_index(&Index::default())?;
+        }
+        Ok(layout)
+    }
+
+    /// Names the layout at `root` without touching the disk.
+    pub fn open(root: impl Into<PathBuf>) -> Self {
+        let root = root.into();
+        let blobs = BlobStore::new(root.join("blobs"));
+        Self { root, blobs }
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The blobs.
+    pub fn blobs(&self) -> &BlobStore {
+        &self.blobs
+    }
+
+    /// Where `index.json` lies.
+    pub fn index_path(&self) -> PathBuf {
+        self.root.join("index.json")
+    }
+
+    /// Reads `index.json`; an absent one is an empty index.
+    ///
+    /// # Errors
+    /// When it cannot be read, is too large, or is no index.
+    pub fn read_index(&self) -> Result<Index, Error> {
+        let path = self.index_path();
+        let file = match fs::File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Index::default()),
+            Err(e) => return Err(Error::io(&path, e)),
+        };
+        let mut text = Vec::new();
+        file.take(MAX_INDEX + 1).read_to_end(&mut text).map_err(|e| Error::io(&path, e))?;
+        if text.len() as u64 > MAX_INDEX {
+            return Err(Error::TooLarge { path: path.display().to_string(), size: text.len() as u64, limit: MAX_INDEX });
+        }
+        serde_json::from_slice(&text).map_err(|source| Error::Json { path: path.display().to_string(), source })
+    }
+
+    /// Replaces `index.json` in one step: readers see the old or the new one.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_index(&self, index: &Index) -> Result<(), Error> {
+        let path = self.index_path();
+        let text =
+            serde_json::to_vec(index).map_err(|source| Error::Json { path: path.display().to_string(), source })?;
+        write_atomic(&path, &text)
+    }
+}
+
+/// Writes a file so that after a crash it is wholly the old or wholly the new one.
+fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let io = |e| Error::io(path, e);
+    let tmp = path.with_extension(format!("tmp{}", std::process::id()));
+    let mut file = fs::File::create(&tmp).map_err(io)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io)?;
+    fs::rename(&tmp, path).map_err(io)?;
+    if let Some(dir) = path.parent() {
+        fs::File::open(dir).and_then(|d| d.sync_all()).map_err(io)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_layout_is_empty_and_reads_back_what_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::create(dir.path().join("store")).unwrap();
+        assert!(layout.read_index().unwrap().manifests.is_empty());
+        let mut index = Index::default();
+        index.annotations.insert("a".into(), "b".into());
+        layout.write_index(&index).unwrap();
+        assert_eq!(Layout::create(layout.root()).unwrap().read_index().unwrap(), index);
+    }
+}
