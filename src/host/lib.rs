@@ -1,0 +1,48 @@
+//! What may be done to a host, the protocol to ask for it, and the journal that undoes it.
+//!
+//! One library for both sides. On the operator's side [`Client`] speaks over any byte stream (an SSH channel); on the host
+//! [`run`] serves the same protocol on stdin and stdout as `clusterd host --stdio`.
+//!
+//! ```text
+//! operator                                   host
+//! Client ──frames──▶ stdin ──▶ server ──▶ Gate ──▶ journal (synced first) ──▶ the change
+//!        ◀──frames── stdout ◀──
+//! ```
+//!
+//! * **Every mutation goes through [`gate::Gate`]**, which journals the old state before it changes anything; preview and apply
+//!   share one code path, so a plan is exact.
+//! * **Every request is safe to repeat.** What is already so is not done again and answers [`Action::None`].
+//! * Nothing here decides what a cluster needs: that is the `bootstrap` crate's business.
+
+mod cli;
+mod client;
+pub mod effect;
+mod error;
+mod exec;
+pub mod facts;
+pub mod frame;
+mod fsops;
+pub mod gate;
+pub mod journal;
+mod lock;
+mod netlink;
+mod pki;
+mod probe;
+pub mod proto;
+mod server;
+mod snapshot;
+mod system;
+mod undo;
+mod unpack;
+
+pub use cli::{Args, run};
+pub use client::{Client, ClientError, Failure};
+pub use effect::{Action, Change, Content, Effect};
+pub use error::{Error, Result};
+pub use facts::Facts;
+pub use proto::{Hello, Mode, Scope};
+
+/// Where `clusterd` lies on every host, before anything else is there.
+pub const CLUSTERD: &str = "/var/lib/installer/clusterd";
+/// The link to the rootfs in use.
+pub const CURRENT: &str = "/opt/installer";

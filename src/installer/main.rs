@@ -1,0 +1,2 @@
+//! installer
+fn main() {}
