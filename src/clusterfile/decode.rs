@@ -42,6 +42,11 @@ impl Decoder {
         });
     }
 
+    /// Whether nothing was found so far.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.problems.is_empty()
+    }
+
     /// The warnings if nothing is wrong, else every finding.
     pub(crate) fn finish(self) -> Result<Vec<Problem>, Problems> {
         if self.problems.is_empty() {

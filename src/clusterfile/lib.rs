@@ -15,6 +15,8 @@ mod read;
 mod redact;
 mod secret;
 mod ssh;
+#[cfg(test)]
+mod tests;
 mod validate;
 pub mod yaml;
 
