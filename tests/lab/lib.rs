@@ -280,6 +280,7 @@ impl Lab {
         for (file, text) in [
             ("boot.sh", include_str!("boot.sh")),
             ("supervise.sh", include_str!("supervise.sh")),
+            ("wire.sh", include_str!("wire.sh")),
         ] {
             fs::write(self.dir.join(file), text)?;
         }

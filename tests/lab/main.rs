@@ -90,7 +90,17 @@ enum Verb {
     },
 }
 
-fn main() -> Result<()> {
+fn main() -> std::process::ExitCode {
+    match run() {
+        Ok(code) => code.into(),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            2.into()
+        }
+    }
+}
+
+fn run() -> Result<u8> {
     let cli = Cli::parse();
     let open = || Lab::open(&cli.state, &cli.name);
     match cli.command {
@@ -139,10 +149,10 @@ fn main() -> Result<()> {
             let read = |file: PathBuf| anyhow::Ok(serde_json::from_slice::<Snapshot>(&fs::read(file)?)?);
             let lines = lab::diff(&read(before)?, &read(after)?);
             lines.iter().for_each(|line| println!("{line}"));
-            std::process::exit(i32::from(!lines.is_empty()));
+            return Ok(u8::from(!lines.is_empty()));
         }
     }
-    Ok(())
+    Ok(0)
 }
 
 fn list(lab: &Lab) {

@@ -7,7 +7,10 @@ netns=$1 veth=$2 bridge=$3 address=$4
 # The namespace of a host that has just died may keep the cable's other end for a moment.
 [ ! -e "/sys/class/net/$veth" ] || ip link del "$veth" 2>/dev/null || true
 ip netns add "$netns"
-ip link add "$veth" type veth peer name eth0 netns "$netns"
+# A host keeps its hardware address over reboots, as real ones do.
+# shellcheck disable=SC2046
+mac=$(printf '02:00:%02x:%02x:%02x:%02x' $(echo "${address%/*}" | tr . ' '))
+ip link add "$veth" type veth peer name eth0 netns "$netns" address "$mac"
 ip link set "$veth" master "$bridge" up
 ip -n "$netns" addr add "$address" dev eth0
 ip -n "$netns" link set lo up
