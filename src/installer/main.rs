@@ -1,2 +1,62 @@
-//! installer
-fn main() {}
+//! `installer`: turns a Kubefile into a cluster image, and a Clusterfile plus that image into a running cluster.
+//!
+//! This program owns the terminal and nothing else: every command is a file beside this one with its `Args` and a `run`, and the work
+//! is done by the crates below it. Errors are printed in one place, here.
+
+mod cli;
+mod completion;
+mod context;
+mod failure;
+mod output;
+mod progress;
+mod table;
+mod version;
+
+use clap::Parser;
+use cli::{Cli, Command};
+use context::Context;
+use failure::Exit;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    init_logging(cli.globals.verbose);
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let context = Context::new(&cli.globals, cli.command.format());
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failure::report(&context.out, &anyhow::Error::new(error).context("cannot start")),
+    };
+    let result = runtime.block_on(run(cli.command, &context));
+    // Tasks that still hold connections must not keep the user waiting.
+    runtime.shutdown_background();
+    context.out.finish();
+    match result {
+        Ok(exit) => exit.into(),
+        Err(error) => failure::report(&context.out, &error),
+    }
+}
+
+async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
+    match command {
+        Command::Version(args) => version::run(&args, context),
+        Command::Completion(args) => completion::run(&args),
+    }
+}
+
+/// Logs are for those who look for a fault: warnings by default, more with `-v`, all of it by `RUST_LOG`.
+fn init_logging(verbose: u8) {
+    let default = match verbose {
+        0 => "error",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(verbose > 1)
+        .init();
+}

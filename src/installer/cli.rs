@@ -1,0 +1,88 @@
+//! The command line: global flags and the list of commands. A command's own flags are in its file.
+//!
+//! To add a command: a file with `Args` (clap) and `run(args, &Context) -> anyhow::Result<Exit>`, a variant here, an arm in
+//! `main::run`. A command that can print JSON flattens [`FormatArg`] into its `Args` and gets an arm in [`Command::format`].
+
+use crate::{
+    completion,
+    output::{Format, FormatArg},
+    version,
+};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+const AFTER_HELP: &str = "\
+Examples:
+  installer build -t local/native:dev -f rootfs/Kubefile rootfs   make a cluster image
+  installer plan -f Clusterfile                                   what would be done, and how many bytes sent
+  installer apply -f Clusterfile                                  do it; run it again at any time
+  installer check -f Clusterfile                                  prove that the cluster works
+  export KUBECONFIG=$(installer kubeconfig -f Clusterfile --out ~/.kube/demo)
+
+Exit codes:
+  0  done, or nothing to do        3  refused by preflight: nothing was changed
+  1  failed                        4  the cluster does not pass its checks
+  2  usage error; for `plan`: there is something to do";
+
+/// Build cluster images, and bring bare Linux hosts to a verified Kubernetes cluster that needs no internet.
+#[derive(Debug, Parser)]
+#[command(name = "installer", version, after_help = AFTER_HELP, propagate_version = true)]
+pub struct Cli {
+    /// Flags of every command.
+    #[command(flatten)]
+    pub globals: Globals,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Globals {
+    /// Where cluster images are kept [default: ${XDG_DATA_HOME:-~/.local/share}/installer/store]
+    #[arg(long, global = true, env = "INSTALLER_STORE", value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// File of known SSH host keys [default: ~/.ssh/known_hosts]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub known_hosts: Option<PathBuf>,
+    /// Accept and remember the keys of hosts never seen before; a changed key is always refused
+    #[arg(long, global = true)]
+    pub accept_new_host_keys: bool,
+    /// Say more; repeat for the log of every step
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Say only errors and results
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print the version of this program
+    Version(version::Args),
+    /// Print a completion script for a shell
+    Completion(completion::Args),
+}
+
+impl Command {
+    /// How this command was asked to print.
+    pub fn format(&self) -> Format {
+        let arg: Option<&FormatArg> = match self {
+            Command::Version(args) => Some(&args.format),
+            Command::Completion(_) => None,
+        };
+        arg.map_or(Format::Text, |arg| arg.output)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,75 @@
+//! How the program ends: exit codes, and the one place where an error is printed.
+
+use crate::output::Output;
+use std::process::ExitCode;
+
+/// How a command ended without an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Done, or nothing to do.
+    Done,
+    /// `plan` found something to do.
+    Changes,
+    /// Preflight refused; nothing was changed. The findings are printed already.
+    Refused,
+    /// The cluster does not pass its checks. The failures are printed already.
+    Unhealthy,
+    /// A command run on hosts failed there. Printed already.
+    Failed,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(match exit {
+            Exit::Done => 0,
+            Exit::Failed => 1,
+            Exit::Changes => 2,
+            Exit::Refused => 3,
+            Exit::Unhealthy => 4,
+        })
+    }
+}
+
+/// Prints an error with its causes and gives the exit code.
+pub fn report(out: &Output, error: &anyhow::Error) -> ExitCode {
+    let causes = causes(error);
+    if out.is_json() {
+        out.json(&serde_json::json!({"event": "error", "message": causes.first(), "causes": causes.get(1..)}));
+    } else {
+        out.error(&render(&causes));
+    }
+    ExitCode::from(1)
+}
+
+/// The messages of the chain, outermost first, without those that the one before says already.
+fn causes(error: &anyhow::Error) -> Vec<String> {
+    let mut causes: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        if causes.last().is_none_or(|last| !last.contains(&text)) {
+            causes.push(text);
+        }
+    }
+    causes
+}
+
+fn render(causes: &[String]) -> String {
+    let mut text = causes.first().cloned().unwrap_or_default();
+    for cause in causes.iter().skip(1) {
+        text.push_str("\n  because: ");
+        text.push_str(cause);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_that_is_said_already_is_not_repeated() {
+        let error = anyhow::anyhow!("disk full").context("a.txt: disk full").context("cannot save");
+        assert_eq!(causes(&error), ["cannot save", "a.txt: disk full"]);
+        assert_eq!(render(&causes(&error)), "cannot save\n  because: a.txt: disk full");
+    }
+}
