@@ -221,9 +221,9 @@ fn content_hash(path: &Path) -> Result<String> {
 }
 
 fn is_volatile(path: &str) -> bool {
-    let below = |v: &&str| path == **v || path.strip_prefix(**v).is_some_and(|rest| rest.starts_with('/'));
+    let below = |v: &str| path == v || path.strip_prefix(v).is_some_and(|rest| rest.starts_with('/'));
     // PrivateTmp= of Debian's own services makes a new folder at every start.
-    path.starts_with("/var/tmp/systemd-private-") || VOLATILE.iter().any(|v| below(&v))
+    path.starts_with("/var/tmp/systemd-private-") || VOLATILE.iter().any(|v| below(v))
 }
 
 /// Sessions and clean-up runs come and go with every login.
