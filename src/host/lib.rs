@@ -21,6 +21,7 @@ pub mod facts;
 pub mod frame;
 pub mod proto;
 
+pub use client::{Client, ClientError};
 pub use effect::{Action, Change, Content, Effect};
 pub use error::{Error, Result};
 pub use facts::Facts;

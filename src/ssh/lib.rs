@@ -22,10 +22,11 @@ pub mod known_hosts;
 mod process;
 mod quote;
 mod secret;
+mod upload;
 
 pub use config::{Auth, Become, Command, Config, HostKeyPolicy, Pin};
 pub use connection::{Connection, Stream};
 pub use error::{Error, Result};
-pub use process::{ExitStatus, Output, Process, ProcessReader, ProcessWriter};
+pub use process::{ExitStatus, Output, Process, ProcessReader, ProcessStatus, ProcessWriter};
 pub use quote::quote;
 pub use secret::Secret;

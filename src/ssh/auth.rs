@@ -1,0 +1,191 @@
+//! Proving who we are: every configured way in order, remembering what became of each for the error.
+
+use std::{path::Path, sync::Arc};
+
+use russh::{
+    MethodKind, MethodSet,
+    client::{AuthResult, Handle, KeyboardInteractiveAuthResponse},
+    keys::{PrivateKeyWithHashAlg, agent::AgentIdentity, agent::client::AgentClient, load_secret_key},
+};
+
+use crate::{Auth, Config, Error, Result, Secret, handler::Client};
+
+/// The attempts so far.
+struct Attempts<'a> {
+    config: &'a Config,
+    tried: Vec<String>,
+    offered: MethodSet,
+}
+
+/// Outcome of one attempt.
+enum Outcome {
+    In,
+    Refused,
+}
+
+pub(crate) async fn authenticate(handle: &mut Handle<Client>, config: &Config) -> Result<()> {
+    let mut attempts = Attempts { config, tried: Vec::new(), offered: MethodSet::empty() };
+    // `none` asks which methods there are; a server may also let us in at once.
+    let first = handle.authenticate_none(&config.user).await;
+    if let Outcome::In = attempts.note(first, "")? {
+        return Ok(());
+    }
+    for auth in &config.auth {
+        let outcome = match auth {
+            Auth::KeyFile { path, passphrase } => attempts.key_file(handle, path, passphrase.as_ref()).await?,
+            Auth::Agent => attempts.agent(handle).await?,
+            Auth::Password(password) => attempts.password(handle, password).await?,
+        };
+        if let Outcome::In = outcome {
+            return Ok(());
+        }
+    }
+    Err(attempts.refused())
+}
+
+impl Attempts<'_> {
+    fn lost(&self, error: impl std::fmt::Display) -> Error {
+        Error::Lost { host: self.config.target(), reason: format!("{error} while authenticating") }
+    }
+
+    fn note(&mut self, result: Result<AuthResult, russh::Error>, what: &str) -> Result<Outcome> {
+        match result {
+            Ok(AuthResult::Success) => Ok(Outcome::In),
+            Ok(AuthResult::Failure { remaining_methods, partial_success }) => {
+                self.offered = remaining_methods;
+                if !what.is_empty() {
+                    let verdict = if partial_success { "accepted, but the server wants one more" } else { "refused" };
+                    self.tried.push(format!("{what}: {verdict}"));
+                }
+                Ok(Outcome::Refused)
+            }
+            // The server hangs up after too many attempts: that is a refusal with a story, not a network fault.
+            Err(_) if !self.tried.is_empty() => {
+                self.tried.push(format!("{what}: the server hung up"));
+                Err(self.refused())
+            }
+            Err(e) => Err(self.lost(e)),
+        }
+    }
+
+    fn offers(&self, kind: MethodKind) -> bool {
+        self.offered.contains(&kind)
+    }
+
+    async fn key_file(&mut self, handle: &mut Handle<Client>, path: &Path, passphrase: Option<&Secret>) -> Result<Outcome> {
+        let what = format!("key {}", path.display());
+        if !self.offers(MethodKind::PublicKey) {
+            self.tried.push(format!("{what}: not offered"));
+            return Ok(Outcome::Refused);
+        }
+        let key = match load_secret_key(path, passphrase.map(Secret::expose)) {
+            Ok(key) => key,
+            Err(e) => {
+                self.tried.push(format!("{what}: {}", key_trouble(&e, passphrase.is_some())));
+                return Ok(Outcome::Refused);
+            }
+        };
+        let hash = if key.algorithm().is_rsa() { handle.best_supported_rsa_hash().await.ok().flatten().flatten() } else { None };
+        let key = PrivateKeyWithHashAlg::new(Arc::new(key), hash);
+        let result = handle.authenticate_publickey(&self.config.user, key).await;
+        self.note(result, &what)
+    }
+
+    async fn agent(&mut self, handle: &mut Handle<Client>) -> Result<Outcome> {
+        let mut agent = match AgentClient::connect_env().await {
+            Ok(agent) => agent,
+            Err(e) => {
+                self.tried.push(format!("agent: not reachable ({e}; SSH_AUTH_SOCK)"));
+                return Ok(Outcome::Refused);
+            }
+        };
+        let identities = match agent.request_identities().await {
+            Ok(identities) if identities.is_empty() => {
+                self.tried.push("agent: it holds no keys (ssh-add)".to_owned());
+                return Ok(Outcome::Refused);
+            }
+            Ok(identities) => identities,
+            Err(e) => {
+                self.tried.push(format!("agent: {e}"));
+                return Ok(Outcome::Refused);
+            }
+        };
+        let rsa = handle.best_supported_rsa_hash().await.ok().flatten().flatten();
+        for identity in identities {
+            if !self.offers(MethodKind::PublicKey) {
+                break;
+            }
+            let AgentIdentity::PublicKey { key, comment } = identity else { continue };
+            let hash = if key.algorithm().is_rsa() { rsa } else { None };
+            let what = format!("agent key {comment}");
+            match handle.authenticate_publickey_with(&self.config.user, key, hash, &mut agent).await {
+                Ok(result) => {
+                    if let Outcome::In = self.note(Ok(result), &what)? {
+                        return Ok(Outcome::In);
+                    }
+                }
+                Err(e) => self.tried.push(format!("{what}: the agent did not sign ({e})")),
+            }
+        }
+        Ok(Outcome::Refused)
+    }
+
+    async fn password(&mut self, handle: &mut Handle<Client>, password: &Secret) -> Result<Outcome> {
+        if self.offers(MethodKind::Password) {
+            let result = handle.authenticate_password(&self.config.user, password.expose()).await;
+            return self.note(result, "password");
+        }
+        if !self.offers(MethodKind::KeyboardInteractive) {
+            self.tried.push("password: not offered".to_owned());
+            return Ok(Outcome::Refused);
+        }
+        let mut reply = handle.authenticate_keyboard_interactive_start(&self.config.user, None).await;
+        loop {
+            match reply {
+                Ok(KeyboardInteractiveAuthResponse::Success) => return Ok(Outcome::In),
+                Ok(KeyboardInteractiveAuthResponse::Failure { remaining_methods, partial_success }) => {
+                    let failure = AuthResult::Failure { remaining_methods, partial_success };
+                    return self.note(Ok(failure), "password (keyboard-interactive)");
+                }
+                // Hidden prompts want the password; anything else we have no answer for.
+                Ok(KeyboardInteractiveAuthResponse::InfoRequest { prompts, .. }) => {
+                    let answers =
+                        prompts.iter().map(|p| if p.echo { String::new() } else { password.expose().to_owned() }).collect();
+                    reply = handle.authenticate_keyboard_interactive_respond(answers).await;
+                }
+                Err(e) => return self.note(Err(e), "password (keyboard-interactive)"),
+            }
+        }
+    }
+
+    fn refused(&self) -> Error {
+        let offered: Vec<&str> = self.offered.iter().map(|m| m.into()).collect();
+        let hint = if self.config.auth.is_empty() {
+            "No key, agent or password is configured for this host."
+        } else if self.tried.iter().any(|t| t.starts_with("password") && t.ends_with("refused")) {
+            "Check the user name and the password (root may be allowed in by key only: PermitRootLogin)."
+        } else if !self.offers(MethodKind::PublicKey) && !offered.is_empty() {
+            "The server accepts no keys: give a password."
+        } else {
+            "Put the public key into the user's ~/.ssh/authorized_keys, or give another key or a password."
+        };
+        Error::Auth {
+            host: self.config.target(),
+            user: self.config.user.clone(),
+            tried: if self.tried.is_empty() { "nothing".to_owned() } else { self.tried.join("; ") },
+            offered: if offered.is_empty() { "nothing more".to_owned() } else { offered.join(", ") },
+            hint: hint.to_owned(),
+        }
+    }
+}
+
+fn key_trouble(error: &russh::keys::Error, had_passphrase: bool) -> String {
+    use russh::keys::Error as E;
+    match error {
+        E::KeyIsEncrypted => "it is encrypted and no passphrase is given".to_owned(),
+        E::IO(e) if e.kind() == std::io::ErrorKind::NotFound => "no such file".to_owned(),
+        E::IO(e) => e.to_string(),
+        _ if had_passphrase => "the passphrase is wrong, or the file is damaged".to_owned(),
+        _ => "it cannot be read as a private key".to_owned(),
+    }
+}
