@@ -5,6 +5,7 @@
 mod defaults;
 mod namespace;
 mod priority;
+pub mod service;
 mod service_account;
 
 use crate::error::Result;
