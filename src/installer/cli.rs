@@ -4,9 +4,9 @@
 //! `main::run`. A command that can print JSON flattens [`FormatArg`] into its `Args` and gets an arm in [`Command::format`].
 
 use crate::{
-    completion,
+    build, completion, images, inspect, load,
     output::{Format, FormatArg},
-    version,
+    rmi, save, tag, version,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -59,6 +59,20 @@ pub struct Globals {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Build a cluster image from a Kubefile
+    Build(build::Args),
+    /// List the cluster images of the store
+    Images(images::Args),
+    /// Show what a cluster image holds and says about itself
+    Inspect(inspect::Args),
+    /// Write a cluster image to a file
+    Save(save::Args),
+    /// Read a cluster image from a file
+    Load(load::Args),
+    /// Give an image one more name
+    Tag(tag::Args),
+    /// Remove images from the store
+    Rmi(rmi::Args),
     /// Print the version of this program
     Version(version::Args),
     /// Print a completion script for a shell
@@ -70,6 +84,10 @@ impl Command {
     pub fn format(&self) -> Format {
         let arg: Option<&FormatArg> = match self {
             Command::Version(args) => Some(&args.format),
+            Command::Build(args) => Some(&args.format),
+            Command::Images(args) => Some(&args.format),
+            Command::Load(args) => Some(&args.format),
+            Command::Inspect(_) | Command::Save(_) | Command::Tag(_) | Command::Rmi(_) => None,
             Command::Completion(_) => None,
         };
         arg.map_or(Format::Text, |arg| arg.output)

@@ -3,13 +3,20 @@
 //! This program owns the terminal and nothing else: every command is a file beside this one with its `Args` and a `run`, and the work
 //! is done by the crates below it. Errors are printed in one place, here.
 
+mod build;
 mod cli;
 mod completion;
 mod context;
 mod failure;
+mod images;
+mod inspect;
+mod load;
 mod output;
 mod progress;
+mod rmi;
+mod save;
 mod table;
+mod tag;
 mod version;
 
 use clap::Parser;
@@ -39,6 +46,13 @@ fn main() -> ExitCode {
 
 async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
     match command {
+        Command::Build(args) => build::run(args, context).await,
+        Command::Images(args) => images::run(&args, context),
+        Command::Inspect(args) => inspect::run(&args, context),
+        Command::Save(args) => save::run(args, context).await,
+        Command::Load(args) => load::run(args, context).await,
+        Command::Tag(args) => tag::run(&args, context),
+        Command::Rmi(args) => rmi::run(&args, context),
         Command::Version(args) => version::run(&args, context),
         Command::Completion(args) => completion::run(&args),
     }

@@ -1,0 +1,162 @@
+//! What can go wrong with cluster images, in words for the person at the terminal.
+
+use std::path::{Path, PathBuf};
+
+use clusterfile::Problems;
+use oci::Reference;
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The recipe is wrong.
+    #[error(transparent)]
+    Recipe(#[from] Problems),
+    /// OCI content is wrong or cannot be read or written.
+    #[error(transparent)]
+    Oci(#[from] oci::Error),
+    /// The operating system refused.
+    #[error("{what} {path}: {source}")]
+    Io {
+        /// What was tried: `cannot read`, `cannot write`, …
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// An instruction of a recipe failed.
+    #[error("{file}:{line}: {source}")]
+    Step {
+        /// The recipe.
+        file: String,
+        /// The instruction's line.
+        line: u64,
+        /// Why it failed.
+        source: Box<Error>,
+    },
+    /// A RUN command failed.
+    #[error("the command failed ({status}){}", tail_text(.tail))]
+    Command {
+        /// Exit status or signal.
+        status: String,
+        /// The last lines it printed.
+        tail: Vec<String>,
+    },
+    /// The store has no such image.
+    #[error("image {reference} is not in the store {store}{hint}")]
+    NotFound {
+        /// What was asked for.
+        reference: String,
+        /// The store's folder.
+        store: PathBuf,
+        /// `, did you mean …?` or nothing.
+        hint: String,
+    },
+    /// The image has nothing for the platform.
+    #[error("image {reference} has no content for {platform}; it has {available}")]
+    NoPlatform {
+        /// The image.
+        reference: String,
+        /// The platform asked for, as `os/architecture`.
+        platform: String,
+        /// The platforms it has.
+        available: String,
+    },
+    /// Manifests or runtime configuration name images that the cluster image doesn't carry.
+    #[error("{}", missing_text(.0))]
+    NotClosed(Vec<MissingImage>),
+    /// A path leads out of its folder, or is otherwise not allowed.
+    #[error("{path}: {reason}")]
+    Path {
+        /// The path as written.
+        path: String,
+        /// Why it is refused.
+        reason: String,
+    },
+    /// An archive is not what it should be; nothing was taken from it.
+    #[error("{archive} is refused: {reason}")]
+    Archive {
+        /// The archive's file.
+        archive: PathBuf,
+        /// What is wrong, with the entry's name.
+        reason: String,
+    },
+    /// A registry could not give an image.
+    #[error("cannot pull {reference}: {reason}")]
+    Pull {
+        /// The image.
+        reference: String,
+        /// The registry's or network's answer.
+        reason: String,
+    },
+    /// What was asked for cannot be done.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A reference that nothing in the cluster image answers.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MissingImage {
+    /// The rootfs file that names it, with its origin in the context where known.
+    pub file: String,
+    /// Its line there, from 1.
+    pub line: u64,
+    /// The reference as written.
+    pub reference: String,
+    /// The carried reference most like it.
+    pub nearest: Option<Reference>,
+    /// Set where the text is no reference at all: why.
+    pub malformed: Option<String>,
+}
+
+impl Error {
+    pub(crate) fn io(what: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Error {
+        move |source| Error::Io {
+            what,
+            path: path.as_ref().to_path_buf(),
+            source,
+        }
+    }
+
+    pub(crate) fn at(self, file: &str, line: u64) -> Error {
+        match self {
+            // These name their place themselves.
+            Error::Recipe(_) | Error::NotClosed(_) | Error::Step { .. } => self,
+            source => Error::Step {
+                file: file.to_string(),
+                line,
+                source: Box::new(source),
+            },
+        }
+    }
+
+    pub(crate) fn path(path: impl Into<String>, reason: impl Into<String>) -> Error {
+        Error::Path {
+            path: path.into(),
+            reason: reason.into(),
+        }
+    }
+}
+
+fn tail_text(tail: &[String]) -> String {
+    tail.iter().map(|line| format!("\n  {line}")).collect()
+}
+
+fn missing_text(missing: &[MissingImage]) -> String {
+    let line = |m: &MissingImage| {
+        if let Some(reason) = &m.malformed {
+            return format!("{}:{}: {reason}", m.file, m.line);
+        }
+        let hint = m
+            .nearest
+            .as_ref()
+            .map(|n| format!(", nearest carried one: {n}"))
+            .unwrap_or_default();
+        format!("{}:{}: the image {} is not carried{hint}", m.file, m.line, m.reference)
+    };
+    let mut text: Vec<String> = missing.iter().map(line).collect();
+    text.push(
+        "every image a cluster needs must be inside its cluster image: add IMAGE instructions to the Kubefile".into(),
+    );
+    text.join("\n")
+}

@@ -1,0 +1,97 @@
+//! Streams that hash and count what passes.
+
+use std::io::{self, Read, Write};
+
+use oci::{Digest, Hasher};
+
+/// Copies in pieces of this size.
+pub(crate) const CHUNK: usize = 256 << 10;
+
+/// A writer that knows the digest and size of what went through it.
+pub(crate) struct HashWriter<W> {
+    inner: W,
+    hasher: Hasher,
+    size: u64,
+}
+
+impl<W: Write> HashWriter<W> {
+    pub(crate) fn new(inner: W) -> Self {
+        HashWriter {
+            inner,
+            hasher: Hasher::default(),
+            size: 0,
+        }
+    }
+
+    pub(crate) fn finish(self) -> (W, Digest, u64) {
+        (self.inner, self.hasher.finish(), self.size)
+    }
+}
+
+impl<W: Write> Write for HashWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        self.size += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// A reader that knows the digest and size of what went through it.
+pub(crate) struct HashReader<R> {
+    inner: R,
+    hasher: Hasher,
+    size: u64,
+}
+
+impl<R: Read> HashReader<R> {
+    pub(crate) fn new(inner: R) -> Self {
+        HashReader {
+            inner,
+            hasher: Hasher::default(),
+            size: 0,
+        }
+    }
+
+    pub(crate) fn finish(self) -> (R, Digest, u64) {
+        (self.inner, self.hasher.finish(), self.size)
+    }
+}
+
+impl<R: Read> Read for HashReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.hasher.update(&buffer[..read]);
+        self.size += read as u64;
+        Ok(read)
+    }
+}
+
+/// Copies everything; `io::copy`'s small pieces cost too many calls for big blobs.
+pub(crate) fn copy(reader: &mut (impl Read + ?Sized), writer: &mut impl Write) -> io::Result<u64> {
+    let mut buffer = vec![0; CHUNK];
+    let mut total = 0;
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => return Ok(total),
+            Ok(read) => {
+                writer.write_all(&buffer[..read])?;
+                total += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Digest and size of everything in `reader`.
+pub(crate) fn digest(reader: &mut (impl Read + ?Sized)) -> io::Result<(Digest, u64)> {
+    let mut writer = HashWriter::new(io::sink());
+    copy(reader, &mut writer)?;
+    let (_, digest, size) = writer.finish();
+    Ok((digest, size))
+}

@@ -1,0 +1,214 @@
+//! Layers: from changes to a tar+zstd blob and back to a list of entries.
+//!
+//! The blob is a function of the changes alone: sorted entries, mtime 0, owner 0, no extended attributes. So a layer
+//! that was written once is found again by the digest of its changes, whatever instruction asked for it.
+
+use std::fs::File;
+use std::io::{BufWriter, Read, Write};
+
+use oci::{Descriptor, Digest, media_type};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::io::{self, HashReader, HashWriter};
+use crate::progress::{Event, Progress};
+use crate::store::Store;
+use crate::tree::{Change, Changes, Entry, Kind, Record, Source, normalize};
+
+/// Annotation of a layer's descriptor: the size of its tar archive in bytes.
+pub const UNCOMPRESSED_SIZE: &str = "installer.internal/uncompressed-size";
+/// Part of every layer's key: changes when the same changes would give other bytes.
+const FORMAT: &str = "tar+zstd-3/1\n";
+const LEVEL: i32 = 3;
+/// Multi-threaded zstd gives the same bytes for any number of workers from 1 on.
+const WORKERS: u32 = 2;
+const WHITEOUT: &str = ".wh.";
+const OPAQUE: &str = ".wh..wh..opq";
+
+/// A layer in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Layer {
+    pub(crate) descriptor: Descriptor,
+    pub(crate) diff_id: Digest,
+}
+
+/// Puts the layer of `changes` into the store, or finds it there.
+pub(crate) fn store_layer(store: &Store, changes: &Changes, progress: &dyn Progress) -> Result<Layer, Error> {
+    let key = changes.key(FORMAT)?;
+    if let Some(layer) = store.cache_get::<Layer>("layers", &key)
+        && store.blobs().has(&layer.descriptor.digest, layer.descriptor.size)
+    {
+        let (digest, size) = (layer.descriptor.digest.clone(), layer.descriptor.size);
+        progress.event(Event::Layer {
+            digest,
+            size,
+            cached: true,
+        });
+        return Ok(layer);
+    }
+    let file = store.temporary()?;
+    let encoder = zstd::stream::Encoder::new(HashWriter::new(file), LEVEL).and_then(|mut encoder| {
+        encoder.multithread(WORKERS)?;
+        Ok(encoder)
+    });
+    let cannot = |error| Error::io("cannot write a layer below", store.root())(error);
+    let encoder = encoder.map_err(cannot)?;
+    let mut builder = tar::Builder::new(HashWriter::new(BufWriter::with_capacity(1 << 20, encoder)));
+    for (path, change) in &changes.0 {
+        append(&mut builder, path, change)?;
+    }
+    let (buffered, diff_id, uncompressed) = builder.into_inner().map_err(cannot)?.finish();
+    let encoder = buffered.into_inner().map_err(|error| cannot(error.into_error()))?;
+    let (file, digest, size) = encoder.finish().map_err(cannot)?.finish();
+    store.adopt(file, &digest)?;
+    let mut descriptor = Descriptor::new(media_type::LAYER_ZSTD, digest.clone(), size);
+    descriptor
+        .annotations
+        .insert(UNCOMPRESSED_SIZE.to_string(), uncompressed.to_string());
+    let layer = Layer { descriptor, diff_id };
+    store.cache_put("files", &digest, &changes.records().collect::<Vec<_>>())?;
+    store.cache_put("layers", &key, &layer)?;
+    progress.event(Event::Layer {
+        digest,
+        size,
+        cached: false,
+    });
+    Ok(layer)
+}
+
+fn append<W: Write>(builder: &mut tar::Builder<W>, path: &str, change: &Change) -> Result<(), Error> {
+    let mut header = tar::Header::new_gnu();
+    header.set_mtime(0);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_size(0);
+    let cannot = Error::io("cannot archive", path);
+    match change {
+        Change::Remove => {
+            let (parent, name) = path
+                .rsplit_once('/')
+                .map_or(("", path), |(parent, name)| (parent, name));
+            let whiteout = if parent.is_empty() {
+                format!("{WHITEOUT}{name}")
+            } else {
+                format!("{parent}/{WHITEOUT}{name}")
+            };
+            header.set_mode(0o644);
+            header.set_entry_type(tar::EntryType::Regular);
+            builder
+                .append_data(&mut header, whiteout, std::io::empty())
+                .map_err(cannot)
+        }
+        Change::Put(Entry { mode, kind: Kind::Dir }) => {
+            header.set_mode(*mode);
+            header.set_entry_type(tar::EntryType::Directory);
+            builder
+                .append_data(&mut header, format!("{path}/"), std::io::empty())
+                .map_err(cannot)
+        }
+        Change::Put(Entry {
+            kind: Kind::Link { target },
+            ..
+        }) => {
+            header.set_mode(0o777);
+            header.set_entry_type(tar::EntryType::Symlink);
+            builder.append_link(&mut header, path, target).map_err(cannot)
+        }
+        Change::Put(Entry {
+            mode,
+            kind: Kind::File { digest, size, source },
+        }) => {
+            header.set_mode(*mode);
+            header.set_size(*size);
+            header.set_entry_type(tar::EntryType::Regular);
+            let Source::Disk(from) = source else {
+                return Err(Error::path(path, "content of a lower layer can't be archived again"));
+            };
+            let file = File::open(from).map_err(Error::io("cannot read", from))?;
+            let mut reader = HashReader::new(file.take(*size));
+            builder.append_data(&mut header, path, &mut reader).map_err(cannot)?;
+            let (_, found, _) = reader.finish();
+            if found != *digest {
+                return Err(Error::path(
+                    from.display().to_string(),
+                    "it changed while the image was built",
+                ));
+            }
+            Ok(())
+        }
+    }
+}
+
+/// The uncompressed archive of a layer blob.
+pub(crate) fn open_layer(store: &oci::BlobStore, descriptor: &Descriptor) -> Result<Box<dyn Read>, Error> {
+    let file = store.open(&descriptor.digest)?;
+    let cannot = Error::io("cannot read", store.path(&descriptor.digest));
+    Ok(match descriptor.media_type.as_str() {
+        kind if kind.ends_with("+zstd") => Box::new(zstd::stream::Decoder::new(file).map_err(cannot)?),
+        kind if kind.ends_with("gzip") => Box::new(flate2::bufread::MultiGzDecoder::new(
+            std::io::BufReader::with_capacity(io::CHUNK, file),
+        )),
+        _ => Box::new(std::io::BufReader::with_capacity(io::CHUNK, file)),
+    })
+}
+
+/// What a layer in the store changes; remembered, so that a big layer is read only once.
+pub(crate) fn layer_changes(store: &Store, descriptor: &Descriptor) -> Result<Changes, Error> {
+    if let Some(records) = store.cache_get::<Vec<Record>>("files", &descriptor.digest) {
+        return Ok(Changes::from_records(records, &descriptor.digest));
+    }
+    let records = read_records(store.blobs(), descriptor)?;
+    store.cache_put("files", &descriptor.digest, &records)?;
+    Ok(Changes::from_records(records, &descriptor.digest))
+}
+
+/// Reads a layer blob's entries, hashing every file.
+pub(crate) fn read_records(blobs: &oci::BlobStore, descriptor: &Descriptor) -> Result<Vec<Record>, Error> {
+    let cannot = |error| Error::io("cannot read the layer", blobs.path(&descriptor.digest))(error);
+    let mut archive = tar::Archive::new(open_layer(blobs, descriptor)?);
+    let mut records = Vec::new();
+    for entry in archive.entries().map_err(cannot)? {
+        let mut entry = entry.map_err(cannot)?;
+        let path = normalize(&String::from_utf8_lossy(&entry.path_bytes()))?;
+        if let Some(record) = record(&mut entry, path).map_err(cannot)? {
+            records.push(record);
+        }
+    }
+    Ok(records)
+}
+
+fn record<R: Read>(entry: &mut tar::Entry<'_, R>, path: String) -> std::io::Result<Option<Record>> {
+    let mode = entry.header().mode()? & 0o7777;
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let refused = |what: &str| Err(std::io::Error::other(format!("{path}: {what}")));
+    Ok(match entry.header().entry_type() {
+        _ if path.is_empty() => None,
+        _ if name == OPAQUE => return refused("opaque folders are not supported"),
+        _ if name.starts_with(WHITEOUT) => {
+            let hidden = name.trim_start_matches(WHITEOUT).to_string();
+            let path = crate::tree::parent_of(&path).map_or(hidden.clone(), |parent| format!("{parent}/{hidden}"));
+            Some(Record::Remove { path })
+        }
+        tar::EntryType::Directory => Some(Record::Dir { path, mode }),
+        tar::EntryType::Regular | tar::EntryType::Continuous => {
+            let (digest, size) = io::digest(entry)?;
+            Some(Record::File {
+                path,
+                mode,
+                size,
+                digest,
+            })
+        }
+        tar::EntryType::Symlink => {
+            let target = entry
+                .link_name_bytes()
+                .map(|name| String::from_utf8_lossy(&name).into_owned());
+            Some(Record::Link {
+                path,
+                target: target.unwrap_or_default(),
+            })
+        }
+        tar::EntryType::XGlobalHeader => None,
+        _ => return refused("only files, folders and symbolic links are allowed"),
+    })
+}

@@ -1,0 +1,22 @@
+//! `installer rmi`: names go, and with them the blobs that no other image needs.
+
+use crate::{context::Context, failure::Exit, table};
+use image::Store;
+
+/// Flags of `rmi`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Names or digests of the images
+    #[arg(value_name = "IMAGE", required = true)]
+    pub images: Vec<String>,
+}
+
+/// Removes images.
+pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+    let store = Store::open(&context.store)?;
+    for image in &args.images {
+        let removed = store.remove(image)?;
+        context.out.note(format!("{image}: {} blobs removed, {} freed", removed.blobs, table::size(removed.bytes)));
+    }
+    Ok(Exit::Done)
+}
