@@ -1,0 +1,198 @@
+//! `clusterd proxy`: services and host ports as nftables rules.
+//!
+//! The whole table is made in one transaction at the start; from then on each change of a service, its endpoints or a pod's host
+//! port becomes the smallest script that leads from the last content to the new one. No other table is ever touched.
+//!
+//! Does not: listen on any port of a service, serve 127.0.0.1 (node ports are on the node's other addresses), answer
+//! `healthCheckNodePort`, follow topology hints. IPv4 only.
+
+pub mod model;
+pub mod rules;
+pub mod table;
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::{
+    core::v1::{Pod, Service},
+    discovery::v1::EndpointSlice,
+};
+use kube::{
+    Api,
+    runtime::{reflector::Store, watcher},
+};
+use tokio::{sync::Notify, time::timeout};
+
+use crate::{Cidr, nft};
+use table::Content;
+
+/// The table's name (family `ip`).
+pub const TABLE: &str = "installer-proxy";
+/// The chain whose presence says that the table is there.
+const CHAIN: &str = "dispatch";
+/// How long changes are gathered before they are programmed.
+const GATHER: Duration = Duration::from_millis(20);
+/// How often the table's presence is checked though nothing changed.
+const RESYNC: Duration = Duration::from_secs(30);
+/// Pause after a failure.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// `clusterd proxy`: programs services into nftables.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// This node's name.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: String,
+    /// Kubeconfig; without it the pod's service account is used.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The network of all pods: traffic to services that does not come from there is masqueraded.
+    #[arg(long, value_name = "CIDR", default_value = "100.64.0.0/16")]
+    pub cluster_cidr: Cidr,
+    /// The network of services (for information; addresses come from the services themselves).
+    #[arg(long, value_name = "CIDR")]
+    pub service_cidr: Option<Cidr>,
+    /// Address of /healthz and /livez.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:10256")]
+    pub healthz_bind_address: SocketAddr,
+}
+
+/// Why the proxy could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No client, or no signals.
+    #[error(transparent)]
+    Client(#[from] informer::Error),
+    /// The probes' address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// Programs services until SIGTERM or SIGINT. The rules stay, so that connections go on while the proxy is replaced.
+///
+/// # Errors
+/// When it cannot start. Later failures are logged, shown by `/healthz`, and tried again.
+pub async fn run(args: Args) -> Result<(), Error> {
+    let stopped = informer::stopped()?;
+    let client = informer::client(args.kubeconfig.as_deref()).await?;
+    let health = Arc::new(Mutex::new(Err("not synchronised yet".to_owned())));
+    let answers = Arc::clone(&health);
+    informer::probes::serve(args.healthz_bind_address, Arc::new(move |path| answer(&answers, path)))
+        .await
+        .map_err(|source| Error::Listen {
+            address: args.healthz_bind_address,
+            source,
+        })?;
+    let changed = Arc::new(Notify::new());
+    let here = watcher::Config::default().fields(&format!("spec.nodeName={}", args.node_name));
+    let told = || Arc::clone(&changed);
+    let proxy = Proxy {
+        services: informer::mirror(Api::all(client.clone()), watcher::Config::default(), told(), |_| ()),
+        slices: informer::mirror(Api::all(client.clone()), watcher::Config::default(), told(), |_| ()),
+        pods: informer::mirror(Api::all(client), here, told(), model::trim_pod),
+        node: args.node_name,
+        cluster: args.cluster_cidr,
+        programmed: None,
+    };
+    tokio::select! {
+        () = stopped => Ok(()),
+        () = keep(proxy, &changed, &health) => Ok(()),
+    }
+}
+
+type Health = Mutex<Result<(), String>>;
+
+fn answer(health: &Health, path: &str) -> Option<(bool, String)> {
+    match path {
+        "/livez" => Some((true, "ok\n".to_owned())),
+        "/healthz" | "/readyz" => Some(match &*health.lock().unwrap_or_else(PoisonError::into_inner) {
+            Ok(()) => (true, "ok\n".to_owned()),
+            Err(why) => (false, format!("{why}\n")),
+        }),
+        _ => None,
+    }
+}
+
+async fn keep(mut proxy: Proxy, changed: &Notify, health: &Health) {
+    // Rules computed from half the objects would refuse what is served.
+    let ready = futures::future::join3(
+        proxy.services.wait_until_ready(),
+        proxy.slices.wait_until_ready(),
+        proxy.pods.wait_until_ready(),
+    );
+    if let (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) = ready.await {
+        tracing::error!(%error, "the objects cannot be followed");
+        return;
+    }
+    loop {
+        let done = proxy.program().await.map_err(|error| error.to_string());
+        let failed = done.is_err();
+        if let Err(error) = &done {
+            tracing::error!(%error, "services could not be programmed; trying again");
+        }
+        *health.lock().unwrap_or_else(PoisonError::into_inner) = done;
+        _ = timeout(if failed { RETRY } else { RESYNC }, changed.notified()).await;
+        tokio::time::sleep(GATHER).await;
+    }
+}
+
+struct Proxy {
+    services: Store<Service>,
+    slices: Store<EndpointSlice>,
+    pods: Store<Pod>,
+    node: String,
+    cluster: Cidr,
+    /// What the kernel has; `None` when that is not known.
+    programmed: Option<Content>,
+}
+
+impl Proxy {
+    fn content(&self) -> Content {
+        let (services, slices, pods) = (self.services.state(), self.slices.state(), self.pods.state());
+        let ports = model::service_ports(
+            services.iter().map(AsRef::as_ref),
+            slices.iter().map(AsRef::as_ref),
+            &self.node,
+        );
+        let host_ports = model::host_ports(pods.iter().map(AsRef::as_ref), &self.node);
+        rules::content(&ports, &host_ports, self.cluster)
+    }
+
+    async fn program(&mut self) -> Result<(), nft::Error> {
+        let start = Instant::now();
+        let content = self.content();
+        // Unknown until the change is seen to have taken effect.
+        let known = self.programmed.take();
+        let script = match &known {
+            Some(old) => table::change(old, &content),
+            None => table::whole(&content),
+        };
+        if script.is_empty() {
+            if nft::has_chain(TABLE, CHAIN).await? {
+                self.programmed = Some(content);
+                return Ok(());
+            }
+            tracing::warn!("the table has vanished; making it again");
+            nft::apply(&table::whole(&content)).await?;
+        } else {
+            nft::apply(&script).await?;
+        }
+        tracing::info!(
+            chains = content.chains.len(),
+            whole = known.is_none(),
+            milliseconds = start.elapsed().as_millis(),
+            "services programmed"
+        );
+        self.programmed = Some(content);
+        Ok(())
+    }
+}
