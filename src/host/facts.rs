@@ -3,6 +3,10 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+pub(crate) mod collect;
+pub(crate) mod kernel;
+mod parse;
+
 
 /// What to look at beyond the fixed things.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

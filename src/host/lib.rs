@@ -14,13 +14,28 @@
 //! * **Every request is safe to repeat.** What is already so is not done again and answers [`Action::None`].
 //! * Nothing here decides what a cluster needs: that is the `bootstrap` crate's business.
 
+mod cli;
 mod client;
 pub mod effect;
 mod error;
+mod exec;
 pub mod facts;
 pub mod frame;
+mod fsops;
+pub mod gate;
+pub mod journal;
+mod lock;
+mod netlink;
+mod pki;
+mod probe;
 pub mod proto;
+mod server;
+mod snapshot;
+mod system;
+mod undo;
+mod unpack;
 
+pub use cli::{Args, run};
 pub use client::{Client, ClientError};
 pub use effect::{Action, Change, Content, Effect};
 pub use error::{Error, Result};

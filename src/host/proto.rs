@@ -304,7 +304,7 @@ pub struct Exec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExecResult {
-    /// Exit code; absent when a signal ended it.
+    /// Exit code, 128 + n when signal n ended it; absent when the limit did.
     pub code: Option<i32>,
     /// Whether the time limit ended it.
     pub timed_out: bool,

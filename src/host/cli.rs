@@ -1,0 +1,38 @@
+//! `clusterd host --stdio`.
+
+use std::sync::Arc;
+
+use crate::{Error, Result, fsops::Root, server, system::Real};
+
+/// Arguments of `clusterd host`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Serve the host protocol on stdin and stdout until stdin closes
+    #[arg(long, required = true)]
+    pub stdio: bool,
+}
+
+/// Serves until the client closes our stdin, then ends what is under way.
+///
+/// # Errors
+/// When stdin brings something else than the protocol.
+pub async fn run(_args: Args) -> Result<()> {
+    let digest = tokio::task::spawn_blocking(own_digest).await.ok().flatten();
+    server::serve(tokio::io::stdin(), tokio::io::stdout(), Root::real(), Arc::new(Real), digest)
+        .await
+        .map_err(Error::io("the host protocol on stdin and stdout"))
+}
+
+/// Digest of the running program's file, even when it has been replaced meanwhile.
+fn own_digest() -> Option<oci::Digest> {
+    use std::io::Read as _;
+    let mut file = std::fs::File::open("/proc/self/exe").ok()?;
+    let mut hasher = oci::Hasher::default();
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match file.read(&mut buffer).ok()? {
+            0 => return Some(hasher.finish()),
+            n => hasher.update(&buffer[..n]),
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Deciding about the rootfs in use and the image layout, and switching them.
+
+use super::{Decision, Gate, Todo, change, unchanged};
+use crate::{CURRENT, Error, Result, effect::{Action, Rootfs}, fsops::{self, There}, unpack};
+
+impl Gate {
+    /// `<dataRoot>/<cluster>/rootfs/<hex12>` as the host names it.
+    fn rootfs_dir(&self, rootfs: &Rootfs) -> String {
+        format!("{}/rootfs/{}", self.scope.dir(), rootfs.manifest.short())
+    }
+
+    pub(super) fn decide_rootfs(&self, rootfs: &Rootfs) -> Result<Decision> {
+        let dir = self.rootfs_dir(rootfs);
+        let what = format!("rootfs {}", rootfs.manifest.short());
+        let mut steps = Vec::new();
+        if !matches!(fsops::look(&self.root.path(&dir)?)?, There::Dir(_)) {
+            steps.push("unpack".to_owned());
+        }
+        if rootfs.switch {
+            let (link, todo) = self.decide_link(CURRENT, &dir)?;
+            if todo.is_some() {
+                steps.push(format!("{CURRENT} {}", link.detail));
+            }
+        }
+        if steps.is_empty() {
+            return Ok(unchanged(what));
+        }
+        let action = if steps[0] == "unpack" { Action::Create } else { Action::Modify };
+        Ok((change(what, action, steps.join(", ")), Some(Todo::Rootfs(rootfs.clone()))))
+    }
+
+    pub(super) fn unpack(&mut self, rootfs: &Rootfs) -> Result<()> {
+        let dir = self.rootfs_dir(rootfs);
+        let at = self.root.path(&dir)?;
+        if !matches!(fsops::look(&at)?, There::Dir(_)) {
+            // Nothing may be unpacked before the home is recorded as ours, which opening did.
+            self.journal()?;
+            unpack::rootfs(self.layout()?.blobs(), &rootfs.layers, &at, &self.closing)?;
+        }
+        if rootfs.switch {
+            self.put_link(CURRENT, &dir)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn decide_layout(&self, index: &oci::Index) -> Result<Decision> {
+        let layout = self.layout()?;
+        let what = layout.index_path().display().to_string();
+        if let Some(missing) = index.manifests.iter().find(|d| !layout.blobs().has(&d.digest, d.size)) {
+            return Err(Error::new(
+                crate::proto::FaultKind::NotFound,
+                format!("the index names blob {} which this host lacks; send the blobs first", missing.digest),
+            ));
+        }
+        if layout.index_path().exists() && layout.read_index()? == *index {
+            return Ok(unchanged(what));
+        }
+        let action = if layout.index_path().exists() { Action::Modify } else { Action::Create };
+        let detail = format!("{} manifests", index.manifests.len());
+        Ok((change(what, action, detail), Some(Todo::Layout(index.clone()))))
+    }
+
+    pub(super) fn put_layout(&mut self, index: &oci::Index) -> Result<()> {
+        self.journal()?;
+        let layout = oci::Layout::create(self.home()?)?;
+        layout.write_index(index).map_err(Error::from)
+    }
+}

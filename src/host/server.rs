@@ -1,0 +1,363 @@
+//! The host's side of the protocol.
+//!
+//! One loop reads frames and never does work itself: each request runs in its own task, changes and disk work on blocking threads. Changes are made
+//! one at a time (the gate is behind a mutex); blobs and looking go on beside them. When the client closes the stream, nothing new is begun,
+//! waiting requests are dropped, and the loop returns when the change under way is done.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+};
+
+use crate::{
+    Error, Result,
+    facts::collect,
+    frame::{self, Frame, Kind},
+    fsops::Root,
+    gate::Gate,
+    journal,
+    lock::HostLock,
+    pki, probe,
+    proto::{Answer, Blob, Fault, FaultKind, Hello, JournalSummary, Mode, Request, Scope, VERSION},
+    snapshot,
+    system::{System, unit_status},
+    undo,
+};
+
+mod blobs;
+
+/// Requests in flight at once.
+const MAX_REQUESTS: usize = 64;
+/// Data frames waiting per blob.
+const DATA_QUEUE: usize = 8;
+/// How long a lock holder that is just ending is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What an `Open` established.
+struct Session {
+    scope: Scope,
+    write: bool,
+    gate: Arc<Mutex<Gate>>,
+    _lock: Option<HostLock>,
+}
+
+/// Shared by all requests of a connection.
+pub(crate) struct Server {
+    root: Root,
+    system: Arc<dyn System>,
+    digest: Option<oci::Digest>,
+    out: mpsc::Sender<Frame>,
+    greeted: AtomicBool,
+    closing: Arc<AtomicBool>,
+    session: Mutex<Option<Session>>,
+    /// Blobs being received, so that none is written twice at once.
+    receiving: Mutex<HashSet<oci::Digest>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A request under way.
+struct Running {
+    data: Option<mpsc::Sender<Bytes>>,
+    /// Present if it may be dropped half-way.
+    abort: Option<AbortHandle>,
+}
+
+/// Serves one client until it closes the stream.
+///
+/// # Errors
+/// When the client talks something else, or the streams fail.
+pub(crate) async fn serve<R, W>(reader: R, writer: W, root: Root, system: Arc<dyn System>, digest: Option<oci::Digest>) -> io::Result<()>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin + Send + 'static,
+{
+    let (out, queue) = mpsc::channel(16);
+    let server = Arc::new(Server {
+        root,
+        system,
+        digest,
+        out,
+        greeted: AtomicBool::new(false),
+        closing: Arc::default(),
+        session: Mutex::default(),
+        receiving: Mutex::default(),
+    });
+    let mut writing = tokio::spawn(frame::pump(queue, writer));
+    let mut tasks = JoinSet::new();
+    let result = tokio::select! {
+        result = read_all(&server, reader, &mut tasks) => result,
+        // Nobody hears us any more.
+        result = &mut writing => result.unwrap_or(Ok(())),
+    };
+    server.closing.store(true, Ordering::Relaxed);
+    tasks.abort_all();
+    while tasks.join_next().await.is_some() {}
+    let last = Arc::clone(&server);
+    // Waits for the change under way, which holds the gate.
+    let _ = tokio::task::spawn_blocking(move || {
+        if let Some(session) = locked(&last.session).take() {
+            drop(locked(&session.gate));
+        }
+    })
+    .await;
+    result
+}
+
+async fn read_all(server: &Arc<Server>, reader: impl AsyncRead + Unpin, tasks: &mut JoinSet<u32>) -> io::Result<()> {
+    let mut reader = tokio::io::BufReader::with_capacity(64 << 10, reader);
+    let mut running: HashMap<u32, Running> = HashMap::new();
+    loop {
+        while let Some(done) = tasks.try_join_next() {
+            if let Ok(id) = done {
+                running.remove(&id);
+            }
+        }
+        let Some(frame) = frame::read(&mut reader).await? else { return Ok(()) };
+        match frame.kind {
+            Kind::Head => begin(server, &frame, tasks, &mut running).await,
+            Kind::Data => {
+                if let Some(data) = running.get(&frame.id).and_then(|r| r.data.as_ref()) {
+                    // An ended request takes no more; its answer is on the way.
+                    let _ = data.send(frame.body).await;
+                }
+            }
+            Kind::End => {
+                // An empty chunk says that this was all; a dropped sender says that it was not.
+                if let Some(data) = running.get_mut(&frame.id).and_then(|r| r.data.take()) {
+                    let _ = data.send(Bytes::new()).await;
+                }
+            }
+            Kind::Cancel => {
+                if let Some(abort) = running.remove(&frame.id).and_then(|r| r.abort) {
+                    abort.abort();
+                }
+            }
+        }
+    }
+}
+
+async fn begin(server: &Arc<Server>, frame: &Frame, tasks: &mut JoinSet<u32>, running: &mut HashMap<u32, Running>) {
+    let id = frame.id;
+    let request: Request = match serde_json::from_slice(&frame.body) {
+        Ok(request) => request,
+        // The text may hold secrets: only its fault is told.
+        Err(e) => return server.refuse(id, format!("a request that cannot be understood (line {}, column {})", e.line(), e.column())).await,
+    };
+    if running.len() >= MAX_REQUESTS {
+        return server.refuse(id, format!("more than {MAX_REQUESTS} requests at once")).await;
+    }
+    if running.contains_key(&id) {
+        return server.refuse(id, format!("request id {id} is in use")).await;
+    }
+    let droppable = matches!(
+        request,
+        Request::Facts(_) | Request::Exec(_) | Request::WaitFor { .. } | Request::HttpGet(_) | Request::GetBlob { .. } | Request::ReadFile { .. }
+    );
+    let (data, chunks) = match request {
+        Request::PutBlob { .. } => {
+            let (data, chunks) = mpsc::channel(DATA_QUEUE);
+            (Some(data), Some(chunks))
+        }
+        _ => (None, None),
+    };
+    let server = Arc::clone(server);
+    let abort = tasks.spawn(async move {
+        let name = request.name();
+        let begun = std::time::Instant::now();
+        let answer = match server.answer(id, request, chunks).await {
+            Ok(answer) => answer,
+            Err(fault) => {
+                tracing::debug!(request = name, fault = %fault.message, "refused");
+                Some(Answer::Error(fault))
+            }
+        };
+        if let Some(answer) = answer {
+            server.send(id, &answer).await;
+        }
+        tracing::trace!(request = name, ms = begun.elapsed().as_millis(), "done");
+        id
+    });
+    running.insert(id, Running { data, abort: droppable.then_some(abort) });
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        error.fault()
+    }
+}
+
+fn need(ok: bool, what: &str) -> Result<()> {
+    if ok { Ok(()) } else { Err(Error::invalid(what)) }
+}
+
+impl Server {
+    async fn send(&self, id: u32, answer: &Answer) {
+        let frame = Frame::head(id, answer).or_else(|e| {
+            let message = format!("the answer cannot be sent: {e}");
+            Frame::head(id, &Answer::Error(Fault { kind: FaultKind::System, message, effect: None }))
+        });
+        if let Ok(frame) = frame {
+            let _ = self.out.send(frame).await;
+        }
+    }
+
+    async fn refuse(&self, id: u32, message: String) {
+        self.send(id, &Answer::Error(Error::invalid(message).fault())).await;
+    }
+
+    /// The gate of the opened scope.
+    fn gate(&self, write: bool) -> Result<Arc<Mutex<Gate>>> {
+        let session = locked(&self.session);
+        let session = session.as_ref().ok_or_else(|| Error::invalid("open a scope first"))?;
+        need(session.write || !write, "this connection is opened for looking only")?;
+        Ok(Arc::clone(&session.gate))
+    }
+
+    fn layout(&self, write: bool) -> Result<oci::Layout> {
+        self.gate(write)?;
+        let session = locked(&self.session);
+        let dir = session.as_ref().map(|s| s.scope.dir()).unwrap_or_default();
+        Ok(oci::Layout::open(self.root.path(&dir)?))
+    }
+
+    /// Does blocking work with the gate.
+    async fn with_gate<T: Send + 'static>(
+        &self,
+        write: bool,
+        work: impl FnOnce(&mut Gate) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let gate = self.gate(write)?;
+        blocking(move || work(&mut locked(&gate))).await
+    }
+
+    /// The answer; `None` if it has been sent already.
+    async fn answer(&self, id: u32, request: Request, chunks: Option<mpsc::Receiver<Bytes>>) -> Result<Option<Answer>, Fault> {
+        if let Request::Hello { protocol } = request {
+            need(protocol == VERSION, &format!("the client speaks protocol {protocol}, this clusterd {VERSION}: send it anew"))?;
+            self.greeted.store(true, Ordering::Relaxed);
+            return Ok(Some(Answer::Hello(self.hello())));
+        }
+        need(self.greeted.load(Ordering::Relaxed), "say hello first")?;
+        let (root, system) = (self.root.clone(), Arc::clone(&self.system));
+        Ok(Some(match request {
+            Request::Hello { .. } => Answer::Done,
+            Request::Ping => Answer::Done,
+            Request::Open { scope, mode } => return self.open(scope, mode).await.map(Some),
+            Request::Facts(query) => Answer::Facts(Box::new(collect::facts(query, root, system).await)),
+            Request::MissingBlobs { want } => {
+                let blobs = self.layout(false)?.blobs().clone();
+                Answer::Missing(blocking(move || Ok(blobs::missing(&blobs, want))).await?)
+            }
+            Request::PutBlob { blob, offset } => return self.put_blob(blob, offset, chunks).await.map(Some),
+            Request::GetBlob { digest, offset } => {
+                let path = self.layout(false)?.blobs().path(&digest);
+                self.send_file(id, path, offset, u64::MAX).await?;
+                return Ok(None);
+            }
+            Request::ReadFile { path, limit } => {
+                self.send_file(id, self.root.path(&path)?, 0, limit).await?;
+                return Ok(None);
+            }
+            Request::Preview { effects } => self
+                .with_gate(false, move |gate| {
+                    let one = |(n, effect)| gate.preview(effect).map_err(|e| Fault { effect: Some(n), ..e.fault() });
+                    effects.iter().enumerate().map(one).collect::<Result<_, _>>().map(Answer::Changes)
+                })
+                .await?,
+            Request::Apply { effects } => self
+                .with_gate(true, move |gate| {
+                    need(!gate.undoing()?, "a reset was begun on this host and not finished: finish it first (installer reset)")?;
+                    let one = |(n, effect)| gate.apply(effect).map_err(|e| Fault { effect: Some(n), ..e.fault() });
+                    effects.iter().enumerate().map(one).collect::<Result<_, _>>().map(Answer::Changes)
+                })
+                .await?,
+            Request::UnitStatus { name, lines } => {
+                Answer::Unit(blocking(move || Ok(unit_status(system.as_ref(), &name, lines.min(1000))?.unit)).await?)
+            }
+            Request::Exec(exec) => Answer::Exec(crate::exec::run(&exec).await?),
+            Request::WaitFor { condition, timeout_ms } => {
+                Answer::Waited(probe::wait_for(&condition, Duration::from_millis(timeout_ms), &root, &system).await?)
+            }
+            Request::HttpGet(get) => Answer::Http(probe::http_get(&get).await?),
+            Request::CreateCsr { key, subject } => {
+                self.with_gate(true, move |gate| Ok(Answer::Pem(pki::request(&gate.key_or_new(&key)?, &subject)?))).await?
+            }
+            Request::SignCsr { ca_cert, ca_key, csr, subject, usage, days } => {
+                self.with_gate(false, move |gate| {
+                    let (ca, key) = (gate.need_pem(&ca_cert)?, gate.need_pem(&ca_key)?);
+                    Ok(Answer::Pem(pki::sign_request(&csr, &ca, &key, &subject, usage, days)?))
+                })
+                .await?
+            }
+            Request::Journal => self.with_gate(false, |gate| Ok(Answer::Journal(summary(gate)?))).await?,
+            Request::Undo => self.with_gate(true, |gate| Ok(Answer::Undone(undo::undo(gate)?))).await?,
+            Request::Verify => self.with_gate(false, |gate| Ok(Answer::Left(snapshot::verify(gate)?))).await?,
+        }))
+    }
+
+    fn hello(&self) -> Hello {
+        Hello {
+            protocol: VERSION,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            digest: self.digest.clone(),
+            pid: std::process::id(),
+            uid: rustix::process::geteuid().as_raw(),
+        }
+    }
+
+    async fn open(&self, scope: Scope, mode: Mode) -> Result<Answer, Fault> {
+        let write = matches!(mode, Mode::Write { .. });
+        {
+            let session = locked(&self.session);
+            if let Some(session) = session.as_ref() {
+                need(session.scope == scope, "this connection is about another cluster; open a new one")?;
+                if session.write || !write {
+                    return Ok(Answer::Done);
+                }
+            }
+        }
+        let (root, system, closing) = (self.root.clone(), Arc::clone(&self.system), Arc::clone(&self.closing));
+        let opened = blocking(move || {
+            let (mut gate, lock) = match mode {
+                Mode::Read => (Gate::look(root, scope.clone(), system)?, None),
+                Mode::Write { who } => {
+                    let lock = HostLock::take(&root, &who, LOCK_PATIENCE)?;
+                    (Gate::open(root, scope.clone(), system)?, Some(lock))
+                }
+            };
+            gate.closing = closing;
+            Ok(Session { scope, write, gate: Arc::new(Mutex::new(gate)), _lock: lock })
+        })
+        .await?;
+        *locked(&self.session) = Some(opened);
+        Ok(Answer::Done)
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + Send + 'static) -> Result<T, Fault> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|e| Err(Error::failed(format!("clusterd failed inside: {e}")).fault()))
+}
+
+fn summary(gate: &Gate) -> Result<JournalSummary> {
+    let Some(log) = journal::read(&journal::dir(&gate.root, &gate.scope)?)? else {
+        return Ok(JournalSummary::default());
+    };
+    Ok(JournalSummary { exists: true, entries: log.entries.iter().map(journal::Entry::describe).collect(), torn: log.torn })
+}

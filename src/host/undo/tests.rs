@@ -1,0 +1,217 @@
+//! Whatever was done, undoing it gives back the tree that was.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
+    path::Path,
+    sync::Arc,
+};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    effect::{Dir, Effect, File, HostsEntry},
+    fsops::Root,
+    proto::Scope,
+    system::Ran,
+};
+
+struct NoSystem;
+
+impl System for NoSystem {
+    fn run(&self, _: &[&str]) -> std::io::Result<Ran> {
+        Ok(Ran::default())
+    }
+}
+
+fn scope() -> Scope {
+    Scope { cluster: "demo".into(), data_root: "/data/installer".into() }
+}
+
+fn open(root: &Path) -> Gate {
+    Gate::open(Root::at(root), scope(), Arc::new(NoSystem)).unwrap()
+}
+
+/// A host in a folder: some files, a link, a read-only folder, a kernel parameter.
+fn host() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |path: &str| dir.path().join(path);
+    for folder in ["etc/d/e", "proc/sys/net", "run", "var/lib", "var/log"] {
+        fs::create_dir_all(at(folder)).unwrap();
+    }
+    fs::write(at("etc/a"), "old a").unwrap();
+    fs::write(at("etc/d/b"), vec![b'x'; 20_000]).unwrap();
+    fs::write(at("etc/hosts"), "127.0.0.1 localhost\n").unwrap();
+    fs::write(at("proc/sys/net/x"), "0\n").unwrap();
+    symlink("a", at("etc/link")).unwrap();
+    fs::set_permissions(at("etc/d/b"), fs::Permissions::from_mode(0o640)).unwrap();
+    fs::set_permissions(at("etc/d/e"), fs::Permissions::from_mode(0o700)).unwrap();
+    dir
+}
+
+fn tree(at: &Path) -> BTreeMap<String, String> {
+    fn walk(at: &Path, base: &Path, out: &mut BTreeMap<String, String>) {
+        for entry in fs::read_dir(at).unwrap().flatten() {
+            let (path, meta) = (entry.path(), entry.path().symlink_metadata().unwrap());
+            let content = match () {
+                () if meta.is_symlink() => format!("→ {}", fs::read_link(&path).unwrap().display()),
+                () if meta.is_dir() => "dir".to_owned(),
+                () => String::from_utf8_lossy(&fs::read(&path).unwrap()).trim_end().to_owned(),
+            };
+            let mode = if meta.is_symlink() { 0 } else { meta.mode() };
+            out.insert(path.strip_prefix(base).unwrap().display().to_string(), format!("{mode:o} {content}"));
+            if meta.is_dir() {
+                walk(&path, base, out);
+            }
+        }
+    }
+    let mut out = BTreeMap::new();
+    walk(at, at, &mut out);
+    out.remove("run/installer.lock");
+    out
+}
+
+fn path() -> impl Strategy<Value = String> {
+    prop_oneof![
+        Just("/etc/a"),
+        Just("/etc/d"),
+        Just("/etc/d/b"),
+        Just("/etc/d/e"),
+        Just("/etc/d/e/new"),
+        Just("/etc/link"),
+        Just("/etc/new/deep/file"),
+        Just("/etc/new"),
+        Just("/opt/x/y"),
+        Just("/var/lib/kubelet"),
+        Just("/var/lib/kubelet/z"),
+    ]
+    .prop_map(str::to_owned)
+}
+
+fn effect() -> impl Strategy<Value = Effect> {
+    prop_oneof![
+        (path(), "[a-z]{0,6}", prop_oneof![Just(0o600), Just(0o644), Just(0o755)])
+            .prop_map(|(path, content, mode)| Effect::File(File { path, content: content.into_bytes().into(), mode, owner: None, secret: false })),
+        (path(), any::<bool>(), prop_oneof![Just(0o700), Just(0o755)]).prop_map(|(path, owned, mode)| Effect::Dir(Dir { path, mode, owned })),
+        (path(), "[a-z/]{1,5}").prop_map(|(path, target)| Effect::Link { path, target }),
+        path().prop_map(|path| Effect::Absent { path }),
+        "[a-z]{1,5}".prop_map(|name| Effect::Hosts { entries: vec![HostsEntry { ip: "10.0.0.1".into(), names: vec![name] }] }),
+        "[0-9]".prop_map(|value| Effect::Sysctl { key: "net.x".into(), value }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn undo_restores_the_tree_exactly(effects in proptest::collection::vec(effect(), 1..14), reopen in 0usize..14) {
+        let dir = host();
+        let before = tree(dir.path());
+        let mut gate = open(dir.path());
+        for (n, effect) in effects.iter().enumerate() {
+            if n == reopen {
+                gate = open(dir.path());
+            }
+            // Effects that contradict the tree (a file where a folder is) are refused; what they did before that is undone as well.
+            if let Ok(change) = gate.apply(effect) {
+                let again = gate.preview(effect).unwrap();
+                prop_assert!(!again.changed(), "{:?} is not idempotent: {:?} then {:?}", effect, change, again);
+            }
+        }
+        let undone = undo(&mut gate).unwrap();
+        prop_assert_eq!(&undone.failed, &Vec::<String>::new());
+        prop_assert_eq!(&undone.left, &Vec::new());
+        prop_assert_eq!(tree(dir.path()), before);
+    }
+
+    #[test]
+    fn a_preview_says_exactly_what_apply_does(effects in proptest::collection::vec(effect(), 1..8)) {
+        let dir = host();
+        let mut gate = open(dir.path());
+        for effect in &effects {
+            let (before, preview) = (tree(dir.path()), gate.preview(effect));
+            let untouched = tree(dir.path());
+            prop_assert_eq!(&before, &untouched);
+            match (preview, gate.apply(effect)) {
+                (Ok(preview), Ok(change)) => prop_assert_eq!(preview, change),
+                (Err(_), Err(_)) => {}
+                (preview, applied) => {
+                    // Parents in the way are found only when they are needed.
+                    prop_assert!(applied.is_err(), "{:?}: {:?} / {:?}", effect, preview, applied);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_programs_put_into_owned_folders_goes_and_what_was_there_stays() {
+    let dir = host();
+    fs::create_dir_all(dir.path().join("var/lib/etcd")).unwrap();
+    fs::write(dir.path().join("var/lib/etcd/theirs"), "x").unwrap();
+    let before = tree(dir.path());
+    let mut gate = open(dir.path());
+    for path in ["/var/lib/etcd", "/var/lib/kubelet"] {
+        gate.apply(&Effect::Dir(Dir { path: path.into(), mode: 0o700, owned: true })).unwrap();
+    }
+    fs::create_dir_all(dir.path().join("var/lib/etcd/member/wal")).unwrap();
+    fs::create_dir_all(dir.path().join("var/lib/kubelet/pods/x")).unwrap();
+    fs::create_dir_all(dir.path().join("run/installer/containerd")).unwrap();
+    let undone = undo(&mut gate).unwrap();
+    assert_eq!((undone.failed, undone.left), (vec![], vec![]));
+    assert_eq!(tree(dir.path()), before);
+}
+
+#[test]
+fn a_crash_between_record_and_change_does_no_harm() {
+    let dir = host();
+    let before = tree(dir.path());
+    let mut gate = open(dir.path());
+    let journal = gate.journal().unwrap();
+    journal
+        .record([
+            Entry::Absent { path: "/etc/never-made".into() },
+            Entry::NoDir { path: "/etc/never".into(), owned: true },
+            Entry::Tree { path: "/etc/d".into(), saved: "99".into() },
+            Entry::File { path: "/etc/a".into(), mode: 0o644, owner: owner_of(&dir.path().join("etc/a")), old: Old::Here("old a".into()) },
+        ])
+        .unwrap();
+    drop(gate);
+    let mut gate = open(dir.path());
+    assert_eq!(undo(&mut gate).unwrap().failed, Vec::<String>::new());
+    assert_eq!(tree(dir.path()), before);
+}
+
+#[test]
+fn an_interrupted_undo_forbids_changes_until_it_is_finished() {
+    let dir = host();
+    let before = tree(dir.path());
+    let mut gate = open(dir.path());
+    let file = Effect::File(File { path: "/etc/new".into(), content: "x".into(), mode: 0o644, owner: None, secret: false });
+    gate.apply(&file).unwrap();
+    gate.journal().unwrap().record([Entry::Undo]).unwrap();
+    drop(gate);
+    let mut gate = open(dir.path());
+    assert!(gate.undoing().unwrap());
+    undo(&mut gate).unwrap();
+    assert_eq!(tree(dir.path()), before);
+}
+
+#[test]
+fn what_somebody_else_left_in_a_folder_of_ours_is_told_not_deleted() {
+    let dir = host();
+    let mut gate = open(dir.path());
+    let file = Effect::File(File { path: "/etc/new/x".into(), content: "x".into(), mode: 0o644, owner: None, secret: false });
+    gate.apply(&file).unwrap();
+    fs::write(dir.path().join("etc/new/theirs"), "y").unwrap();
+    let left: Vec<String> = undo(&mut gate).unwrap().left.into_iter().map(|l| format!("{} {}", l.name, l.how)).collect();
+    assert_eq!(left, ["/etc/new added", "/etc/new/theirs added"]);
+    assert!(dir.path().join("etc/new/theirs").exists());
+}
+
+fn owner_of(path: &Path) -> (u32, u32) {
+    let meta = fs::metadata(path).unwrap();
+    (meta.uid(), meta.gid())
+}
