@@ -3,6 +3,7 @@
 #
 #   OUT/rootfs/{bin,lib,cni/bin}   for /opt/installer on hosts: interpreter and rpath point to the libraries beside them
 #   OUT/nft, OUT/etcd              for container images: files at their Debian places, unpatched
+#   OUT/busybox                    for images of tests: a static shell and its tools, one link each
 #
 # Packages come from the machine's own apt configuration and are unpacked, never installed. Libraries are found by reading
 # what each program needs, package by package along their dependencies; there is no list of libraries here.
@@ -13,7 +14,7 @@ export LC_ALL=C
 
 out=$(realpath -m "${1:?usage: $0 OUT}")
 home=/opt/installer
-packages='containerd runc containernetworking-plugins etcd-server etcd-client nftables'
+packages='containerd runc containernetworking-plugins etcd-server etcd-client nftables busybox-static'
 host_programs='usr/bin/containerd usr/bin/containerd-shim-runc-v2 usr/bin/ctr usr/sbin/runc usr/sbin/nft usr/bin/etcdctl'
 cni_plugins='ptp bridge host-local loopback'
 
@@ -169,6 +170,11 @@ image() {
 image nft usr/sbin usr/sbin/nft
 image etcd usr/local/bin usr/bin/etcd usr/bin/etcdctl
 
+place busybox-static/bin/busybox busybox/bin/busybox
+for applet in $("$work/new/busybox/bin/busybox" --list); do
+    [ "$applet" = busybox ] || ln -s busybox "$work/new/busybox/bin/$applet"
+done
+
 # Nothing may be left to the host: every program must find everything beside itself. The loader is asked, without running it.
 loader=$(ls "$work"/new/rootfs/lib/ld-linux-* | head -n1)
 for program in "$work"/new/rootfs/bin/* "$work"/new/rootfs/cni/bin/*; do
@@ -183,7 +189,7 @@ for program in "$work"/new/rootfs/bin/* "$work"/new/rootfs/cni/bin/*; do
 done
 
 mkdir -p "$out"
-for part in rootfs nft etcd; do
+for part in rootfs nft etcd busybox; do
     rm -rf "${out:?}/$part"
     mv "$work/new/$part" "$out/$part"
 done

@@ -19,6 +19,8 @@ mod progress;
 mod pull;
 mod run;
 mod store;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod view;
 

@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use tempfile::NamedTempFile;
 
 use crate::error::Error;
+use crate::layer::Layer;
 use crate::manifest::{self, Manifest};
 
 /// A folder of cluster images.
@@ -304,6 +305,21 @@ impl Store {
         removed
     }
 
+    /// Drops what is remembered of layers that are gone; what can't be dropped is only ignored later.
+    fn forget_lost_layers(&self) {
+        let Ok(entries) = fs::read_dir(self.root().join("cache/layers")) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let layer = fs::read(entry.path())
+                .ok()
+                .and_then(|bytes| serde_json::from_slice::<Layer>(&bytes).ok());
+            if layer.is_none_or(|layer| self.blobs().size(&layer.descriptor.digest).is_none()) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
     /// Removes what nothing names; the caller holds the store alone.
     fn collect_garbage(&self) -> Result<Removed, Error> {
         let mut wanted = BTreeSet::new();
@@ -319,6 +335,7 @@ impl Store {
                 let _ = fs::remove_file(self.cache_path("files", &digest));
             }
         }
+        self.forget_lost_layers();
         // Nobody else is at work, so what lies here was left by a crash. A failure only leaves it for the next time.
         if let Ok(left) = fs::read_dir(self.root().join("tmp")) {
             for entry in left.flatten() {

@@ -1,7 +1,7 @@
 //! A cluster image as bootstrap sees it: what to send, what to render, what the image says about itself.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::Read as _;
+use std::io::{Read as _, Write};
 use std::sync::{Arc, Mutex};
 
 use oci::{Descriptor, Digest, Index, Platform, Reference};
@@ -17,6 +17,9 @@ use crate::tree::{Kind, Source, Tree, normalize};
 
 /// Largest file [`ClusterImage::read_file`] gives, in bytes.
 const LARGEST_FILE: u64 = 1 << 20;
+
+/// More links than this in a row are a loop.
+const LONGEST_CHAIN: usize = 16;
 
 /// One platform of a cluster image in the store.
 #[derive(Debug)]
@@ -257,6 +260,41 @@ impl ClusterImage {
         files.get(&path).cloned().ok_or_else(missing)
     }
 
+    /// Writes the content of a file of any size to `writer`, following symbolic links within the rootfs.
+    ///
+    /// # Errors
+    /// If there is no such file, a link leads out of the rootfs, or reading or writing fails.
+    pub fn copy_file(&self, path: &str, writer: &mut dyn Write) -> Result<u64, Error> {
+        let tree = self.tree()?;
+        let path = follow(&tree, &normalize(path)?)?;
+        let missing = || Error::path(&path, format!("image {} has no such file", self.index.digest));
+        let Kind::File {
+            source: Source::Layer(digest),
+            ..
+        } = &tree.0.get(&path).ok_or_else(missing)?.kind
+        else {
+            return Err(Error::path(&path, "is no regular file"));
+        };
+        let layer = self
+            .rootfs
+            .layers
+            .iter()
+            .find(|layer| layer.digest == *digest)
+            .ok_or_else(missing)?;
+        let mut size = 0;
+        let mut writer = writer;
+        files_of_layer(
+            self.store.blobs(),
+            layer,
+            &BTreeSet::from([path.clone()]),
+            |path, reader| {
+                size = crate::io::copy(reader, &mut writer).map_err(Error::io("cannot copy", path))?;
+                Ok(())
+            },
+        )?;
+        Ok(size)
+    }
+
     fn remember(&self, layer: &Descriptor, tree: &Tree, files: &mut HashMap<String, Arc<[u8]>>) -> Result<(), Error> {
         let small = tree.0.iter().filter_map(|(path, entry)| match &entry.kind {
             Kind::File {
@@ -322,6 +360,30 @@ impl ClusterImage {
             "images": self.carried,
         })
     }
+}
+
+/// The path a chain of symbolic links ends at.
+fn follow(tree: &Tree, path: &str) -> Result<String, Error> {
+    let mut path = path.to_string();
+    for _ in 0..LONGEST_CHAIN {
+        let Some(Kind::Link { target }) = tree.0.get(&path).map(|entry| &entry.kind) else {
+            return Ok(path);
+        };
+        let mut parts: Vec<&str> = path.split('/').collect();
+        parts.pop();
+        for part in target.split('/') {
+            match part {
+                ".." if parts.pop().is_none() => return Err(Error::path(&path, "the link leads out of the rootfs")),
+                "" if parts.is_empty() || target.starts_with('/') => {
+                    return Err(Error::path(&path, "the link is absolute"));
+                }
+                ".." | "." | "" => {}
+                name => parts.push(name),
+            }
+        }
+        path = parts.join("/");
+    }
+    Err(Error::path(path, "too many symbolic links"))
 }
 
 fn uncompressed_size(layer: &Descriptor) -> u64 {
