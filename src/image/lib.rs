@@ -17,6 +17,8 @@ mod layer;
 mod manifest;
 mod progress;
 mod pull;
+#[cfg(test)]
+mod pull_tests;
 mod run;
 mod store;
 #[cfg(test)]
