@@ -18,9 +18,15 @@ pub struct Args {
 /// When stdin brings something else than the protocol.
 pub async fn run(_args: Args) -> Result<()> {
     let digest = tokio::task::spawn_blocking(own_digest).await.ok().flatten();
-    server::serve(tokio::io::stdin(), tokio::io::stdout(), Root::real(), Arc::new(Real), digest)
-        .await
-        .map_err(Error::io("the host protocol on stdin and stdout"))
+    server::serve(
+        tokio::io::stdin(),
+        tokio::io::stdout(),
+        Root::real(),
+        Arc::new(Real),
+        digest,
+    )
+    .await
+    .map_err(Error::io("the host protocol on stdin and stdout"))
 }
 
 /// Digest of the running program's file, even when it has been replaced meanwhile.

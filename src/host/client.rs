@@ -23,8 +23,8 @@ use crate::{
     facts::{Facts, Query},
     frame::{self, CHUNK, Frame, Kind},
     proto::{
-        Answer, Blob, Condition, Exec, ExecResult, Fault, Hello, HttpGet, HttpResponse, JournalSummary, Leftover, Missing, Mode, Request,
-        Scope, SecretBytes, Undone, UnitStatus, VERSION,
+        Answer, Blob, Condition, Exec, ExecResult, Fault, Hello, HttpGet, HttpResponse, JournalSummary, Leftover,
+        Missing, Mode, Request, Scope, SecretBytes, Undone, UnitStatus, VERSION,
     },
 };
 
@@ -104,7 +104,10 @@ impl Drop for Call {
         self.inner.waiting().remove(&self.id);
         if !self.finished {
             // Best effort: a full queue only means that the host works on for nothing.
-            let _ = self.inner.outgoing.try_send(Frame::new(Kind::Cancel, self.id, Bytes::new()));
+            let _ = self
+                .inner
+                .outgoing
+                .try_send(Frame::new(Kind::Cancel, self.id, Bytes::new()));
         }
     }
 }
@@ -157,7 +160,12 @@ impl Client {
         W: AsyncWrite + Send + Unpin + 'static,
     {
         let (outgoing, queue) = mpsc::channel(QUEUE);
-        let inner = Arc::new(Inner { outgoing, waiting: Mutex::default(), next: AtomicU32::new(1), lost: OnceLock::new() });
+        let inner = Arc::new(Inner {
+            outgoing,
+            waiting: Mutex::default(),
+            next: AtomicU32::new(1),
+            lost: OnceLock::new(),
+        });
         let weak = Arc::downgrade(&inner);
         tokio::spawn(async move {
             if let Err(e) = frame::pump(queue, writer).await
@@ -202,7 +210,13 @@ impl Client {
             }
             waiting.insert(id, taker);
         }
-        let call = Call { inner: Arc::clone(&self.inner), id, name: request.name(), frames, finished: false };
+        let call = Call {
+            inner: Arc::clone(&self.inner),
+            id,
+            name: request.name(),
+            frames,
+            finished: false,
+        };
         call.send(Frame::head(id, request)?).await?;
         Ok(call)
     }
@@ -221,7 +235,12 @@ impl Client {
 
     /// See [`Request::Open`].
     pub async fn open(&self, scope: &Scope, mode: Mode) -> Result<()> {
-        self.ask(&Request::Open { scope: scope.clone(), mode }).await.map(drop)
+        self.ask(&Request::Open {
+            scope: scope.clone(),
+            mode,
+        })
+        .await
+        .map(drop)
     }
 
     /// See [`Request::Facts`].
@@ -231,12 +250,21 @@ impl Client {
 
     /// See [`Request::MissingBlobs`].
     pub async fn missing_blobs(&self, want: Vec<Blob>) -> Result<Vec<Missing>> {
-        expect!(self.ask(&Request::MissingBlobs { want }).await?, "missingBlobs", Missing)
+        expect!(
+            self.ask(&Request::MissingBlobs { want }).await?,
+            "missingBlobs",
+            Missing
+        )
     }
 
     /// Sends a blob; `content` yields its bytes from `offset` on ([`Missing::have`]). See [`Request::PutBlob`].
     pub async fn put_blob(&self, blob: &Blob, offset: u64, mut content: impl AsyncRead + Unpin) -> Result<()> {
-        let mut call = self.begin(&Request::PutBlob { blob: blob.clone(), offset }).await?;
+        let mut call = self
+            .begin(&Request::PutBlob {
+                blob: blob.clone(),
+                offset,
+            })
+            .await?;
         let mut buffer = BytesMut::new();
         loop {
             let chunk = read_chunk(&mut content, &mut buffer).await?;
@@ -260,13 +288,27 @@ impl Client {
 
     /// Writes a blob's bytes from `offset` on to `sink`. Nothing else on this connection goes on while `sink` blocks. See [`Request::GetBlob`].
     pub async fn get_blob(&self, digest: &oci::Digest, offset: u64, sink: impl AsyncWrite + Unpin) -> Result<u64> {
-        self.receive(&Request::GetBlob { digest: digest.clone(), offset }, sink).await
+        self.receive(
+            &Request::GetBlob {
+                digest: digest.clone(),
+                offset,
+            },
+            sink,
+        )
+        .await
     }
 
     /// The content of a file of at most `limit` bytes, wiped from memory when dropped. See [`Request::ReadFile`].
     pub async fn read_file(&self, path: &str, limit: u64) -> Result<SecretBytes> {
         let mut bytes = Zeroizing::new(Vec::new());
-        self.receive(&Request::ReadFile { path: path.to_owned(), limit }, &mut *bytes).await?;
+        self.receive(
+            &Request::ReadFile {
+                path: path.to_owned(),
+                limit,
+            },
+            &mut *bytes,
+        )
+        .await?;
         Ok(bytes)
     }
 
@@ -293,7 +335,11 @@ impl Client {
         }
         call.finished = true;
         sink.flush().await?;
-        if got == length { Ok(length) } else { Err(ClientError::Unexpected(call.name)) }
+        if got == length {
+            Ok(length)
+        } else {
+            Err(ClientError::Unexpected(call.name))
+        }
     }
 
     /// See [`Request::Preview`].
@@ -308,7 +354,15 @@ impl Client {
 
     /// See [`Request::UnitStatus`].
     pub async fn unit_status(&self, name: &str, lines: u32) -> Result<UnitStatus> {
-        expect!(self.ask(&Request::UnitStatus { name: name.to_owned(), lines }).await?, "unitStatus", Unit)
+        expect!(
+            self.ask(&Request::UnitStatus {
+                name: name.to_owned(),
+                lines
+            })
+            .await?,
+            "unitStatus",
+            Unit
+        )
     }
 
     /// See [`Request::Exec`].
@@ -319,7 +373,11 @@ impl Client {
     /// Milliseconds it took. See [`Request::WaitFor`].
     pub async fn wait_for(&self, condition: Condition, timeout: std::time::Duration) -> Result<u64> {
         let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        expect!(self.ask(&Request::WaitFor { condition, timeout_ms }).await?, "waitFor", Waited)
+        expect!(
+            self.ask(&Request::WaitFor { condition, timeout_ms }).await?,
+            "waitFor",
+            Waited
+        )
     }
 
     /// See [`Request::HttpGet`].
@@ -329,12 +387,35 @@ impl Client {
 
     /// PEM of the request. See [`Request::CreateCsr`].
     pub async fn create_csr(&self, key: &str, subject: Subject) -> Result<String> {
-        expect!(self.ask(&Request::CreateCsr { key: key.to_owned(), subject }).await?, "createCsr", Pem)
+        expect!(
+            self.ask(&Request::CreateCsr {
+                key: key.to_owned(),
+                subject
+            })
+            .await?,
+            "createCsr",
+            Pem
+        )
     }
 
     /// PEM of the certificate. See [`Request::SignCsr`].
-    pub async fn sign_csr(&self, ca_cert: &str, ca_key: &str, csr: String, subject: Subject, usage: Usage, days: u32) -> Result<String> {
-        let request = Request::SignCsr { ca_cert: ca_cert.to_owned(), ca_key: ca_key.to_owned(), csr, subject, usage, days };
+    pub async fn sign_csr(
+        &self,
+        ca_cert: &str,
+        ca_key: &str,
+        csr: String,
+        subject: Subject,
+        usage: Usage,
+        days: u32,
+    ) -> Result<String> {
+        let request = Request::SignCsr {
+            ca_cert: ca_cert.to_owned(),
+            ca_key: ca_key.to_owned(),
+            csr,
+            subject,
+            usage,
+            days,
+        };
         expect!(self.ask(&request).await?, "signCsr", Pem)
     }
 

@@ -33,11 +33,17 @@ pub enum Error {
 impl Error {
     /// For `map_err`: adds the path.
     pub(crate) fn io(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { path: path.as_ref().display().to_string(), source }
+        move |source| Self::Io {
+            path: path.as_ref().display().to_string(),
+            source,
+        }
     }
 
     pub(crate) fn new(kind: FaultKind, message: impl Into<String>) -> Self {
-        Self::Other { kind, message: message.into() }
+        Self::Other {
+            kind,
+            message: message.into(),
+        }
     }
 
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
@@ -64,6 +70,10 @@ impl Error {
 
     /// As it goes over the wire.
     pub(crate) fn fault(&self) -> Fault {
-        Fault { kind: self.kind(), message: self.to_string(), effect: None }
+        Fault {
+            kind: self.kind(),
+            message: self.to_string(),
+            effect: None,
+        }
     }
 }

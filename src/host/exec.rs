@@ -43,10 +43,17 @@ pub(crate) async fn run(exec: &Exec) -> Result<ExecResult> {
         .kill_on_drop(true)
         .spawn()
         .map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => Error::new(FaultKind::NotFound, format!("there is no program '{program}' on this host")),
+            std::io::ErrorKind::NotFound => Error::new(
+                FaultKind::NotFound,
+                format!("there is no program '{program}' on this host"),
+            ),
             _ => Error::io(program)(e),
         })?;
-    let mut group = Group(child.id().and_then(|id| rustix::process::Pid::from_raw(i32::try_from(id).ok()?)));
+    let mut group = Group(
+        child
+            .id()
+            .and_then(|id| rustix::process::Pid::from_raw(i32::try_from(id).ok()?)),
+    );
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let feed = async {
         if let Some(mut stdin) = stdin {
@@ -59,9 +66,17 @@ pub(crate) async fn run(exec: &Exec) -> Result<ExecResult> {
         Ok(((), stdout, stderr, status)) => {
             group.0 = None;
             let status = status.map_err(Error::io(program))?;
-            Ok(ExecResult { code: status.code().or(status.signal().map(|s| 128 + s)), timed_out: false, stdout, stderr })
+            Ok(ExecResult {
+                code: status.code().or(status.signal().map(|s| 128 + s)),
+                timed_out: false,
+                stdout,
+                stderr,
+            })
         }
-        Err(_) => Ok(ExecResult { timed_out: true, ..ExecResult::default() }),
+        Err(_) => Ok(ExecResult {
+            timed_out: true,
+            ..ExecResult::default()
+        }),
     }
 }
 
@@ -91,7 +106,12 @@ mod tests {
     use super::*;
 
     fn exec(argv: &[&str], timeout_ms: u64) -> Exec {
-        Exec { argv: argv.iter().map(|&s| s.to_owned()).collect(), stdin: "in".into(), timeout_ms, ..Exec::default() }
+        Exec {
+            argv: argv.iter().map(|&s| s.to_owned()).collect(),
+            stdin: "in".into(),
+            timeout_ms,
+            ..Exec::default()
+        }
     }
 
     #[tokio::test]

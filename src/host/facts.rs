@@ -7,7 +7,6 @@ pub(crate) mod collect;
 pub(crate) mod kernel;
 mod parse;
 
-
 /// What to look at beyond the fixed things.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -48,7 +48,11 @@ pub struct Frame {
 impl Frame {
     /// A frame.
     pub fn new(kind: Kind, id: u32, body: impl Into<Bytes>) -> Self {
-        Self { kind, id, body: body.into() }
+        Self {
+            kind,
+            id,
+            body: body.into(),
+        }
     }
 
     /// A head frame of something that becomes JSON.
@@ -85,7 +89,12 @@ pub async fn read(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Fr
         2 => (Kind::Data, MAX_DATA),
         3 => (Kind::End, 0),
         4 => (Kind::Cancel, 0),
-        _ => return Err(invalid(format!("the peer does not speak the host protocol (it sent {:?})", String::from_utf8_lossy(&head)))),
+        _ => {
+            return Err(invalid(format!(
+                "the peer does not speak the host protocol (it sent {:?})",
+                String::from_utf8_lossy(&head)
+            )));
+        }
     };
     let length = u32::from_be_bytes([a, b, c, d]) as usize;
     if length < ID_AND_KIND || length - ID_AND_KIND > limit {
@@ -99,7 +108,11 @@ pub async fn read(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Fr
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
-    Ok(Some(Frame { kind, id: u32::from_be_bytes([e, f, g, h]), body: body.freeze() }))
+    Ok(Some(Frame {
+        kind,
+        id: u32::from_be_bytes([e, f, g, h]),
+        body: body.freeze(),
+    }))
 }
 
 /// Writes a frame; the caller flushes.

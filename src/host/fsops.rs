@@ -34,7 +34,9 @@ impl Root {
     /// # Errors
     /// When it is not absolute or has `..` in it.
     pub fn path(&self, path: &str) -> Result<PathBuf> {
-        let relative = path.strip_prefix('/').ok_or_else(|| Error::invalid(format!("'{path}' is not an absolute path")))?;
+        let relative = path
+            .strip_prefix('/')
+            .ok_or_else(|| Error::invalid(format!("'{path}' is not an absolute path")))?;
         let plain = |c: Component<'_>| matches!(c, Component::Normal(_));
         if relative.contains('\0') || !Path::new(relative).components().all(plain) {
             return Err(Error::invalid(format!("'{path}' is not a plain path")));
@@ -57,7 +59,9 @@ pub(crate) enum There {
 pub(crate) fn look(path: &Path) -> Result<There> {
     let meta = match fs::symlink_metadata(path) {
         Ok(meta) => meta,
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(There::Nothing),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(There::Nothing);
+        }
         Err(e) => return Err(Error::io(path)(e)),
     };
     Ok(match meta.file_type() {
@@ -83,8 +87,12 @@ pub(crate) fn sync_parent(path: &Path) -> Result<()> {
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8], mode: u32, owner: Option<(u32, u32)>) -> Result<()> {
     let tmp = temporary(path);
     sweep(&tmp)?;
-    let mut file =
-        fs::OpenOptions::new().write(true).create_new(true).mode(mode & 0o7777).open(&tmp).map_err(Error::io(&tmp))?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode & 0o7777)
+        .open(&tmp)
+        .map_err(Error::io(&tmp))?;
     file.write_all(bytes).map_err(Error::io(path))?;
     finish(&file, &tmp, path, mode, owner)
 }
@@ -94,8 +102,12 @@ pub(crate) fn copy_atomic(from: &Path, path: &Path, mode: u32, owner: Option<(u3
     let tmp = temporary(path);
     sweep(&tmp)?;
     let mut source = File::open(from).map_err(Error::io(from))?;
-    let mut file =
-        fs::OpenOptions::new().write(true).create_new(true).mode(mode & 0o7777).open(&tmp).map_err(Error::io(&tmp))?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode & 0o7777)
+        .open(&tmp)
+        .map_err(Error::io(&tmp))?;
     io::copy(&mut source, &mut file).map_err(Error::io(path))?;
     finish(&file, &tmp, path, mode, owner)
 }
@@ -105,7 +117,8 @@ fn finish(file: &File, tmp: &Path, path: &Path, mode: u32, owner: Option<(u32, u
         chown(tmp, uid, gid)?;
     }
     // After chown, which clears setuid; and beyond the umask.
-    file.set_permissions(fs::Permissions::from_mode(mode & 0o7777)).map_err(Error::io(path))?;
+    file.set_permissions(fs::Permissions::from_mode(mode & 0o7777))
+        .map_err(Error::io(path))?;
     file.sync_all().map_err(Error::io(path))?;
     fs::rename(tmp, path).map_err(Error::io(path))?;
     sync_parent(path)
@@ -131,7 +144,9 @@ pub(crate) fn chown(path: &Path, uid: u32, gid: u32) -> Result<()> {
 /// Removes a file or link; none there is fine.
 pub(crate) fn sweep(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
-        Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Err(Error::io(path)(e)),
+        Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Err(Error::io(path)(e))
+        }
         _ => Ok(()),
     }
 }
@@ -161,7 +176,11 @@ pub(crate) fn remove_tree(path: &Path) -> Result<()> {
 pub(crate) fn mounts() -> Result<Vec<PathBuf>> {
     let path = "/proc/self/mountinfo";
     let text = fs::read_to_string(path).map_err(Error::io(path))?;
-    Ok(text.lines().filter_map(|line| line.split(' ').nth(4)).map(|p| PathBuf::from(unescape(p))).collect())
+    Ok(text
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|p| PathBuf::from(unescape(p)))
+        .collect())
 }
 
 /// The kernel writes blanks and backslashes in octal.
@@ -170,7 +189,11 @@ pub(crate) fn unescape(text: &str) -> String {
     let mut rest = text.as_bytes();
     while let Some((&first, tail)) = rest.split_first() {
         let code = (first == b'\\' && tail.len() >= 3)
-            .then(|| std::str::from_utf8(&tail[..3]).ok().and_then(|o| u8::from_str_radix(o, 8).ok()))
+            .then(|| {
+                std::str::from_utf8(&tail[..3])
+                    .ok()
+                    .and_then(|o| u8::from_str_radix(o, 8).ok())
+            })
             .flatten();
         match code {
             Some(byte) => {
@@ -196,7 +219,10 @@ pub(crate) fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io(path))?;
     if bytes.len() as u64 > limit {
-        return Err(Error::invalid(format!("{} has more than {limit} bytes", path.display())));
+        return Err(Error::invalid(format!(
+            "{} has more than {limit} bytes",
+            path.display()
+        )));
     }
     Ok(Some(bytes))
 }
@@ -225,7 +251,10 @@ pub(crate) fn copy_tree(from: &Path, to: &Path) -> Result<()> {
         There::Nothing => Ok(()),
         There::Link(target) => link_atomic(&target, to),
         There::File(meta) => copy_atomic(from, to, meta.mode(), Some((meta.uid(), meta.gid()))),
-        There::Special => Err(Error::invalid(format!("{} is a device, socket or pipe", from.display()))),
+        There::Special => Err(Error::invalid(format!(
+            "{} is a device, socket or pipe",
+            from.display()
+        ))),
         There::Dir(meta) => {
             match fs::create_dir(to) {
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io(to)(e)),

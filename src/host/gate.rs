@@ -44,14 +44,32 @@ pub struct Gate {
 
 /// What has to be done to make an effect true.
 pub(crate) enum Todo {
-    File { path: String, bytes: zeroize::Zeroizing<Vec<u8>>, mode: u32, owner: Option<(u32, u32)> },
+    File {
+        path: String,
+        bytes: zeroize::Zeroizing<Vec<u8>>,
+        mode: u32,
+        owner: Option<(u32, u32)>,
+    },
     Dir(crate::effect::Dir),
-    Link { path: String, target: String },
-    Absent { path: String },
-    Sysctl { key: String, value: String },
-    Module { name: String },
+    Link {
+        path: String,
+        target: String,
+    },
+    Absent {
+        path: String,
+    },
+    Sysctl {
+        key: String,
+        value: String,
+    },
+    Module {
+        name: String,
+    },
     SwapOff,
-    Unit { unit: Unit, plan: unit::UnitPlan },
+    Unit {
+        unit: Unit,
+        plan: unit::UnitPlan,
+    },
     Rootfs(crate::effect::Rootfs),
     Layout(oci::Index),
     /// Keys and certificates are made only when they are really wanted.
@@ -62,11 +80,24 @@ pub(crate) enum Todo {
 pub(crate) type Decision = (Change, Option<Todo>);
 
 pub(crate) fn unchanged(what: impl Into<String>) -> Decision {
-    (Change { what: what.into(), action: Action::None, detail: String::new(), diff: None }, None)
+    (
+        Change {
+            what: what.into(),
+            action: Action::None,
+            detail: String::new(),
+            diff: None,
+        },
+        None,
+    )
 }
 
 pub(crate) fn change(what: impl Into<String>, action: Action, detail: impl Into<String>) -> Change {
-    Change { what: what.into(), action, detail: detail.into(), diff: None }
+    Change {
+        what: what.into(),
+        action,
+        detail: detail.into(),
+        diff: None,
+    }
 }
 
 /// Whether `name` can be a cluster's: a DNS label (RFC 1123), so that it cannot be a path.
@@ -74,11 +105,15 @@ fn check_scope(scope: &Scope, root: &Root) -> Result<()> {
     let name = &scope.cluster;
     let label = name.len() <= 63
         && !name.is_empty()
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && !name.starts_with('-')
         && !name.ends_with('-');
     if !label {
-        return Err(Error::invalid(format!("'{name}' is not a cluster name (lower-case letters, digits and '-')")));
+        return Err(Error::invalid(format!(
+            "'{name}' is not a cluster name (lower-case letters, digits and '-')"
+        )));
     }
     root.path(&scope.data_root).map(drop)
 }
@@ -90,7 +125,13 @@ impl Gate {
     /// When the scope is not acceptable.
     pub fn look(root: Root, scope: Scope, system: Arc<dyn System>) -> Result<Self> {
         check_scope(&scope, &root)?;
-        Ok(Self { root, scope, system, closing: Arc::default(), journal: None })
+        Ok(Self {
+            root,
+            scope,
+            system,
+            closing: Arc::default(),
+            journal: None,
+        })
     }
 
     /// A gate that changes. The caller holds the host's lock. The first time, the host's state is kept as snapshot.
@@ -108,7 +149,11 @@ impl Gate {
         let dir = journal::dir(&self.root, &self.scope)?;
         let fresh = journal::read(&dir)?.is_none_or(|log| log.entries.is_empty());
         // Looked at before the journal's own folder exists, or they would count as having been there.
-        let before = if fresh { Some(snapshot::take(&self.root, self.system.as_ref())) } else { None };
+        let before = if fresh {
+            Some(snapshot::take(&self.root, self.system.as_ref()))
+        } else {
+            None
+        };
         let missing = missing_parents(&self.root, &home)?;
         let home_existed = !matches!(fsops::look(&self.root.path(&home)?)?, There::Nothing);
         let (mut journal, log) = Journal::open(&dir)?;
@@ -120,10 +165,16 @@ impl Gate {
         if let Some(before) = before {
             let json = serde_json::to_vec(&before).map_err(|e| Error::invalid(e.to_string()))?;
             fsops::write_atomic(&journal.saved_path("before.json"), &json, 0o600, None)?;
-            let mut entries = vec![Entry::Begin { scope: self.scope.clone(), version: env!("CARGO_PKG_VERSION").to_owned() }];
+            let mut entries = vec![Entry::Begin {
+                scope: self.scope.clone(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+            }];
             entries.extend(missing.into_iter().map(|path| Entry::NoDir { path, owned: false }));
             if !home_existed || self.only_ours(&home)? {
-                entries.push(Entry::NoDir { path: home, owned: true });
+                entries.push(Entry::NoDir {
+                    path: home,
+                    owned: true,
+                });
             }
             journal.record(entries)?;
         }
@@ -147,7 +198,9 @@ impl Gate {
     }
 
     pub(crate) fn journal(&mut self) -> Result<&mut Journal> {
-        self.journal.as_mut().ok_or_else(|| Error::invalid("this connection is opened for looking only"))
+        self.journal
+            .as_mut()
+            .ok_or_else(|| Error::invalid("this connection is opened for looking only"))
     }
 
     pub(crate) fn take_journal(&mut self) -> Option<Journal> {
@@ -200,7 +253,12 @@ impl Gate {
 
     fn execute(&mut self, todo: Todo) -> Result<()> {
         match todo {
-            Todo::File { path, bytes, mode, owner } => self.put_file(&path, &bytes, mode, owner),
+            Todo::File {
+                path,
+                bytes,
+                mode,
+                owner,
+            } => self.put_file(&path, &bytes, mode, owner),
             Todo::Dir(dir) => self.put_dir(&dir),
             Todo::Link { path, target } => self.put_link(&path, &target),
             Todo::Absent { path } => self.take_away(&path),
@@ -242,16 +300,27 @@ impl Gate {
         match fsops::look(&at)? {
             There::Nothing => {
                 self.make_parents(&dir.path)?;
-                self.journal()?.record([Entry::NoDir { path: dir.path.clone(), owned: dir.owned }])?;
+                self.journal()?.record([Entry::NoDir {
+                    path: dir.path.clone(),
+                    owned: dir.owned,
+                }])?;
                 make_dir(&at, dir.mode)?;
             }
             There::Dir(meta) => {
-                let made_by_us = self.journal()?.knows(&format!("path {}", dir.path));
+                let made_by_us = self.journal()?.made(&dir.path);
                 let entry = if made_by_us {
-                    Entry::NoDir { path: dir.path.clone(), owned: dir.owned }
+                    Entry::NoDir {
+                        path: dir.path.clone(),
+                        owned: dir.owned,
+                    }
                 } else {
                     let names = if dir.owned { Some(names_in(&at)?) } else { None };
-                    Entry::Dir { path: dir.path.clone(), mode: meta.mode() & 0o7777, owner: (meta.uid(), meta.gid()), names }
+                    Entry::Dir {
+                        path: dir.path.clone(),
+                        mode: meta.mode() & 0o7777,
+                        owner: (meta.uid(), meta.gid()),
+                        names,
+                    }
                 };
                 self.journal()?.record([entry])?;
             }
@@ -268,12 +337,15 @@ impl Gate {
         let at = self.root.path(path)?;
         let there = fsops::look(&at)?;
         if let There::Dir(_) = there {
-            if self.journal()?.knows(&format!("path {path}")) || self.journal()?.knows(&format!("owned {path}")) {
+            if self.journal()?.made(path) {
                 return fsops::remove_tree(&at);
             }
             let saved = self.journal()?.fresh_name();
             let to = self.journal()?.saved_path(&saved);
-            self.journal()?.record([Entry::Tree { path: path.to_owned(), saved }])?;
+            self.journal()?.record([Entry::Tree {
+                path: path.to_owned(),
+                saved,
+            }])?;
             return fsops::move_tree(&at, &to);
         }
         self.record_leaf(path, &at, &there)?;
@@ -289,12 +361,22 @@ impl Gate {
         let path = path.to_owned();
         let entry = match there {
             There::Nothing => Entry::Absent { path },
-            There::Link(target) => Entry::Link { path, target: target.to_string_lossy().into_owned() },
+            There::Link(target) => Entry::Link {
+                path,
+                target: target.to_string_lossy().into_owned(),
+            },
             There::File(meta) => {
                 let old = self.journal()?.keep(at, meta.len())?;
-                Entry::File { path, mode: meta.mode() & 0o7777, owner: (meta.uid(), meta.gid()), old }
+                Entry::File {
+                    path,
+                    mode: meta.mode() & 0o7777,
+                    owner: (meta.uid(), meta.gid()),
+                    old,
+                }
             }
-            There::Dir(_) | There::Special => return Err(Error::invalid(format!("{path} is there and is no ordinary file"))),
+            There::Dir(_) | There::Special => {
+                return Err(Error::invalid(format!("{path} is there and is no ordinary file")));
+            }
         };
         self.journal()?.record([entry])
     }
@@ -302,7 +384,10 @@ impl Gate {
     /// Makes the folders above a path, each of them recorded first.
     fn make_parents(&mut self, path: &str) -> Result<()> {
         let missing = missing_parents(&self.root, path)?;
-        self.journal()?.record(missing.iter().map(|path| Entry::NoDir { path: path.clone(), owned: false }))?;
+        self.journal()?.record(missing.iter().map(|path| Entry::NoDir {
+            path: path.clone(),
+            owned: false,
+        }))?;
         for path in missing {
             make_dir(&self.root.path(&path)?, 0o755)?;
         }

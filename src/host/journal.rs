@@ -133,9 +133,14 @@ impl Entry {
         match self {
             Self::Begin { .. } => "begin".to_owned(),
             // A folder made on the way to a file may become ours as a whole later.
-            Self::NoDir { path, owned: true } | Self::Dir { path, names: Some(_), .. } => format!("owned {path}"),
+            Self::NoDir { path, owned: true } => format!("owned {path}"),
+            // A folder may take the place of a link or file of ours that is recorded as such.
+            Self::NoDir { path, owned: false } => format!("dir {path}"),
+            // And what was there before it became ours may still be moved away as a whole.
+            Self::Dir {
+                path, names: Some(_), ..
+            } => format!("names {path}"),
             Self::Absent { path }
-            | Self::NoDir { path, .. }
             | Self::Dir { path, .. }
             | Self::File { path, .. }
             | Self::Link { path, .. }
@@ -244,7 +249,9 @@ pub fn read(dir: &Path) -> Result<Option<Log>> {
 
 fn parse(line: &[u8]) -> Option<Entry> {
     let (sum, json) = (line.get(..16)?, line.get(17..)?);
-    (checksum(json).as_bytes() == sum).then(|| serde_json::from_slice(json).ok()).flatten()
+    (checksum(json).as_bytes() == sum)
+        .then(|| serde_json::from_slice(json).ok())
+        .flatten()
 }
 
 impl Journal {
@@ -253,7 +260,11 @@ impl Journal {
     /// # Errors
     /// When that fails, or the journal is damaged.
     pub fn open(dir: &Path) -> Result<(Self, Log)> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir.join("saved")).map_err(Error::io(dir))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir.join("saved"))
+            .map_err(Error::io(dir))?;
         let log = read(dir)?.unwrap_or_default();
         let path = dir.join("log");
         let file = fs::OpenOptions::new()
@@ -269,12 +280,25 @@ impl Journal {
         fsops::sync_parent(&path)?;
         let keys = log.entries.iter().map(Entry::key).collect();
         let saved = fs::read_dir(dir.join("saved")).map_err(Error::io(dir))?.count() as u64;
-        Ok((Self { dir: dir.to_owned(), file, keys, saved }, log))
+        Ok((
+            Self {
+                dir: dir.to_owned(),
+                file,
+                keys,
+                saved,
+            },
+            log,
+        ))
     }
 
     /// Whether the first state of this is recorded already.
     pub fn knows(&self, key: &str) -> bool {
         self.keys.contains(key)
+    }
+
+    /// Whether a folder at this path is there because of us.
+    pub fn made(&self, path: &str) -> bool {
+        ["dir", "owned"].iter().any(|key| self.knows(&format!("{key} {path}")))
     }
 
     /// Records entries whose keys are new, all in one synced write.
@@ -374,7 +398,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut journal, _) = Journal::open(dir.path()).unwrap();
         journal.record([entry("/a")]).unwrap();
-        journal.record([Entry::Link { path: "/a".into(), target: "x".into() }]).unwrap();
+        journal
+            .record([Entry::Link {
+                path: "/a".into(),
+                target: "x".into(),
+            }])
+            .unwrap();
         drop(journal);
         let (journal, log) = Journal::open(dir.path()).unwrap();
         assert_eq!(log.entries, [entry("/a")]);

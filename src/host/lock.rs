@@ -35,8 +35,13 @@ impl HostLock {
                 .map_err(Error::io(&path))?;
             match file.try_lock() {
                 // The holder before us removed the file between our opening and locking it: that lock protects nothing.
-                Ok(()) if fs::metadata(&path).is_ok_and(|now| file.metadata().is_ok_and(|ours| ours.ino() == now.ino())) => {
-                    file.set_len(0).and_then(|()| file.write_all(format!("{who} (pid {})", std::process::id()).as_bytes())).map_err(Error::io(&path))?;
+                Ok(())
+                    if fs::metadata(&path)
+                        .is_ok_and(|now| file.metadata().is_ok_and(|ours| ours.ino() == now.ino())) =>
+                {
+                    file.set_len(0)
+                        .and_then(|()| file.write_all(format!("{who} (pid {})", std::process::id()).as_bytes()))
+                        .map_err(Error::io(&path))?;
                     return Ok(Self { file, path });
                 }
                 Ok(()) => {}
@@ -45,7 +50,10 @@ impl HostLock {
                     let _ = file.read_to_string(&mut holder);
                     return Err(Error::new(
                         FaultKind::Locked,
-                        format!("another installer works on this host: {}; wait for it, or stop it", holder.trim()),
+                        format!(
+                            "another installer works on this host: {}; wait for it, or stop it",
+                            holder.trim()
+                        ),
                     ));
                 }
                 Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(20)),
@@ -72,7 +80,9 @@ mod tests {
         fs::create_dir(dir.path().join("run")).unwrap();
         let root = Root::at(dir.path());
         let first = HostLock::take(&root, "apply of demo by ann@laptop", Duration::ZERO).unwrap();
-        let error = HostLock::take(&root, "bob", Duration::from_millis(30)).unwrap_err().to_string();
+        let error = HostLock::take(&root, "bob", Duration::from_millis(30))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("ann@laptop"), "{error}");
         drop(first);
         HostLock::take(&root, "bob", Duration::ZERO).unwrap();

@@ -78,7 +78,11 @@ fn open(protocol: Option<Protocol>) -> io::Result<OwnedFd> {
     let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
     rustix::net::bind(&fd, &netlink::SocketAddrNetlink::new(0, 0))?;
     // The kernel answers at once or not at all; never hang on it.
-    rustix::net::sockopt::set_socket_timeout(&fd, rustix::net::sockopt::Timeout::Recv, Some(std::time::Duration::from_secs(5)))?;
+    rustix::net::sockopt::set_socket_timeout(
+        &fd,
+        rustix::net::sockopt::Timeout::Recv,
+        Some(std::time::Duration::from_secs(5)),
+    )?;
     Ok(fd)
 }
 
@@ -172,7 +176,10 @@ fn command(protocol: Option<Protocol>, bytes: &[u8]) -> io::Result<()> {
     let mut buffer = vec![0; 16 << 10];
     loop {
         let (_, length) = rustix::net::recv(&fd, &mut buffer[..], RecvFlags::empty())?;
-        if let Some((_, body)) = messages(buffer.get(..length).unwrap_or_default()).into_iter().find(|(kind, _)| *kind == MSG_ERROR) {
+        if let Some((_, body)) = messages(buffer.get(..length).unwrap_or_default())
+            .into_iter()
+            .find(|(kind, _)| *kind == MSG_ERROR)
+        {
             return kernel_error(body);
         }
         if length == 0 {
@@ -196,9 +203,15 @@ fn ip(value: &[u8]) -> Option<IpAddr> {
 pub(crate) fn links() -> io::Result<Vec<Link>> {
     let parse = |body: Vec<u8>| {
         let name = text(attributes(&body, 16).get(&3)?);
-        Some(Link { index: u32_at(&body, 4)?, name })
+        Some(Link {
+            index: u32_at(&body, 4)?,
+            name,
+        })
     };
-    Ok(dump(ROUTE, RTM_GETLINK, &[0; 16])?.into_iter().filter_map(parse).collect())
+    Ok(dump(ROUTE, RTM_GETLINK, &[0; 16])?
+        .into_iter()
+        .filter_map(parse)
+        .collect())
 }
 
 /// Removes a link; gone already is fine.
@@ -222,9 +235,16 @@ pub(crate) fn addresses(links: &[Link]) -> io::Result<Vec<Address>> {
         let attributes = attributes(&body, 8);
         let address = ip(attributes.get(&2).or_else(|| attributes.get(&1))?)?;
         let interface = link_name(links, u32_at(&body, 4)?)?;
-        (!address.is_loopback()).then(|| Address { interface, ip: address.to_string(), prefix: body[1] })
+        (!address.is_loopback()).then(|| Address {
+            interface,
+            ip: address.to_string(),
+            prefix: body[1],
+        })
     };
-    Ok(dump(ROUTE, RTM_GETADDR, &[0; 8])?.into_iter().filter_map(parse).collect())
+    Ok(dump(ROUTE, RTM_GETADDR, &[0; 8])?
+        .into_iter()
+        .filter_map(parse)
+        .collect())
 }
 
 fn link_name(links: &[Link], index: u32) -> Option<String> {
@@ -237,15 +257,23 @@ pub(crate) fn routes(links: &[Link]) -> io::Result<Vec<KernelRoute>> {
     for family in [AF_INET, AF_INET6] {
         let mut header = [0; 12];
         header[0] = family;
-        out.extend(dump(ROUTE, RTM_GETROUTE, &header)?.into_iter().filter_map(|raw| parse_route(raw, links)));
+        out.extend(
+            dump(ROUTE, RTM_GETROUTE, &header)?
+                .into_iter()
+                .filter_map(|raw| parse_route(raw, links)),
+        );
     }
     Ok(out)
 }
 
 fn parse_route(raw: Vec<u8>, links: &[Link]) -> Option<KernelRoute> {
-    let (family, prefix, table, protocol, kind) = (*raw.first()?, *raw.get(1)?, *raw.get(4)?, *raw.get(5)?, *raw.get(7)?);
+    let (family, prefix, table, protocol, kind) =
+        (*raw.first()?, *raw.get(1)?, *raw.get(4)?, *raw.get(5)?, *raw.get(7)?);
     let attributes = attributes(&raw, 12);
-    let table = attributes.get(&15).and_then(|v| u32_at(v, 0)).unwrap_or(u32::from(table));
+    let table = attributes
+        .get(&15)
+        .and_then(|v| u32_at(v, 0))
+        .unwrap_or(u32::from(table));
     // Unicast, blackhole, unreachable, prohibit: all a router would set.
     if table != MAIN_TABLE || !matches!(kind, 1 | 6 | 7 | 8) || (family == AF_INET6 && protocol == 2) {
         return None;
@@ -257,7 +285,10 @@ fn parse_route(raw: Vec<u8>, links: &[Link]) -> Option<KernelRoute> {
     let route = Route {
         destination,
         gateway: attributes.get(&5).and_then(|v| ip(v)).map(|a| a.to_string()),
-        interface: attributes.get(&4).and_then(|v| u32_at(v, 0)).and_then(|index| link_name(links, index)),
+        interface: attributes
+            .get(&4)
+            .and_then(|v| u32_at(v, 0))
+            .and_then(|index| link_name(links, index)),
         protocol,
     };
     Some(KernelRoute { route, raw })
@@ -275,7 +306,12 @@ pub(crate) fn tables() -> io::Result<Vec<Table>> {
         Err(e) if matches!(e.raw_os_error(), Some(22 | 93 | 95)) => return Ok(Vec::new()),
         other => other?,
     };
-    let parse = |body: Vec<u8>| Some(Table { family: *body.first()?, name: text(attributes(&body, 4).get(&1)?) });
+    let parse = |body: Vec<u8>| {
+        Some(Table {
+            family: *body.first()?,
+            name: text(attributes(&body, 4).get(&1)?),
+        })
+    };
     Ok(bodies.into_iter().filter_map(parse).collect())
 }
 
@@ -311,7 +347,10 @@ mod tests {
         let found = messages(&bytes);
         assert_eq!(found.len(), 2);
         let attributes = attributes(found[0].1, 16);
-        assert_eq!((text(attributes[&3]), u32_at(attributes[&4], 0)), ("eth0".to_owned(), Some(9)));
+        assert_eq!(
+            (text(attributes[&3]), u32_at(attributes[&4], 0)),
+            ("eth0".to_owned(), Some(9))
+        );
     }
 
     #[test]
@@ -326,13 +365,24 @@ mod tests {
 
     #[test]
     fn a_route_is_told_as_people_write_it() {
-        let links = [Link { index: 2, name: "eth0".into() }];
+        let links = [Link {
+            index: 2,
+            name: "eth0".into(),
+        }];
         let mut raw = vec![AF_INET, 24, 0, 0, 254, 99, 0, 1, 0, 0, 0, 0];
         raw.extend(attribute(1, &[10, 1, 2, 0]));
         raw.extend(attribute(5, &[10, 0, 0, 1]));
         raw.extend(attribute(4, &2u32.to_ne_bytes()));
         let route = parse_route(raw.clone(), &links).unwrap().route;
-        assert_eq!((route.destination.as_str(), route.gateway.as_deref(), route.interface.as_deref(), route.protocol), ("10.1.2.0/24", Some("10.0.0.1"), Some("eth0"), 99));
+        assert_eq!(
+            (
+                route.destination.as_str(),
+                route.gateway.as_deref(),
+                route.interface.as_deref(),
+                route.protocol
+            ),
+            ("10.1.2.0/24", Some("10.0.0.1"), Some("eth0"), 99)
+        );
         raw[4] = 255;
         assert!(parse_route(raw, &links).is_none(), "the local table is the kernel's");
     }

@@ -33,9 +33,12 @@ const MAX_BODY: usize = 256 << 10;
 /// One GET.
 pub(crate) async fn http_get(get: &HttpGet) -> Result<HttpResponse> {
     let limit = Duration::from_millis(if get.timeout_ms == 0 { 5000 } else { get.timeout_ms });
-    tokio::time::timeout(limit, request(get))
-        .await
-        .map_err(|_| Error::new(FaultKind::Timeout, format!("{}: no answer within {} ms", get.url, limit.as_millis())))?
+    tokio::time::timeout(limit, request(get)).await.map_err(|_| {
+        Error::new(
+            FaultKind::Timeout,
+            format!("{}: no answer within {} ms", get.url, limit.as_millis()),
+        )
+    })?
 }
 
 fn trouble(url: &str) -> impl Fn(&dyn std::fmt::Display) -> Error + '_ {
@@ -44,7 +47,10 @@ fn trouble(url: &str) -> impl Fn(&dyn std::fmt::Display) -> Error + '_ {
 
 async fn request(get: &HttpGet) -> Result<HttpResponse> {
     let fail = trouble(&get.url);
-    let uri: http::Uri = get.url.parse().map_err(|_| Error::invalid(format!("'{}' is no URL", get.url)))?;
+    let uri: http::Uri = get
+        .url
+        .parse()
+        .map_err(|_| Error::invalid(format!("'{}' is no URL", get.url)))?;
     let tls = match uri.scheme_str() {
         Some("http") => false,
         Some("https") => true,
@@ -62,9 +68,15 @@ async fn request(get: &HttpGet) -> Result<HttpResponse> {
     exchange(get, &uri, stream).await
 }
 
-async fn exchange(get: &HttpGet, uri: &http::Uri, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<HttpResponse> {
+async fn exchange(
+    get: &HttpGet,
+    uri: &http::Uri,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> Result<HttpResponse> {
     let fail = trouble(&get.url);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| fail(&e))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| fail(&e))?;
     let connection = tokio::spawn(connection);
     let authority = uri.authority().map_or("", |a| a.as_str());
     let path = uri.path_and_query().map_or("/", |p| p.as_str());
@@ -96,12 +108,16 @@ fn tls_config(get: &HttpGet) -> Result<ClientConfig> {
             }
             builder.with_root_certificates(roots)
         }
-        None => builder.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider))),
+        None => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anyone(provider))),
     };
     match (&get.cert, &get.key) {
         (Some(cert), Some(key)) => {
             let private = PrivateKeyDer::from_pem_file(key).map_err(|e| Error::invalid(format!("{key}: {e}")))?;
-            builder.with_client_auth_cert(certificates(cert)?, private).map_err(|e| Error::invalid(format!("{cert}: {e}")))
+            builder
+                .with_client_auth_cert(certificates(cert)?, private)
+                .map_err(|e| Error::invalid(format!("{cert}: {e}")))
         }
         _ => Ok(builder.with_no_client_auth()),
     }
@@ -153,7 +169,12 @@ impl ServerCertVerifier for Anyone {
 }
 
 /// Polls until the condition holds; returns the milliseconds it took. What was wrong last is in the error.
-pub(crate) async fn wait_for(condition: &Condition, timeout: Duration, root: &Root, system: &Arc<dyn System>) -> Result<u64> {
+pub(crate) async fn wait_for(
+    condition: &Condition,
+    timeout: Duration,
+    root: &Root,
+    system: &Arc<dyn System>,
+) -> Result<u64> {
     let begun = Instant::now();
     let mut pause = Duration::from_millis(5);
     let mut last = "not looked at yet".to_owned();
@@ -181,7 +202,12 @@ async fn holds(condition: &Condition, root: &Root, system: &Arc<dyn System>) -> 
         },
         Condition::Http(get) => match http_get(get).await {
             Ok(response) if (200..400).contains(&response.status) => Ok(()),
-            Ok(response) => Err(format!("{} answers {}: {}", get.url, response.status, first_line(&response.body))),
+            Ok(response) => Err(format!(
+                "{} answers {}: {}",
+                get.url,
+                response.status,
+                first_line(&response.body)
+            )),
             Err(e) => Err(e.to_string()),
         },
         Condition::Path { path } if exists(root, path) => Ok(()),
@@ -202,7 +228,8 @@ async fn holds(condition: &Condition, root: &Root, system: &Arc<dyn System>) -> 
 }
 
 fn exists(root: &Root, path: &str) -> bool {
-    root.path(path).is_ok_and(|at: std::path::PathBuf| Path::new(&at).symlink_metadata().is_ok())
+    root.path(path)
+        .is_ok_and(|at: std::path::PathBuf| Path::new(&at).symlink_metadata().is_ok())
 }
 
 fn first_line(body: &str) -> String {

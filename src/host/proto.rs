@@ -218,7 +218,10 @@ pub struct Scope {
 impl Scope {
     /// `/var/lib/installer` is the data root.
     pub fn new(cluster: impl Into<String>) -> Self {
-        Self { cluster: cluster.into(), data_root: "/var/lib/installer".to_owned() }
+        Self {
+            cluster: cluster.into(),
+            data_root: "/var/lib/installer".to_owned(),
+        }
     }
 
     /// `<dataRoot>/<cluster>`.

@@ -81,7 +81,13 @@ struct Running {
 ///
 /// # Errors
 /// When the client talks something else, or the streams fail.
-pub(crate) async fn serve<R, W>(reader: R, writer: W, root: Root, system: Arc<dyn System>, digest: Option<oci::Digest>) -> io::Result<()>
+pub(crate) async fn serve<R, W>(
+    reader: R,
+    writer: W,
+    root: Root,
+    system: Arc<dyn System>,
+    digest: Option<oci::Digest>,
+) -> io::Result<()>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin + Send + 'static,
@@ -127,7 +133,9 @@ async fn read_all(server: &Arc<Server>, reader: impl AsyncRead + Unpin, tasks: &
                 running.remove(&id);
             }
         }
-        let Some(frame) = frame::read(&mut reader).await? else { return Ok(()) };
+        let Some(frame) = frame::read(&mut reader).await? else {
+            return Ok(());
+        };
         match frame.kind {
             Kind::Head => begin(server, &frame, tasks, &mut running).await,
             Kind::Data => {
@@ -156,17 +164,35 @@ async fn begin(server: &Arc<Server>, frame: &Frame, tasks: &mut JoinSet<u32>, ru
     let request: Request = match serde_json::from_slice(&frame.body) {
         Ok(request) => request,
         // The text may hold secrets: only its fault is told.
-        Err(e) => return server.refuse(id, format!("a request that cannot be understood (line {}, column {})", e.line(), e.column())).await,
+        Err(e) => {
+            return server
+                .refuse(
+                    id,
+                    format!(
+                        "a request that cannot be understood (line {}, column {})",
+                        e.line(),
+                        e.column()
+                    ),
+                )
+                .await;
+        }
     };
     if running.len() >= MAX_REQUESTS {
-        return server.refuse(id, format!("more than {MAX_REQUESTS} requests at once")).await;
+        return server
+            .refuse(id, format!("more than {MAX_REQUESTS} requests at once"))
+            .await;
     }
     if running.contains_key(&id) {
         return server.refuse(id, format!("request id {id} is in use")).await;
     }
     let droppable = matches!(
         request,
-        Request::Facts(_) | Request::Exec(_) | Request::WaitFor { .. } | Request::HttpGet(_) | Request::GetBlob { .. } | Request::ReadFile { .. }
+        Request::Facts(_)
+            | Request::Exec(_)
+            | Request::WaitFor { .. }
+            | Request::HttpGet(_)
+            | Request::GetBlob { .. }
+            | Request::ReadFile { .. }
     );
     let (data, chunks) = match request {
         Request::PutBlob { .. } => {
@@ -192,7 +218,13 @@ async fn begin(server: &Arc<Server>, frame: &Frame, tasks: &mut JoinSet<u32>, ru
         tracing::trace!(request = name, ms = begun.elapsed().as_millis(), "done");
         id
     });
-    running.insert(id, Running { data, abort: droppable.then_some(abort) });
+    running.insert(
+        id,
+        Running {
+            data,
+            abort: droppable.then_some(abort),
+        },
+    );
 }
 
 impl From<Error> for Fault {
@@ -209,7 +241,14 @@ impl Server {
     async fn send(&self, id: u32, answer: &Answer) {
         let frame = Frame::head(id, answer).or_else(|e| {
             let message = format!("the answer cannot be sent: {e}");
-            Frame::head(id, &Answer::Error(Fault { kind: FaultKind::System, message, effect: None }))
+            Frame::head(
+                id,
+                &Answer::Error(Fault {
+                    kind: FaultKind::System,
+                    message,
+                    effect: None,
+                }),
+            )
         });
         if let Ok(frame) = frame {
             let _ = self.out.send(frame).await;
@@ -246,9 +285,17 @@ impl Server {
     }
 
     /// The answer; `None` if it has been sent already.
-    async fn answer(&self, id: u32, request: Request, chunks: Option<mpsc::Receiver<Bytes>>) -> Result<Option<Answer>, Fault> {
+    async fn answer(
+        &self,
+        id: u32,
+        request: Request,
+        chunks: Option<mpsc::Receiver<Bytes>>,
+    ) -> Result<Option<Answer>, Fault> {
         if let Request::Hello { protocol } = request {
-            need(protocol == VERSION, &format!("the client speaks protocol {protocol}, this clusterd {VERSION}: send it anew"))?;
+            need(
+                protocol == VERSION,
+                &format!("the client speaks protocol {protocol}, this clusterd {VERSION}: send it anew"),
+            )?;
             self.greeted.store(true, Ordering::Relaxed);
             return Ok(Some(Answer::Hello(self.hello())));
         }
@@ -273,19 +320,44 @@ impl Server {
                 self.send_file(id, self.root.path(&path)?, 0, limit).await?;
                 return Ok(None);
             }
-            Request::Preview { effects } => self
-                .with_gate(false, move |gate| {
-                    let one = |(n, effect)| gate.preview(effect).map_err(|e| Fault { effect: Some(n), ..e.fault() });
-                    effects.iter().enumerate().map(one).collect::<Result<_, _>>().map(Answer::Changes)
+            Request::Preview { effects } => {
+                self.with_gate(false, move |gate| {
+                    let one = |(n, effect)| {
+                        gate.preview(effect).map_err(|e| Fault {
+                            effect: Some(n),
+                            ..e.fault()
+                        })
+                    };
+                    effects
+                        .iter()
+                        .enumerate()
+                        .map(one)
+                        .collect::<Result<_, _>>()
+                        .map(Answer::Changes)
                 })
-                .await?,
-            Request::Apply { effects } => self
-                .with_gate(true, move |gate| {
-                    need(!gate.undoing()?, "a reset was begun on this host and not finished: finish it first (installer reset)")?;
-                    let one = |(n, effect)| gate.apply(effect).map_err(|e| Fault { effect: Some(n), ..e.fault() });
-                    effects.iter().enumerate().map(one).collect::<Result<_, _>>().map(Answer::Changes)
+                .await?
+            }
+            Request::Apply { effects } => {
+                self.with_gate(true, move |gate| {
+                    need(
+                        !gate.undoing()?,
+                        "a reset was begun on this host and not finished: finish it first (installer reset)",
+                    )?;
+                    let one = |(n, effect)| {
+                        gate.apply(effect).map_err(|e| Fault {
+                            effect: Some(n),
+                            ..e.fault()
+                        })
+                    };
+                    effects
+                        .iter()
+                        .enumerate()
+                        .map(one)
+                        .collect::<Result<_, _>>()
+                        .map(Answer::Changes)
                 })
-                .await?,
+                .await?
+            }
             Request::UnitStatus { name, lines } => {
                 Answer::Unit(blocking(move || Ok(unit_status(system.as_ref(), &name, lines.min(1000))?.unit)).await?)
             }
@@ -295,18 +367,37 @@ impl Server {
             }
             Request::HttpGet(get) => Answer::Http(probe::http_get(&get).await?),
             Request::CreateCsr { key, subject } => {
-                self.with_gate(true, move |gate| Ok(Answer::Pem(pki::request(&gate.key_or_new(&key)?, &subject)?))).await?
+                self.with_gate(true, move |gate| {
+                    Ok(Answer::Pem(pki::request(&gate.key_or_new(&key)?, &subject)?))
+                })
+                .await?
             }
-            Request::SignCsr { ca_cert, ca_key, csr, subject, usage, days } => {
+            Request::SignCsr {
+                ca_cert,
+                ca_key,
+                csr,
+                subject,
+                usage,
+                days,
+            } => {
                 self.with_gate(false, move |gate| {
                     let (ca, key) = (gate.need_pem(&ca_cert)?, gate.need_pem(&ca_key)?);
                     Ok(Answer::Pem(pki::sign_request(&csr, &ca, &key, &subject, usage, days)?))
                 })
                 .await?
             }
-            Request::Journal => self.with_gate(false, |gate| Ok(Answer::Journal(summary(gate)?))).await?,
-            Request::Undo => self.with_gate(true, |gate| Ok(Answer::Undone(undo::undo(gate)?))).await?,
-            Request::Verify => self.with_gate(false, |gate| Ok(Answer::Left(snapshot::verify(gate)?))).await?,
+            Request::Journal => {
+                self.with_gate(false, |gate| Ok(Answer::Journal(summary(gate)?)))
+                    .await?
+            }
+            Request::Undo => {
+                self.with_gate(true, |gate| Ok(Answer::Undone(undo::undo(gate)?)))
+                    .await?
+            }
+            Request::Verify => {
+                self.with_gate(false, |gate| Ok(Answer::Left(snapshot::verify(gate)?)))
+                    .await?
+            }
         }))
     }
 
@@ -325,7 +416,10 @@ impl Server {
         {
             let session = locked(&self.session);
             if let Some(session) = session.as_ref() {
-                need(session.scope == scope, "this connection is about another cluster; open a new one")?;
+                need(
+                    session.scope == scope,
+                    "this connection is about another cluster; open a new one",
+                )?;
                 if session.write || !write {
                     return Ok(Answer::Done);
                 }
@@ -341,7 +435,12 @@ impl Server {
                 }
             };
             gate.closing = closing;
-            Ok(Session { scope, write, gate: Arc::new(Mutex::new(gate)), _lock: lock })
+            Ok(Session {
+                scope,
+                write,
+                gate: Arc::new(Mutex::new(gate)),
+                _lock: lock,
+            })
         })
         .await?;
         *locked(&self.session) = Some(opened);
@@ -359,5 +458,9 @@ fn summary(gate: &Gate) -> Result<JournalSummary> {
     let Some(log) = journal::read(&journal::dir(&gate.root, &gate.scope)?)? else {
         return Ok(JournalSummary::default());
     };
-    Ok(JournalSummary { exists: true, entries: log.entries.iter().map(journal::Entry::describe).collect(), torn: log.torn })
+    Ok(JournalSummary {
+        exists: true,
+        entries: log.entries.iter().map(journal::Entry::describe).collect(),
+        torn: log.torn,
+    })
 }

@@ -92,30 +92,68 @@ pub(crate) fn take(root: &Root, system: &dyn System) -> Snapshot {
         walk(root, tree, *depth, *exact, &mut out.files);
     }
     let exists = |path: &&&str| root.path(path).is_ok_and(|at| at.symlink_metadata().is_ok());
-    out.runtime = RUNTIME_DIRS.iter().filter(exists).map(|path| (*path).to_owned()).collect();
+    out.runtime = RUNTIME_DIRS
+        .iter()
+        .filter(exists)
+        .map(|path| (*path).to_owned())
+        .collect();
     if !root.is_real() {
         return out;
     }
     out.units = units(system).into_iter().collect();
     let links = netlink::links().unwrap_or_default();
-    out.routes = netlink::routes(&links).unwrap_or_default().iter().map(|r| route_label(&r.route)).collect();
+    out.routes = netlink::routes(&links)
+        .unwrap_or_default()
+        .iter()
+        .map(|r| route_label(&r.route))
+        .collect();
     out.links = links.into_iter().map(|l| l.name).collect();
-    out.tables = netlink::tables().unwrap_or_default().iter().map(netlink::Table::label).collect();
-    out.mounts = fsops::mounts().unwrap_or_default().into_iter().map(|m| m.display().to_string()).collect();
-    out.cgroups = cgroups::ours().into_iter().map(|path| path.display().to_string()).collect();
+    out.tables = netlink::tables()
+        .unwrap_or_default()
+        .iter()
+        .map(netlink::Table::label)
+        .collect();
+    out.mounts = fsops::mounts()
+        .unwrap_or_default()
+        .into_iter()
+        .map(|m| m.display().to_string())
+        .collect();
+    out.cgroups = cgroups::ours()
+        .into_iter()
+        .map(|path| path.display().to_string())
+        .collect();
     out
 }
 
 pub(crate) fn route_label(route: &crate::facts::Route) -> String {
     let part = |name: &str, value: &Option<String>| value.as_ref().map(|v| format!(" {name} {v}")).unwrap_or_default();
-    format!("{}{}{} proto {}", route.destination, part("via", &route.gateway), part("dev", &route.interface), route.protocol)
+    format!(
+        "{}{}{} proto {}",
+        route.destination,
+        part("via", &route.gateway),
+        part("dev", &route.interface),
+        route.protocol
+    )
 }
 
 /// Loaded units with names as ours have.
 pub(crate) fn units(system: &dyn System) -> Vec<String> {
-    let argv = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager", "installer-*", "kubepods*", "cri-containerd-*"];
+    let argv = [
+        "systemctl",
+        "list-units",
+        "--all",
+        "--plain",
+        "--no-legend",
+        "--no-pager",
+        "installer-*",
+        "kubepods*",
+        "cri-containerd-*",
+    ];
     let text = system.run(&argv).map(|ran| ran.stdout).unwrap_or_default();
-    text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+    text.lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .map(str::to_owned)
+        .collect()
 }
 
 fn walk(root: &Root, tree: &str, depth: usize, exact: bool, out: &mut BTreeMap<String, String>) {
@@ -126,11 +164,20 @@ fn walk(root: &Root, tree: &str, depth: usize, exact: bool, out: &mut BTreeMap<S
         if VOLATILE.contains(&path.as_str()) {
             continue;
         }
-        let Ok(meta) = entry.path().symlink_metadata() else { continue };
+        let Ok(meta) = entry.path().symlink_metadata() else {
+            continue;
+        };
         if meta.is_dir() && depth > 1 {
             walk(root, &path, depth - 1, exact, out);
         }
-        out.insert(path, if exact { fingerprint(&entry.path(), &meta) } else { String::new() });
+        out.insert(
+            path,
+            if exact {
+                fingerprint(&entry.path(), &meta)
+            } else {
+                String::new()
+            },
+        );
     }
 }
 
@@ -152,8 +199,12 @@ fn fingerprint(path: &Path, meta: &fs::Metadata) -> String {
 /// The snapshot kept in a journal.
 pub(crate) fn before(dir: &Path) -> Result<Option<Snapshot>> {
     let path = dir.join("saved/before.json");
-    let Some(bytes) = fsops::read_small(&path, 256 << 20)? else { return Ok(None) };
-    serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::corrupt(format!("{}: {e}", path.display())))
+    let Some(bytes) = fsops::read_small(&path, 256 << 20)? else {
+        return Ok(None);
+    };
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|e| Error::corrupt(format!("{}: {e}", path.display())))
 }
 
 /// What differs from before the first change. Without a journal there is nothing to compare with: then the well-known traces are told.
@@ -171,7 +222,8 @@ fn traces(mut now: Snapshot) -> Snapshot {
     now.files.retain(|path, _| ours(path));
     now.links.retain(|name| name.starts_with("installer-"));
     now.tables.retain(|name| name.contains(" installer-"));
-    now.mounts.retain(|path| path.contains("/installer") || path.contains("/kubelet/"));
+    now.mounts
+        .retain(|path| path.contains("/installer") || path.contains("/kubelet/"));
     now.routes.clear();
     now
 }
@@ -180,9 +232,14 @@ fn traces(mut now: Snapshot) -> Snapshot {
 pub(crate) fn compare(before: &Snapshot, now: &Snapshot, home: &str) -> Vec<Leftover> {
     let mut out = Vec::new();
     let mut tell = |kind: &str, name: &str, how: &str| {
-        out.push(Leftover { kind: kind.to_owned(), name: name.to_owned(), how: how.to_owned() });
+        out.push(Leftover {
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+            how: how.to_owned(),
+        });
     };
-    let relevant = |path: &str| !home.starts_with(&format!("{path}/")) && path != home && !path.starts_with(&format!("{home}/"));
+    let relevant =
+        |path: &str| !home.starts_with(&format!("{path}/")) && path != home && !path.starts_with(&format!("{home}/"));
     for (path, print) in now.files.iter().filter(|(path, _)| relevant(path)) {
         match before.files.get(path) {
             None => tell("file", path, "added"),
@@ -191,7 +248,11 @@ pub(crate) fn compare(before: &Snapshot, now: &Snapshot, home: &str) -> Vec<Left
             Some(_) => {}
         }
     }
-    for (path, print) in before.files.iter().filter(|(path, print)| relevant(path) && !print.is_empty()) {
+    for (path, print) in before
+        .files
+        .iter()
+        .filter(|(path, print)| relevant(path) && !print.is_empty())
+    {
         if !now.files.contains_key(path) && !print.is_empty() {
             tell("file", path, "removed");
         }
@@ -206,8 +267,12 @@ pub(crate) fn compare(before: &Snapshot, now: &Snapshot, home: &str) -> Vec<Left
     ];
     for (kind, before, now, removed) in sets {
         // Login sessions come and go.
-        let counts = |name: &&String| kind != "mount" || !name.starts_with("/run/user/") && !name.starts_with("/run/credentials/");
-        now.difference(before).filter(counts).for_each(|name| tell(kind, name, "added"));
+        let counts = |name: &&String| {
+            kind != "mount" || !name.starts_with("/run/user/") && !name.starts_with("/run/credentials/")
+        };
+        now.difference(before)
+            .filter(counts)
+            .for_each(|name| tell(kind, name, "added"));
         if removed {
             before.difference(now).for_each(|name| tell(kind, name, "removed"));
         }
@@ -229,9 +294,24 @@ mod tests {
 
     #[test]
     fn differences_are_told_by_kind_and_direction() {
-        let before = snapshot(&[("/etc/a", "1"), ("/etc/b", "1"), ("/run/x", ""), ("/var/lib", "d")], &["lo", "eth0"]);
-        let now = snapshot(&[("/etc/a", "2"), ("/etc/c", "1"), ("/run/y", ""), ("/var/lib", "e"), ("/data/demo/x", "1")], &["lo", "eth0", "installer-vxlan"]);
-        let told: Vec<String> = compare(&before, &now, "/data/demo").into_iter().map(|l| format!("{} {} {}", l.kind, l.name, l.how)).collect();
+        let before = snapshot(
+            &[("/etc/a", "1"), ("/etc/b", "1"), ("/run/x", ""), ("/var/lib", "d")],
+            &["lo", "eth0"],
+        );
+        let now = snapshot(
+            &[
+                ("/etc/a", "2"),
+                ("/etc/c", "1"),
+                ("/run/y", ""),
+                ("/var/lib", "e"),
+                ("/data/demo/x", "1"),
+            ],
+            &["lo", "eth0", "installer-vxlan"],
+        );
+        let told: Vec<String> = compare(&before, &now, "/data/demo")
+            .into_iter()
+            .map(|l| format!("{} {} {}", l.kind, l.name, l.how))
+            .collect();
         assert_eq!(
             told,
             [

@@ -54,7 +54,11 @@ pub(crate) fn run(argv: &[&str], stdin: &str, limit: Duration) -> io::Result<Ran
         .env("LC_ALL", "C")
         .env("PATH", search_path())
         .env("SYSTEMD_COLORS", "0")
-        .stdin(if stdin.is_empty() { Stdio::null() } else { Stdio::piped() })
+        .stdin(if stdin.is_empty() {
+            Stdio::null()
+        } else {
+            Stdio::piped()
+        })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
@@ -76,13 +80,20 @@ pub(crate) fn run(argv: &[&str], stdin: &str, limit: Duration) -> io::Result<Ran
                 let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
             }
             let _ = child.wait();
-            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("{program} took longer than {} s", limit.as_secs())));
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("{program} took longer than {} s", limit.as_secs()),
+            ));
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
     };
     let join = |handle: Option<std::thread::JoinHandle<String>>| handle.and_then(|h| h.join().ok()).unwrap_or_default();
-    Ok(Ran { code: status.code().unwrap_or(-1), stdout: join(out), stderr: join(err) })
+    Ok(Ran {
+        code: status.code().unwrap_or(-1),
+        stdout: join(out),
+        stderr: join(err),
+    })
 }
 
 fn collect(mut pipe: impl io::Read + Send + 'static) -> std::thread::JoinHandle<String> {
@@ -96,7 +107,10 @@ fn collect(mut pipe: impl io::Read + Send + 'static) -> std::thread::JoinHandle<
 
 /// Where programs are looked for: ours first, then the usual places, whatever the login's PATH is.
 pub(crate) fn search_path() -> String {
-    format!("{}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", crate::CURRENT)
+    format!(
+        "{}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        crate::CURRENT
+    )
 }
 
 /// Runs a tool that must succeed.
@@ -109,7 +123,11 @@ pub(crate) fn must(system: &dyn System, argv: &[&str]) -> Result<String> {
     if ran.code == 0 {
         return Ok(ran.stdout);
     }
-    let said = if ran.stderr.trim().is_empty() { ran.stdout.trim() } else { ran.stderr.trim() };
+    let said = if ran.stderr.trim().is_empty() {
+        ran.stdout.trim()
+    } else {
+        ran.stderr.trim()
+    };
     Err(Error::failed(format!("{line} ended with {}: {said}", ran.code)))
 }
 
@@ -128,8 +146,15 @@ pub(crate) struct Shown {
 
 /// Asks systemd about a unit.
 pub(crate) fn unit_status(system: &dyn System, name: &str, lines: u32) -> Result<Shown> {
-    let text = must(system, &["systemctl", "show", "--no-pager", "-p", PROPERTIES, "--", name])?;
-    let Shown { mut unit, mut stale, mut changed_us } = Shown::default();
+    let text = must(
+        system,
+        &["systemctl", "show", "--no-pager", "-p", PROPERTIES, "--", name],
+    )?;
+    let Shown {
+        mut unit,
+        mut stale,
+        mut changed_us,
+    } = Shown::default();
     for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
         match key {
             "LoadState" => unit.load = value.to_owned(),
@@ -147,13 +172,30 @@ pub(crate) fn unit_status(system: &dyn System, name: &str, lines: u32) -> Result
     if lines > 0 {
         unit.log = unit_log(system, name, lines);
     }
-    Ok(Shown { unit, stale, changed_us })
+    Ok(Shown {
+        unit,
+        stale,
+        changed_us,
+    })
 }
 
 /// The last lines of a unit's journal; empty where there is no journald.
 pub(crate) fn unit_log(system: &dyn System, name: &str, lines: u32) -> Vec<String> {
-    let argv = ["journalctl", "-u", name, "-n", &lines.to_string(), "--no-pager", "-o", "cat", "-q"];
-    system.run(&argv).map(|ran| ran.stdout.lines().map(str::to_owned).collect()).unwrap_or_default()
+    let argv = [
+        "journalctl",
+        "-u",
+        name,
+        "-n",
+        &lines.to_string(),
+        "--no-pager",
+        "-o",
+        "cat",
+        "-q",
+    ];
+    system
+        .run(&argv)
+        .map(|ran| ran.stdout.lines().map(str::to_owned).collect())
+        .unwrap_or_default()
 }
 
 /// systemd tells microseconds of the monotonic clock; files have wall-clock times.
@@ -165,6 +207,9 @@ fn to_wall_clock(monotonic_us: u64) -> u64 {
         let t = rustix::time::clock_gettime(clock);
         u64::try_from(t.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(t.tv_nsec).unwrap_or(0) / 1000
     };
-    let (wall, monotonic) = (us(rustix::time::ClockId::Realtime), us(rustix::time::ClockId::Monotonic));
+    let (wall, monotonic) = (
+        us(rustix::time::ClockId::Realtime),
+        us(rustix::time::ClockId::Monotonic),
+    );
     (wall + monotonic_us).saturating_sub(monotonic)
 }

@@ -44,7 +44,13 @@ impl Report {
 /// Runs a tool that may find nothing to do.
 fn tool(system: &dyn System, argv: &[&str]) -> Result<()> {
     match must(system, argv) {
-        Err(e) if ["not loaded", "does not exist", "not found", "No such file"].iter().any(|gone| e.to_string().contains(gone)) => Ok(()),
+        Err(e)
+            if ["not loaded", "does not exist", "not found", "No such file"]
+                .iter()
+                .any(|gone| e.to_string().contains(gone)) =>
+        {
+            Ok(())
+        }
         other => other.map(drop),
     }
 }
@@ -66,7 +72,11 @@ pub(crate) fn undo(gate: &mut Gate) -> Result<Undone> {
     }
     // Files come back before the units that read them.
     let home = gate.scope.dir();
-    let player = Player { gate, saved: dir.join("saved"), home: &home };
+    let player = Player {
+        gate,
+        saved: dir.join("saved"),
+        home: &home,
+    };
     for entry in entries.iter().rev() {
         let result = player.revert(entry);
         if !matches!(entry, Entry::Begin { .. } | Entry::Undo | Entry::Unit { .. }) {
@@ -83,7 +93,11 @@ pub(crate) fn undo(gate: &mut Gate) -> Result<Undone> {
         drop(gate.take_journal());
         farewell(gate, &entries, &mut report);
     }
-    Ok(Undone { done: report.done, failed: report.failed, left })
+    Ok(Undone {
+        done: report.done,
+        failed: report.failed,
+        left,
+    })
 }
 
 /// Removes the home, the folders above it that we made, and clusterd itself if no other installation needs it.
@@ -91,7 +105,10 @@ fn farewell(gate: &Gate, entries: &[Entry], report: &mut Report) {
     let home = gate.scope.dir();
     let remove = |path: &str| -> Result<()> { fsops::remove_tree(&gate.root.path(path)?) };
     report.note_quiet(remove(&format!("{home}/journal")));
-    if entries.iter().any(|e| matches!(e, Entry::NoDir { path, owned: true } if *path == home)) {
+    if entries
+        .iter()
+        .any(|e| matches!(e, Entry::NoDir { path, owned: true } if *path == home))
+    {
         report.note(format!("removed {home}"), remove(&home));
     }
     for entry in entries.iter().rev() {
@@ -102,7 +119,9 @@ fn farewell(gate: &Gate, entries: &[Entry], report: &mut Report) {
             let _ = fs::remove_dir(at);
         }
     }
-    let Ok(clusterd) = gate.root.path(crate::CLUSTERD) else { return };
+    let Ok(clusterd) = gate.root.path(crate::CLUSTERD) else {
+        return;
+    };
     let folder = clusterd.parent().unwrap_or(Path::new("/"));
     let alone = names_in(folder).is_ok_and(|names| names.iter().all(|name| name.starts_with("clusterd")));
     if alone {
@@ -141,7 +160,12 @@ impl Player<'_> {
             Entry::NoDir { path, owned: false } if self.home.starts_with(&format!("{path}/")) => Ok(()),
             Entry::NoDir { path, owned: true } => fsops::remove_tree(&at(path)?),
             Entry::NoDir { path, owned: false } => remove_if_empty(&at(path)?),
-            Entry::Dir { path, mode, owner, names } => {
+            Entry::Dir {
+                path,
+                mode,
+                owner,
+                names,
+            } => {
                 let at = at(path)?;
                 if !matches!(fsops::look(&at)?, There::Dir(_)) {
                     fs::create_dir_all(&at).map_err(Error::io(&at))?;
@@ -164,7 +188,11 @@ impl Player<'_> {
                 fsops::move_tree(&saved, &at(path)?)
             }
             Entry::Sysctl { key, value } => {
-                let relative = if key.contains('/') { key.clone() } else { key.replace('.', "/") };
+                let relative = if key.contains('/') {
+                    key.clone()
+                } else {
+                    key.replace('.', "/")
+                };
                 let path = at(&format!("/proc/sys/{relative}"))?;
                 match fs::write(&path, value) {
                     // Its interface or module is gone, and it with them.
@@ -197,7 +225,11 @@ impl Player<'_> {
             }
             // Negative priorities are the kernel's own numbering and cannot be asked for.
             let priority = priority.to_string();
-            let argv: &[&str] = if priority.starts_with('-') { &["swapon", area] } else { &["swapon", "-p", &priority, area] };
+            let argv: &[&str] = if priority.starts_with('-') {
+                &["swapon", area]
+            } else {
+                &["swapon", "-p", &priority, area]
+            };
             must(self.gate.system.as_ref(), argv)?;
         }
         Ok(())
@@ -231,13 +263,27 @@ impl Player<'_> {
         }
         report.note_quiet(tool(system, &["systemctl", "daemon-reload"]));
         for entry in units {
-            let Entry::Unit { name, ours: false, enabled, active } = entry else { continue };
+            let Entry::Unit {
+                name,
+                ours: false,
+                enabled,
+                active,
+            } = entry
+            else {
+                continue;
+            };
             if enabled.starts_with("enabled") {
-                report.note(format!("enabled {name}"), tool(system, &["systemctl", "enable", "--", name]));
+                report.note(
+                    format!("enabled {name}"),
+                    tool(system, &["systemctl", "enable", "--", name]),
+                );
             }
             if *active {
                 // Its files are the old ones again.
-                report.note(format!("restarted {name}"), tool(system, &["systemctl", "restart", "--", name]));
+                report.note(
+                    format!("restarted {name}"),
+                    tool(system, &["systemctl", "restart", "--", name]),
+                );
             }
         }
     }
@@ -255,7 +301,14 @@ fn clear(at: &Path) -> Result<()> {
 
 fn remove_if_empty(at: &Path) -> Result<()> {
     match fs::remove_dir(at) {
-        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::DirectoryNotEmpty) => Ok(()),
+        Err(e)
+            if matches!(
+                e.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::DirectoryNotEmpty
+            ) =>
+        {
+            Ok(())
+        }
         // A file took its place: not ours.
         Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => Ok(()),
         Err(e) => Err(Error::io(at)(e)),

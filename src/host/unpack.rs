@@ -22,7 +22,11 @@ use crate::{CURRENT, Error, Result, fsops};
 pub(crate) fn rootfs(blobs: &BlobStore, layers: &[Descriptor], dest: &Path, closing: &AtomicBool) -> Result<()> {
     let tmp = fsops::temporary(dest);
     fsops::remove_tree(&tmp)?;
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(&tmp).map_err(Error::io(&tmp))?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(&tmp)
+        .map_err(Error::io(&tmp))?;
     for layer in layers {
         let blob = BufReader::with_capacity(256 << 10, blobs.open(&layer.digest)?);
         let refuse = |e: Error| match e {
@@ -36,7 +40,12 @@ pub(crate) fn rootfs(blobs: &BlobStore, layers: &[Descriptor], dest: &Path, clos
             }
             Some("gzip") => unpack(flate2::bufread::MultiGzDecoder::new(blob), &tmp, closing).map_err(refuse)?,
             _ if layer.media_type.ends_with(".tar") => unpack(blob, &tmp, closing).map_err(refuse)?,
-            _ => return Err(Error::invalid(format!("layer {} is of unknown type {}", layer.digest, layer.media_type))),
+            _ => {
+                return Err(Error::invalid(format!(
+                    "layer {} is of unknown type {}",
+                    layer.digest, layer.media_type
+                )));
+            }
         }
     }
     // One flush for the file system instead of one per file.
@@ -61,7 +70,13 @@ struct Layer<'a> {
 fn unpack(reader: impl Read, root: &Path, closing: &AtomicBool) -> Result<()> {
     let mut archive = tar::Archive::new(reader);
     let root_user = rustix::process::geteuid().is_root();
-    let mut layer = Layer { root, real: HashSet::new(), own: HashSet::new(), modes: Vec::new(), root_user };
+    let mut layer = Layer {
+        root,
+        real: HashSet::new(),
+        own: HashSet::new(),
+        modes: Vec::new(),
+        root_user,
+    };
     let broken = |e: io::Error| Error::corrupt(format!("the archive is damaged: {e}"));
     for entry in archive.entries().map_err(broken)? {
         if closing.load(Ordering::Relaxed) {
@@ -114,10 +129,18 @@ impl Layer<'_> {
         let path = plain(&name)?;
         let kind = entry.header().entry_type();
         if path.as_os_str().is_empty() {
-            return if kind.is_dir() { Ok(()) } else { Err(Error::corrupt(format!("entry '{}' has no name", name.display()))) };
+            return if kind.is_dir() {
+                Ok(())
+            } else {
+                Err(Error::corrupt(format!("entry '{}' has no name", name.display())))
+            };
         }
         self.parents(&path)?;
-        if let Some(hidden) = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(".wh.")) {
+        if let Some(hidden) = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .and_then(|n| n.strip_prefix(".wh."))
+        {
             return self.whiteout(&path, hidden);
         }
         let at = self.root.join(&path);
@@ -126,19 +149,28 @@ impl Layer<'_> {
             EntryType::Directory => self.directory(&path, &at, mode)?,
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 self.replace(&at)?;
-                let mut file =
-                    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&at).map_err(Error::io(&at))?;
+                let mut file = fs::OpenOptions::new()
+                    .write(true)
+                    .create_new(true)
+                    .mode(0o600)
+                    .open(&at)
+                    .map_err(Error::io(&at))?;
                 io::copy(entry, &mut file).map_err(|e| match e.raw_os_error() {
                     Some(_) => Error::io(&at)(e),
                     None => Error::corrupt(format!("the archive is damaged: {e}")),
                 })?;
                 self.own_as(entry.header(), &at)?;
-                file.set_permissions(fs::Permissions::from_mode(mode)).map_err(Error::io(&at))?;
+                file.set_permissions(fs::Permissions::from_mode(mode))
+                    .map_err(Error::io(&at))?;
             }
             EntryType::Symlink => {
                 let target = link_target(entry, &name)?;
                 if !stays_inside(&path, &target) {
-                    return Err(Error::corrupt(format!("link '{}' → '{}' leads outside", name.display(), target.display())));
+                    return Err(Error::corrupt(format!(
+                        "link '{}' → '{}' leads outside",
+                        name.display(),
+                        target.display()
+                    )));
                 }
                 self.replace(&at)?;
                 std::os::unix::fs::symlink(&target, &at).map_err(Error::io(&at))?;
@@ -150,11 +182,19 @@ impl Layer<'_> {
                 self.replace(&at)?;
                 let from = self.root.join(&target);
                 if !matches!(fsops::look(&from)?, fsops::There::File(_)) {
-                    return Err(Error::corrupt(format!("hard link '{}' to what is no file", name.display())));
+                    return Err(Error::corrupt(format!(
+                        "hard link '{}' to what is no file",
+                        name.display()
+                    )));
                 }
                 fs::hard_link(&from, &at).map_err(Error::io(&at))?;
             }
-            other => return Err(Error::corrupt(format!("entry '{}' is a {other:?}; only files, folders and links are taken", name.display()))),
+            other => {
+                return Err(Error::corrupt(format!(
+                    "entry '{}' is a {other:?}; only files, folders and links are taken",
+                    name.display()
+                )));
+            }
         }
         self.own.insert(path);
         Ok(())
@@ -172,7 +212,9 @@ impl Layer<'_> {
 
     /// Makes sure that every folder above is a real folder, so that no name leads through a link.
     fn parents(&mut self, path: &Path) -> Result<()> {
-        let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) else { return Ok(()) };
+        let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) else {
+            return Ok(());
+        };
         if self.real.contains(parent) {
             return Ok(());
         }
@@ -181,7 +223,13 @@ impl Layer<'_> {
         match fsops::look(&at)? {
             fsops::There::Dir(_) => {}
             fsops::There::Nothing => fs::create_dir(&at).map_err(Error::io(&at))?,
-            _ => return Err(Error::corrupt(format!("entry '{}' leads through '{}', which is no folder", path.display(), parent.display()))),
+            _ => {
+                return Err(Error::corrupt(format!(
+                    "entry '{}' leads through '{}', which is no folder",
+                    path.display(),
+                    parent.display()
+                )));
+            }
         }
         self.real.insert(parent.to_owned());
         Ok(())
@@ -228,13 +276,19 @@ impl Layer<'_> {
     fn own_as(&self, header: &tar::Header, at: &Path) -> Result<()> {
         let id = |n: io::Result<u64>| n.ok().and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
         let (uid, gid) = (id(header.uid()), id(header.gid()));
-        if self.root_user && (uid, gid) != (0, 0) { fsops::chown(at, uid, gid) } else { Ok(()) }
+        if self.root_user && (uid, gid) != (0, 0) {
+            fsops::chown(at, uid, gid)
+        } else {
+            Ok(())
+        }
     }
 }
 
 fn link_target(entry: &tar::Entry<'_, impl Read>, name: &Path) -> Result<PathBuf> {
     let target = entry.link_name().map_err(|e| Error::corrupt(e.to_string()))?;
-    target.map(|t| t.into_owned()).ok_or_else(|| Error::corrupt(format!("link '{}' says nothing", name.display())))
+    target
+        .map(|t| t.into_owned())
+        .ok_or_else(|| Error::corrupt(format!("link '{}' says nothing", name.display())))
 }
 
 #[cfg(test)]
@@ -279,7 +333,11 @@ mod tests {
             .iter()
             .map(|bytes| {
                 let packed = zstd::encode_all(&bytes[..], 1).unwrap();
-                Descriptor::new(oci::media_type::LAYER_ZSTD, blobs.put(&packed).unwrap(), packed.len() as u64)
+                Descriptor::new(
+                    oci::media_type::LAYER_ZSTD,
+                    blobs.put(&packed).unwrap(),
+                    packed.len() as u64,
+                )
             })
             .collect();
         let result = rootfs(&blobs, &layers, &dir.path().join("rootfs/x"), &AtomicBool::new(false));
@@ -294,8 +352,14 @@ mod tests {
             (&[E::File("a/../../evil", "x")], "a/../../evil"),
             (&[E::Link("a", "/etc"), E::File("a/evil", "x")], "leads outside"),
             (&[E::Link("a", "../../etc")], "leads outside"),
-            (&[E::Dir("d"), E::Link("d/a", "../.."), E::File("d/a/evil", "x")], "leads outside"),
-            (&[E::Dir("d"), E::Link("a", "d"), E::File("a/x", "x")], "leads through 'a'"),
+            (
+                &[E::Dir("d"), E::Link("d/a", "../.."), E::File("d/a/evil", "x")],
+                "leads outside",
+            ),
+            (
+                &[E::Dir("d"), E::Link("a", "d"), E::File("a/x", "x")],
+                "leads through 'a'",
+            ),
             (&[E::Hard("a", "../evil")], "../evil"),
             (&[E::Hard("a", "nothing")], "no file"),
             (&[E::Other("tty", EntryType::Char)], "tty"),
@@ -322,13 +386,21 @@ mod tests {
             E::File("f", "1"),
             E::Hard("h", "f"),
         ]);
-        let upper =
-            layer(&[E::File(".wh.gone", ""), E::File("d/new", "2"), E::File("d/.wh..wh..opq", ""), E::File("f", "2"), E::File("n/e/w", "2")]);
+        let upper = layer(&[
+            E::File(".wh.gone", ""),
+            E::File("d/new", "2"),
+            E::File("d/.wh..wh..opq", ""),
+            E::File("f", "2"),
+            E::File("n/e/w", "2"),
+        ]);
         let (dir, result) = run(&[lower, upper]);
         result.unwrap();
         let at = |name: &str| dir.path().join("rootfs/x").join(name);
         let text = |name: &str| fs::read_to_string(at(name)).unwrap();
-        assert_eq!((text("keep"), text("d/new"), text("f"), text("h"), text("n/e/w")), ("1".into(), "2".into(), "2".into(), "1".into(), "2".into()));
+        assert_eq!(
+            (text("keep"), text("d/new"), text("f"), text("h"), text("n/e/w")),
+            ("1".into(), "2".into(), "2".into(), "1".into(), "2".into())
+        );
         assert!(!at("gone").exists() && !at("d/old").exists());
         assert_eq!(fs::read_link(at("bin")).unwrap(), Path::new("d"));
     }

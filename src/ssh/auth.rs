@@ -24,7 +24,11 @@ enum Outcome {
 }
 
 pub(crate) async fn authenticate(handle: &mut Handle<Client>, config: &Config) -> Result<()> {
-    let mut attempts = Attempts { config, tried: Vec::new(), offered: MethodSet::empty() };
+    let mut attempts = Attempts {
+        config,
+        tried: Vec::new(),
+        offered: MethodSet::empty(),
+    };
     // `none` asks which methods there are; a server may also let us in at once.
     let first = handle.authenticate_none(&config.user).await;
     if let Outcome::In = attempts.note(first, "")? {
@@ -45,16 +49,26 @@ pub(crate) async fn authenticate(handle: &mut Handle<Client>, config: &Config) -
 
 impl Attempts<'_> {
     fn lost(&self, error: impl std::fmt::Display) -> Error {
-        Error::Lost { host: self.config.target(), reason: format!("{error} while authenticating") }
+        Error::Lost {
+            host: self.config.target(),
+            reason: format!("{error} while authenticating"),
+        }
     }
 
     fn note(&mut self, result: Result<AuthResult, russh::Error>, what: &str) -> Result<Outcome> {
         match result {
             Ok(AuthResult::Success) => Ok(Outcome::In),
-            Ok(AuthResult::Failure { remaining_methods, partial_success }) => {
+            Ok(AuthResult::Failure {
+                remaining_methods,
+                partial_success,
+            }) => {
                 self.offered = remaining_methods;
                 if !what.is_empty() {
-                    let verdict = if partial_success { "accepted, but the server wants one more" } else { "refused" };
+                    let verdict = if partial_success {
+                        "accepted, but the server wants one more"
+                    } else {
+                        "refused"
+                    };
                     self.tried.push(format!("{what}: {verdict}"));
                 }
                 Ok(Outcome::Refused)
@@ -72,7 +86,12 @@ impl Attempts<'_> {
         self.offered.contains(&kind)
     }
 
-    async fn key_file(&mut self, handle: &mut Handle<Client>, path: &Path, passphrase: Option<&Secret>) -> Result<Outcome> {
+    async fn key_file(
+        &mut self,
+        handle: &mut Handle<Client>,
+        path: &Path,
+        passphrase: Option<&Secret>,
+    ) -> Result<Outcome> {
         let what = format!("key {}", path.display());
         if !self.offers(MethodKind::PublicKey) {
             self.tried.push(format!("{what}: not offered"));
@@ -81,11 +100,16 @@ impl Attempts<'_> {
         let key = match load_secret_key(path, passphrase.map(Secret::expose)) {
             Ok(key) => key,
             Err(e) => {
-                self.tried.push(format!("{what}: {}", key_trouble(&e, passphrase.is_some())));
+                self.tried
+                    .push(format!("{what}: {}", key_trouble(&e, passphrase.is_some())));
                 return Ok(Outcome::Refused);
             }
         };
-        let hash = if key.algorithm().is_rsa() { handle.best_supported_rsa_hash().await.ok().flatten().flatten() } else { None };
+        let hash = if key.algorithm().is_rsa() {
+            handle.best_supported_rsa_hash().await.ok().flatten().flatten()
+        } else {
+            None
+        };
         let key = PrivateKeyWithHashAlg::new(Arc::new(key), hash);
         let result = handle.authenticate_publickey(&self.config.user, key).await;
         self.note(result, &what)
@@ -115,10 +139,15 @@ impl Attempts<'_> {
             if !self.offers(MethodKind::PublicKey) {
                 break;
             }
-            let AgentIdentity::PublicKey { key, comment } = identity else { continue };
+            let AgentIdentity::PublicKey { key, comment } = identity else {
+                continue;
+            };
             let hash = if key.algorithm().is_rsa() { rsa } else { None };
             let what = format!("agent key {comment}");
-            match handle.authenticate_publickey_with(&self.config.user, key, hash, &mut agent).await {
+            match handle
+                .authenticate_publickey_with(&self.config.user, key, hash, &mut agent)
+                .await
+            {
                 Ok(result) => {
                     if let Outcome::In = self.note(Ok(result), &what)? {
                         return Ok(Outcome::In);
@@ -139,18 +168,34 @@ impl Attempts<'_> {
             self.tried.push("password: not offered".to_owned());
             return Ok(Outcome::Refused);
         }
-        let mut reply = handle.authenticate_keyboard_interactive_start(&self.config.user, None).await;
+        let mut reply = handle
+            .authenticate_keyboard_interactive_start(&self.config.user, None)
+            .await;
         loop {
             match reply {
                 Ok(KeyboardInteractiveAuthResponse::Success) => return Ok(Outcome::In),
-                Ok(KeyboardInteractiveAuthResponse::Failure { remaining_methods, partial_success }) => {
-                    let failure = AuthResult::Failure { remaining_methods, partial_success };
+                Ok(KeyboardInteractiveAuthResponse::Failure {
+                    remaining_methods,
+                    partial_success,
+                }) => {
+                    let failure = AuthResult::Failure {
+                        remaining_methods,
+                        partial_success,
+                    };
                     return self.note(Ok(failure), "password (keyboard-interactive)");
                 }
                 // Hidden prompts want the password; anything else we have no answer for.
                 Ok(KeyboardInteractiveAuthResponse::InfoRequest { prompts, .. }) => {
-                    let answers =
-                        prompts.iter().map(|p| if p.echo { String::new() } else { password.expose().to_owned() }).collect();
+                    let answers = prompts
+                        .iter()
+                        .map(|p| {
+                            if p.echo {
+                                String::new()
+                            } else {
+                                password.expose().to_owned()
+                            }
+                        })
+                        .collect();
                     reply = handle.authenticate_keyboard_interactive_respond(answers).await;
                 }
                 Err(e) => return self.note(Err(e), "password (keyboard-interactive)"),
@@ -162,7 +207,11 @@ impl Attempts<'_> {
         let offered: Vec<&str> = self.offered.iter().map(|m| m.into()).collect();
         let hint = if self.config.auth.is_empty() {
             "No key, agent or password is configured for this host."
-        } else if self.tried.iter().any(|t| t.starts_with("password") && t.ends_with("refused")) {
+        } else if self
+            .tried
+            .iter()
+            .any(|t| t.starts_with("password") && t.ends_with("refused"))
+        {
             "Check the user name and the password (root may be allowed in by key only: PermitRootLogin)."
         } else if !self.offers(MethodKind::PublicKey) && !offered.is_empty() {
             "The server accepts no keys: give a password."
@@ -172,8 +221,16 @@ impl Attempts<'_> {
         Error::Auth {
             host: self.config.target(),
             user: self.config.user.clone(),
-            tried: if self.tried.is_empty() { "nothing".to_owned() } else { self.tried.join("; ") },
-            offered: if offered.is_empty() { "nothing more".to_owned() } else { offered.join(", ") },
+            tried: if self.tried.is_empty() {
+                "nothing".to_owned()
+            } else {
+                self.tried.join("; ")
+            },
+            offered: if offered.is_empty() {
+                "nothing more".to_owned()
+            } else {
+                offered.join(", ")
+            },
             hint: hint.to_owned(),
         }
     }

@@ -9,9 +9,9 @@ use std::{
 };
 
 use russh::{
-    keys::Algorithm,
     Channel, ChannelMsg, cipher,
     client::{self, Handle, Msg},
+    keys::Algorithm,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
@@ -74,7 +74,10 @@ impl Connection {
         let trust = Trust::load(config)?;
         let ended: Ended = Arc::new(OnceLock::new());
         let settings = Arc::new(settings(config, &trust));
-        let client = Client { trust, ended: Arc::clone(&ended) };
+        let client = Client {
+            trust,
+            ended: Arc::clone(&ended),
+        };
         let (mut handle, jump) = match &config.jump {
             None => {
                 let tcp = tcp(config).await?;
@@ -82,15 +85,24 @@ impl Connection {
             }
             Some(via) => {
                 let jump = Box::pin(Self::connect(via)).await?;
-                let stream = jump.connect_stream(&config.host, config.port).await.map_err(|e| through(config, via, e))?;
+                let stream = jump
+                    .connect_stream(&config.host, config.port)
+                    .await
+                    .map_err(|e| through(config, via, e))?;
                 (handshake(config, settings, stream, client).await?, Some(jump))
             }
         };
         timeout(config.auth_timeout, auth::authenticate(&mut handle, config))
             .await
             .map_err(|_| timed_out(config, "authenticating", config.auth_timeout))??;
-        let inner =
-            Inner { handle, target: config.target(), user: config.user.clone(), ended, root: OnceCell::new(), _jump: jump };
+        let inner = Inner {
+            handle,
+            target: config.target(),
+            user: config.user.clone(),
+            ended,
+            root: OnceCell::new(),
+            _jump: jump,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -120,7 +132,11 @@ impl Connection {
 
     pub(crate) async fn exec_as(&self, command: &Command, method: &Method) -> Result<Output> {
         let run = async {
-            let Process { mut stdin, stdout, mut status } = self.start(&command.argv, method).await?;
+            let Process {
+                mut stdin,
+                stdout,
+                mut status,
+            } = self.start(&command.argv, method).await?;
             let feed = async {
                 // A program may end without reading its stdin: what it says counts, not that.
                 let _ = stdin.write_all(&command.stdin).await;
@@ -130,9 +146,16 @@ impl Connection {
             if let ExitStatus::Lost(reason) = &exit
                 && method.password().is_none()
             {
-                return Err(Error::Lost { host: self.inner.target.clone(), reason: reason.clone() });
+                return Err(Error::Lost {
+                    host: self.inner.target.clone(),
+                    reason: reason.clone(),
+                });
             }
-            Ok(Output { status: exit, stdout, stderr: status.stderr() })
+            Ok(Output {
+                status: exit,
+                stdout,
+                stderr: status.stderr(),
+            })
         };
         match command.timeout {
             None => run.await,
@@ -165,21 +188,31 @@ impl Connection {
             .await
             .map_err(|e| self.refusal(&format!("a connection to {host}:{port}"), e))?;
         let Process { stdin, stdout, .. } = self.pump(channel, Vec::new(), None).start();
-        Ok(Stream { reader: stdout, writer: stdin })
+        Ok(Stream {
+            reader: stdout,
+            writer: stdin,
+        })
     }
 
     /// Says goodbye. Dropping does without.
     pub async fn close(&self) {
-        let _ = self.inner.handle.disconnect(russh::Disconnect::ByApplication, "", "en").await;
+        let _ = self
+            .inner
+            .handle
+            .disconnect(russh::Disconnect::ByApplication, "", "en")
+            .await;
     }
 
     async fn method(&self, elevate: &Become) -> Result<Method> {
         match elevate {
             Become::User => Ok(Method::Direct),
             Become::Root { .. } if self.inner.user == "root" => Ok(Method::Direct),
-            Become::Root { password } => {
-                self.inner.root.get_or_try_init(|| elevate::find(self, password.as_ref())).await.cloned()
-            }
+            Become::Root { password } => self
+                .inner
+                .root
+                .get_or_try_init(|| elevate::find(self, password.as_ref()))
+                .await
+                .cloned(),
         }
     }
 
@@ -205,12 +238,19 @@ impl Connection {
         let mut filter = PromptFilter::new(&prompt);
         let early = timeout(SUDO_PROMPT, self.answer_prompt(&mut channel, &mut filter, password))
             .await
-            .map_err(|_| self.sudo("it did not ask for the password; is this command NOPASSWD but others are not?".to_owned()))??;
+            .map_err(|_| {
+                self.sudo("it did not ask for the password; is this command NOPASSWD but others are not?".to_owned())
+            })??;
         Ok(self.pump(channel, early, Some(filter)).start())
     }
 
     /// Waits for sudo's prompt and writes the password, once. Returns what else came on stderr.
-    async fn answer_prompt(&self, channel: &mut Channel<Msg>, filter: &mut PromptFilter, password: &Secret) -> Result<Vec<u8>> {
+    async fn answer_prompt(
+        &self,
+        channel: &mut Channel<Msg>,
+        filter: &mut PromptFilter,
+        password: &Secret,
+    ) -> Result<Vec<u8>> {
         let mut early = Vec::new();
         let mut status = ExitStatus::Lost("no exit status".to_owned());
         while !filter.seen() {
@@ -231,16 +271,30 @@ impl Connection {
 
     fn pump(&self, channel: Channel<Msg>, early_stderr: Vec<u8>, prompt: Option<PromptFilter>) -> Pump {
         let (read, write) = channel.split();
-        Pump { read, write, early_stderr, prompt, ended: Arc::clone(&self.inner.ended), keep: self.clone() }
+        Pump {
+            read,
+            write,
+            early_stderr,
+            prompt,
+            ended: Arc::clone(&self.inner.ended),
+            keep: self.clone(),
+        }
     }
 
     fn sudo(&self, reason: String) -> Error {
-        Error::Sudo { host: self.inner.target.clone(), user: self.inner.user.clone(), reason }
+        Error::Sudo {
+            host: self.inner.target.clone(),
+            user: self.inner.user.clone(),
+            reason,
+        }
     }
 
     fn lost(&self, error: &russh::Error) -> Error {
         let reason = self.inner.ended.get().cloned().unwrap_or_else(|| error.to_string());
-        Error::Lost { host: self.inner.target.clone(), reason }
+        Error::Lost {
+            host: self.inner.target.clone(),
+            reason,
+        }
     }
 
     fn refusal(&self, what: &str, error: russh::Error) -> Error {
@@ -248,12 +302,18 @@ impl Connection {
             russh::Error::ChannelOpenFailure(russh::ChannelOpenFailure::AdministrativelyProhibited) => {
                 "its sshd forbids it (AllowTcpForwarding, MaxSessions)".to_owned()
             }
-            russh::Error::ChannelOpenFailure(russh::ChannelOpenFailure::ConnectFailed) => "it could not connect".to_owned(),
+            russh::Error::ChannelOpenFailure(russh::ChannelOpenFailure::ConnectFailed) => {
+                "it could not connect".to_owned()
+            }
             russh::Error::ChannelOpenFailure(reason) => format!("{reason:?}"),
             russh::Error::RequestDenied => "its sshd forbids it (ForceCommand, restrict?)".to_owned(),
             _ => return self.lost(&error),
         };
-        Error::Refusal { host: self.inner.target.clone(), what: what.to_owned(), reason }
+        Error::Refusal {
+            host: self.inner.target.clone(),
+            what: what.to_owned(),
+            reason,
+        }
     }
 }
 
@@ -281,13 +341,21 @@ fn settings(config: &Config, trust: &Trust) -> client::Config {
     settings.preferred.compression = Cow::Borrowed(&[russh::compression::NONE]);
     let known = trust.types();
     let mut order = settings.preferred.key.to_vec();
-    order.sort_by_key(|algorithm| !known.iter().any(|k| k == algorithm || matches!((k, algorithm), (Algorithm::Rsa { .. }, Algorithm::Rsa { .. }))));
+    order.sort_by_key(|algorithm| {
+        !known
+            .iter()
+            .any(|k| k == algorithm || matches!((k, algorithm), (Algorithm::Rsa { .. }, Algorithm::Rsa { .. })))
+    });
     settings.preferred.key = Cow::Owned(order);
     settings
 }
 
 fn timed_out(config: &Config, during: &'static str, limit: Duration) -> Error {
-    Error::Timeout { host: config.target(), during, limit }
+    Error::Timeout {
+        host: config.target(),
+        during,
+        limit,
+    }
 }
 
 fn through(config: &Config, via: &Config, error: Error) -> Error {
@@ -295,7 +363,11 @@ fn through(config: &Config, via: &Config, error: Error) -> Error {
         Error::Refusal { reason, .. } => reason,
         other => return other,
     };
-    Error::Jump { host: config.target(), jump: via.target(), reason }
+    Error::Jump {
+        host: config.target(),
+        jump: via.target(),
+        reason,
+    }
 }
 
 async fn tcp(config: &Config) -> Result<TcpStream> {
@@ -303,9 +375,15 @@ async fn tcp(config: &Config) -> Result<TcpStream> {
     let addresses: Vec<_> = timeout(limit, tokio::net::lookup_host((config.host.as_str(), config.port)))
         .await
         .map_err(|_| timed_out(config, "resolving its name", limit))?
-        .map_err(|source| Error::Resolve { host: config.host.clone(), source })?
+        .map_err(|source| Error::Resolve {
+            host: config.host.clone(),
+            source,
+        })?
         .collect();
-    let mut last = Error::Resolve { host: config.host.clone(), source: io::Error::other("no address") };
+    let mut last = Error::Resolve {
+        host: config.host.clone(),
+        source: io::Error::other("no address"),
+    };
     for address in addresses {
         last = match timeout(limit, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
@@ -314,14 +392,22 @@ async fn tcp(config: &Config) -> Result<TcpStream> {
                 return Ok(stream);
             }
             Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused => Error::Refused { host: config.target() },
-            Ok(Err(source)) => Error::Unreachable { host: config.target(), source },
+            Ok(Err(source)) => Error::Unreachable {
+                host: config.target(),
+                source,
+            },
             Err(_) => timed_out(config, "connecting", limit),
         };
     }
     Err(last)
 }
 
-async fn handshake<S>(config: &Config, settings: Arc<client::Config>, stream: S, client: Client) -> Result<Handle<Client>>
+async fn handshake<S>(
+    config: &Config,
+    settings: Arc<client::Config>,
+    stream: S,
+    client: Client,
+) -> Result<Handle<Client>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -330,10 +416,14 @@ where
         Ok(Ok(handle)) => Ok(handle),
         Ok(Err(HandlerError::Ours(error))) => Err(*error),
         Ok(Err(HandlerError::Ssh(error))) => Err(match error {
-            russh::Error::IO(_) | russh::Error::HUP | russh::Error::Disconnect => {
-                Error::Lost { host: config.target(), reason: format!("{error}, before anything was agreed: is it sshd, and not overloaded (MaxStartups)?") }
-            }
-            other => Error::Protocol { host: config.target(), reason: other.to_string() },
+            russh::Error::IO(_) | russh::Error::HUP | russh::Error::Disconnect => Error::Lost {
+                host: config.target(),
+                reason: format!("{error}, before anything was agreed: is it sshd, and not overloaded (MaxStartups)?"),
+            },
+            other => Error::Protocol {
+                host: config.target(),
+                reason: other.to_string(),
+            },
         }),
     }
 }
@@ -349,7 +439,11 @@ impl AsyncRead for Stream {
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>, buf: &[u8]) -> std::task::Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: &[u8],
+    ) -> std::task::Poll<io::Result<usize>> {
         Pin::new(&mut self.writer).poll_write(cx, buf)
     }
 

@@ -25,7 +25,10 @@ impl Method {
             Self::Sudo => &["env", "LC_ALL=C", "sudo", "-k", "-n", "--"],
             Self::SudoPassword(_) => &["env", "LC_ALL=C", "sudo", "-k", "-S", "-p", prompt, "--"],
         };
-        sudo.iter().map(|&word| word.to_owned()).chain(argv.iter().cloned()).collect()
+        sudo.iter()
+            .map(|&word| word.to_owned())
+            .chain(argv.iter().cloned())
+            .collect()
     }
 
     pub(crate) fn password(&self) -> Option<&Secret> {
@@ -43,17 +46,28 @@ pub(crate) async fn find(connection: &Connection, password: Option<&Secret>) -> 
     if plain.status.success() {
         return Ok(Method::Sudo);
     }
-    let wants_password = plain.stderr.contains("password is required") || plain.stderr.contains("interactive authentication");
-    let failure = |reason: String| Error::Sudo { host: connection.target().to_owned(), user: connection.user().to_owned(), reason };
+    let wants_password =
+        plain.stderr.contains("password is required") || plain.stderr.contains("interactive authentication");
+    let failure = |reason: String| Error::Sudo {
+        host: connection.target().to_owned(),
+        user: connection.user().to_owned(),
+        reason,
+    };
     if !wants_password {
         return Err(failure(explain(&plain.status, &plain.stderr)));
     }
     let Some(password) = password else {
-        return Err(failure("sudo wants a password and none is given; give one, or allow NOPASSWD in sudoers".to_owned()));
+        return Err(failure(
+            "sudo wants a password and none is given; give one, or allow NOPASSWD in sudoers".to_owned(),
+        ));
     };
     let method = Method::SudoPassword(password.clone());
     let proven = connection.exec_as(&truth, &method).await?;
-    if proven.status.success() { Ok(method) } else { Err(failure(explain(&proven.status, &proven.stderr))) }
+    if proven.status.success() {
+        Ok(method)
+    } else {
+        Err(failure(explain(&proven.status, &proven.stderr)))
+    }
 }
 
 /// sudo's own words, turned into cause and remedy.
@@ -68,7 +82,11 @@ pub(crate) fn explain(status: &ExitStatus, stderr: &str) -> String {
     } else if says("must have a tty") || says("requiretty") {
         "sudoers demands a terminal; remove `Defaults requiretty` for this user".to_owned()
     } else {
-        let last = stderr.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("no message");
+        let last = stderr
+            .lines()
+            .rev()
+            .find(|l| !l.trim().is_empty())
+            .unwrap_or("no message");
         format!("sudo ended with {status}: {last}")
     }
 }
@@ -82,7 +100,11 @@ pub(crate) struct PromptFilter {
 
 impl PromptFilter {
     pub(crate) fn new(prompt: &str) -> Self {
-        Self { prompt: prompt.as_bytes().to_vec(), held: Vec::new(), seen: false }
+        Self {
+            prompt: prompt.as_bytes().to_vec(),
+            held: Vec::new(),
+            seen: false,
+        }
     }
 
     /// A word that no program prints by chance.
@@ -111,7 +133,10 @@ impl PromptFilter {
             self.seen = true;
         }
         // Keep back what could be the beginning of a prompt.
-        let keep = (1..self.prompt.len()).rev().find(|&n| self.held.ends_with(&self.prompt[..n])).unwrap_or(0);
+        let keep = (1..self.prompt.len())
+            .rev()
+            .find(|&n| self.held.ends_with(&self.prompt[..n]))
+            .unwrap_or(0);
         let shown = self.held.len() - keep;
         self.held.drain(..shown).collect()
     }

@@ -91,14 +91,20 @@ impl Trust {
             target: config.target(),
             files,
             pinned: policy.pinned.clone(),
-            accept_new: if policy.accept_new { paths.into_iter().next() } else { None },
+            accept_new: if policy.accept_new {
+                paths.into_iter().next()
+            } else {
+                None
+            },
         })
     }
 
     /// Types of the keys we could recognise, to be asked for first.
     pub(crate) fn types(&self) -> Vec<Algorithm> {
         match &self.pinned {
-            Some(Pin::Key(line)) => PublicKey::from_openssh(line).map(|k| vec![k.algorithm()]).unwrap_or_default(),
+            Some(Pin::Key(line)) => PublicKey::from_openssh(line)
+                .map(|k| vec![k.algorithm()])
+                .unwrap_or_default(),
             Some(Pin::Fingerprint(_)) => Vec::new(),
             None => known_hosts::known_types(&self.files, &self.host, self.port),
         }
@@ -107,25 +113,47 @@ impl Trust {
     fn check(&self, key: &PublicKey) -> Result<()> {
         let (host, shown, algorithm) = (self.target.clone(), fingerprint(key), key.algorithm().to_string());
         let changed = |place: String, expected: String| {
-            Err(Error::HostKeyChanged { host: host.clone(), algorithm: algorithm.clone(), fingerprint: shown.clone(), expected, place })
+            Err(Error::HostKeyChanged {
+                host: host.clone(),
+                algorithm: algorithm.clone(),
+                fingerprint: shown.clone(),
+                expected,
+                place,
+            })
         };
         if let Some(pin) = &self.pinned {
             let expected = match pin {
                 Pin::Fingerprint(text) => text.clone(),
-                Pin::Key(line) => PublicKey::from_openssh(line).map(|k| fingerprint(&k)).unwrap_or_default(),
+                Pin::Key(line) => PublicKey::from_openssh(line)
+                    .map(|k| fingerprint(&k))
+                    .unwrap_or_default(),
             };
-            return if expected == shown { Ok(()) } else { changed("the pinned key".to_owned(), expected) };
+            return if expected == shown {
+                Ok(())
+            } else {
+                changed("the pinned key".to_owned(), expected)
+            };
         }
         match known_hosts::check(&self.files, &self.host, self.port, key) {
             Verdict::Known => Ok(()),
             Verdict::Changed { place, expected } => changed(place, expected.join(" or ")),
-            Verdict::Revoked { place } => Err(Error::HostKeyRevoked { host, fingerprint: shown, place }),
+            Verdict::Revoked { place } => Err(Error::HostKeyRevoked {
+                host,
+                fingerprint: shown,
+                place,
+            }),
             Verdict::Unknown => match &self.accept_new {
-                None => Err(Error::HostKeyUnknown { host, algorithm, fingerprint: shown }),
+                None => Err(Error::HostKeyUnknown {
+                    host,
+                    algorithm,
+                    fingerprint: shown,
+                }),
                 Some(path) => {
                     tracing::info!(%host, fingerprint = %shown, "accepted a new host key");
-                    known_hosts::append(path, &self.host, self.port, key)
-                        .map_err(|source| Error::KnownHosts { path: path.clone(), source })
+                    known_hosts::append(path, &self.host, self.port, key).map_err(|source| Error::KnownHosts {
+                        path: path.clone(),
+                        source,
+                    })
                 }
             },
         }

@@ -79,7 +79,13 @@ fn lines(files: &[File]) -> impl Iterator<Item = Line<'_>> {
             }
             let key = PublicKey::from_openssh(&format!("{} {}", words.next()?, words.next()?)).ok()?;
             let place = format!("{}:{}", file.path.display(), number + 1);
-            Some(Line { revoked: marker == Some("@revoked"), authority: marker == Some("@cert-authority"), hosts, key, place })
+            Some(Line {
+                revoked: marker == Some("@revoked"),
+                authority: marker == Some("@cert-authority"),
+                hosts,
+                key,
+                place,
+            })
         })
     })
 }
@@ -148,9 +154,13 @@ pub fn check(files: &[File], host: &str, port: u16, key: &PublicKey) -> Verdict 
 }
 
 fn check_token(files: &[File], token: &str, key: &PublicKey) -> Verdict {
-    let about: Vec<Line<'_>> = lines(files).filter(|l| !l.authority && matches(l.hosts, token)).collect();
+    let about: Vec<Line<'_>> = lines(files)
+        .filter(|l| !l.authority && matches(l.hosts, token))
+        .collect();
     if let Some(line) = about.iter().find(|l| l.revoked && same(&l.key, key)) {
-        return Verdict::Revoked { place: line.place.clone() };
+        return Verdict::Revoked {
+            place: line.place.clone(),
+        };
     }
     let valid: Vec<&Line<'_>> = about.iter().filter(|l| !l.revoked).collect();
     match valid.first() {
@@ -158,7 +168,10 @@ fn check_token(files: &[File], token: &str, key: &PublicKey) -> Verdict {
         Some(_) if valid.iter().any(|l| same(&l.key, key)) => Verdict::Known,
         Some(first) => Verdict::Changed {
             place: first.place.clone(),
-            expected: valid.iter().map(|l| format!("{} {}", l.key.algorithm(), fingerprint(&l.key))).collect(),
+            expected: valid
+                .iter()
+                .map(|l| format!("{} {}", l.key.algorithm(), fingerprint(&l.key)))
+                .collect(),
         },
     }
 }
@@ -167,9 +180,16 @@ fn check_token(files: &[File], token: &str, key: &PublicKey) -> Verdict {
 pub fn known_types(files: &[File], host: &str, port: u16) -> Vec<Algorithm> {
     let tokens = [host_token(host, port), host_token(host, 22)];
     let types_of = |token: &String| -> Vec<Algorithm> {
-        lines(files).filter(|l| !l.authority && !l.revoked && matches(l.hosts, token)).map(|l| l.key.algorithm()).collect()
+        lines(files)
+            .filter(|l| !l.authority && !l.revoked && matches(l.hosts, token))
+            .map(|l| l.key.algorithm())
+            .collect()
     };
-    tokens.iter().map(types_of).find(|found| !found.is_empty()).unwrap_or_default()
+    tokens
+        .iter()
+        .map(types_of)
+        .find(|found| !found.is_empty())
+        .unwrap_or_default()
 }
 
 /// Reads the files.
@@ -180,8 +200,14 @@ pub fn load(paths: &[PathBuf]) -> Result<Vec<File>, (PathBuf, io::Error)> {
     paths
         .iter()
         .map(|path| match fs::read(path) {
-            Ok(bytes) => Ok(File { path: path.clone(), text: String::from_utf8_lossy(&bytes).into_owned() }),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(File { path: path.clone(), text: String::new() }),
+            Ok(bytes) => Ok(File {
+                path: path.clone(),
+                text: String::from_utf8_lossy(&bytes).into_owned(),
+            }),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(File {
+                path: path.clone(),
+                text: String::new(),
+            }),
             Err(e) => Err((path.clone(), e)),
         })
         .collect()
@@ -196,19 +222,31 @@ pub fn append(path: &Path, host: &str, port: u16, key: &PublicKey) -> io::Result
     if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty() && !d.exists()) {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     }
-    let mut file = fs::OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+    let mut file = fs::OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)?;
     file.lock()?;
     let mut text = Vec::new();
     file.seek(io::SeekFrom::Start(0))?;
     file.read_to_end(&mut text)?;
-    let known = File { path: path.to_owned(), text: String::from_utf8_lossy(&text).into_owned() };
+    let known = File {
+        path: path.to_owned(),
+        text: String::from_utf8_lossy(&text).into_owned(),
+    };
     if check_token(std::slice::from_ref(&known), &host_token(host, port), key) == Verdict::Known {
         return Ok(());
     }
     let openssh = key.to_openssh().map_err(io::Error::other)?;
     let mut words = openssh.split_ascii_whitespace();
     let (kind, data) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let newline = if text.is_empty() || text.ends_with(b"\n") { "" } else { "\n" };
+    let newline = if text.is_empty() || text.ends_with(b"\n") {
+        ""
+    } else {
+        "\n"
+    };
     file.write_all(format!("{newline}{} {kind} {data}\n", host_token(host, port)).as_bytes())?;
     file.sync_all()
 }
@@ -225,7 +263,15 @@ mod tests {
     }
 
     fn verdict(text: String, host: &str, port: u16, shown: &str) -> &'static str {
-        match check(&[File { path: "kh".into(), text }], host, port, &key(shown)) {
+        match check(
+            &[File {
+                path: "kh".into(),
+                text,
+            }],
+            host,
+            port,
+            &key(shown),
+        ) {
             Verdict::Known => "known",
             Verdict::Unknown => "unknown",
             Verdict::Changed { .. } => "changed",
@@ -235,7 +281,10 @@ mod tests {
 
     fn hashed(token: &str) -> String {
         let salt = [7u8; 20];
-        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, &salt), token.as_bytes());
+        let tag = hmac::sign(
+            &hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, &salt),
+            token.as_bytes(),
+        );
         format!("|1|{}|{}", STANDARD.encode(salt), STANDARD.encode(tag))
     }
 
@@ -264,17 +313,32 @@ mod tests {
             (format!("@revoked * {A}\nh {A}"), "h", 22, A, "revoked"),
             (format!("h {A}\n@revoked h {B}"), "h", 22, A, "known"),
             (format!("@cert-authority h {A}"), "h", 22, A, "unknown"),
-            (format!("# h {A}\n\nnonsense\nh ssh-ed25519 ???\n"), "h", 22, A, "unknown"),
+            (
+                format!("# h {A}\n\nnonsense\nh ssh-ed25519 ???\n"),
+                "h",
+                22,
+                A,
+                "unknown",
+            ),
         ];
         for (text, host, port, shown, expected) in table {
-            assert_eq!(verdict(text.clone(), host, *port, shown), *expected, "{text} / {host}:{port}");
+            assert_eq!(
+                verdict(text.clone(), host, *port, shown),
+                *expected,
+                "{text} / {host}:{port}"
+            );
         }
     }
 
     #[test]
     fn a_changed_key_names_the_place_and_the_fingerprints() {
-        let files = [File { path: "kh".into(), text: format!("\nh {A}\n") }];
-        let Verdict::Changed { place, expected } = check(&files, "h", 22, &key(B)) else { panic!() };
+        let files = [File {
+            path: "kh".into(),
+            text: format!("\nh {A}\n"),
+        }];
+        let Verdict::Changed { place, expected } = check(&files, "h", 22, &key(B)) else {
+            panic!()
+        };
         assert_eq!(place, "kh:2");
         assert_eq!(expected, [format!("ssh-ed25519 {}", fingerprint(&key(A)))]);
         assert_eq!(known_types(&files, "h", 22), [Algorithm::Ed25519]);
@@ -285,9 +349,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/known_hosts");
         append(&path, "a", 22, &key(A)).unwrap();
-        fs::write(&path, format!("{} # no newline", fs::read_to_string(&path).unwrap().trim_end())).unwrap();
+        fs::write(
+            &path,
+            format!("{} # no newline", fs::read_to_string(&path).unwrap().trim_end()),
+        )
+        .unwrap();
         append(&path, "b", 2222, &key(B)).unwrap();
         append(&path, "b", 2222, &key(B)).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), format!("a {A} # no newline\n[b]:2222 {B}\n"));
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            format!("a {A} # no newline\n[b]:2222 {B}\n")
+        );
     }
 }

@@ -138,9 +138,20 @@ impl Pump {
         let writer = Box::pin(self.write.make_writer());
         tokio::spawn(self.run(chunks_in, exit_in, Arc::clone(&stderr), stop));
         Process {
-            stdin: ProcessWriter { inner: writer, _alive: Arc::clone(&alive) },
-            stdout: ProcessReader { chunks, current: Bytes::new(), _alive: Arc::clone(&alive) },
-            status: ProcessStatus { exit, stderr, _alive: alive },
+            stdin: ProcessWriter {
+                inner: writer,
+                _alive: Arc::clone(&alive),
+            },
+            stdout: ProcessReader {
+                chunks,
+                current: Bytes::new(),
+                _alive: Arc::clone(&alive),
+            },
+            status: ProcessStatus {
+                exit,
+                stderr,
+                _alive: alive,
+            },
         }
     }
 
@@ -181,12 +192,19 @@ impl Pump {
                 }
                 Some(ChannelMsg::Eof) => chunks = None,
                 Some(ChannelMsg::ExitStatus { exit_status }) => status = Some(ExitStatus::Code(exit_status)),
-                Some(ChannelMsg::ExitSignal { signal_name, .. }) => status = Some(ExitStatus::Signal(format!("{signal_name:?}"))),
+                Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
+                    status = Some(ExitStatus::Signal(format!("{signal_name:?}")))
+                }
                 Some(ChannelMsg::Close) | None => break,
                 Some(_) => {}
             }
         }
-        let lost = || self.ended.get().cloned().unwrap_or_else(|| "the channel was closed".to_owned());
+        let lost = || {
+            self.ended
+                .get()
+                .cloned()
+                .unwrap_or_else(|| "the channel was closed".to_owned())
+        };
         let _ = exit.send(Some(status.unwrap_or_else(|| ExitStatus::Lost(lost()))));
         let _ = self.write.close().await;
         drop(self.keep);
@@ -257,7 +275,16 @@ impl Output {
         if self.status.success() {
             return Ok(self);
         }
-        let last = self.stderr.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("nothing on stderr");
-        Err(Error::Refusal { host: host.to_owned(), what: what.to_owned(), reason: format!("{}: {last}", self.status) })
+        let last = self
+            .stderr
+            .lines()
+            .rev()
+            .find(|l| !l.trim().is_empty())
+            .unwrap_or("nothing on stderr");
+        Err(Error::Refusal {
+            host: host.to_owned(),
+            what: what.to_owned(),
+            reason: format!("{}: {last}", self.status),
+        })
     }
 }

@@ -54,7 +54,10 @@ mod tests {
             (&["a b"], "'a b'"),
             (&["echo", ""], "echo ''"),
             (&["echo", "it's"], r"echo 'it'\''s'"),
-            (&["echo", "$(rm -rf /)", "`x`", "a;b", "a\nb"], "echo '$(rm -rf /)' '`x`' 'a;b' 'a\nb'"),
+            (
+                &["echo", "$(rm -rf /)", "`x`", "a;b", "a\nb"],
+                "echo '$(rm -rf /)' '`x`' 'a;b' 'a\nb'",
+            ),
             (&["dd", "of=/x"], "dd of=/x"),
             (&["A=b", "c"], "'A=b' c"),
             (&["~root", "*"], "'~root' '*'"),

@@ -39,7 +39,10 @@ impl Serialize for Content {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match std::str::from_utf8(&self.0) {
             Ok(text) => serializer.serialize_str(text),
-            Err(_) => Wire::Binary { base64: Zeroizing::new(STANDARD.encode(&*self.0)) }.serialize(serializer),
+            Err(_) => Wire::Binary {
+                base64: Zeroizing::new(STANDARD.encode(&*self.0)),
+            }
+            .serialize(serializer),
         }
     }
 }
@@ -48,7 +51,10 @@ impl<'de> Deserialize<'de> for Content {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Wire::deserialize(deserializer)? {
             Wire::Text(text) => Ok(Self::from(text.as_bytes())),
-            Wire::Binary { base64 } => STANDARD.decode(&*base64).map(Self::from).map_err(serde::de::Error::custom),
+            Wire::Binary { base64 } => STANDARD
+                .decode(&*base64)
+                .map(Self::from)
+                .map_err(serde::de::Error::custom),
         }
     }
 }

@@ -56,7 +56,9 @@ const RUNTIMES: &[(&str, &str)] = &[
 
 /// Takes the facts.
 pub(crate) async fn facts(query: Query, root: Root, system: Arc<dyn System>) -> Facts {
-    tokio::task::spawn_blocking(move || take(&query, &root, system.as_ref())).await.unwrap_or_default()
+    tokio::task::spawn_blocking(move || take(&query, &root, system.as_ref()))
+        .await
+        .unwrap_or_default()
 }
 
 fn take(query: &Query, root: &Root, system: &dyn System) -> Facts {
@@ -65,7 +67,11 @@ fn take(query: &Query, root: &Root, system: &dyn System) -> Facts {
     let meminfo = read("/proc/meminfo");
     let links = netlink::links().unwrap_or_default();
     let swaps = read("/proc/swaps");
-    let leftovers = LEFTOVERS.iter().copied().chain(query.paths.iter().map(String::as_str)).filter(|p| left(root, p));
+    let leftovers = LEFTOVERS
+        .iter()
+        .copied()
+        .chain(query.paths.iter().map(String::as_str))
+        .filter(|p| left(root, p));
     Facts {
         os: parse::os_release(&read("/etc/os-release")),
         arch: go_arch(&uname.machine().to_string_lossy()),
@@ -76,7 +82,12 @@ fn take(query: &Query, root: &Root, system: &dyn System) -> Facts {
         cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)),
         memory_total: parse::meminfo(&meminfo, "MemTotal"),
         memory_available: parse::meminfo(&meminfo, "MemAvailable"),
-        swaps: swaps.lines().skip(1).filter_map(|l| l.split_whitespace().next()).map(fsops::unescape).collect(),
+        swaps: swaps
+            .lines()
+            .skip(1)
+            .filter_map(|l| l.split_whitespace().next())
+            .map(fsops::unescape)
+            .collect(),
         disks: query.disks.iter().map(|path| disk(root, path)).collect(),
         systemd: systemd(system),
         cgroup: cgroup(&read("/proc/self/mounts"), &read("/sys/fs/cgroup/cgroup.controllers")),
@@ -84,14 +95,25 @@ fn take(query: &Query, root: &Root, system: &dyn System) -> Facts {
         capabilities: parse::capabilities(&read("/proc/self/status")),
         can_lower_oom_score: can_lower_oom_score(),
         addresses: netlink::addresses(&links).unwrap_or_default(),
-        routes: netlink::routes(&links).unwrap_or_default().into_iter().map(|r| r.route).collect(),
+        routes: netlink::routes(&links)
+            .unwrap_or_default()
+            .into_iter()
+            .map(|r| r.route)
+            .collect(),
         listeners: listeners(root, &query.ports),
         leftovers: leftovers.map(str::to_owned).collect(),
         runtimes: runtimes(root),
         uid: rustix::process::geteuid().as_raw(),
-        names: query.names.iter().map(|name| (name.clone(), resolve(system, name))).collect(),
+        names: query
+            .names
+            .iter()
+            .map(|name| (name.clone(), resolve(system, name)))
+            .collect(),
         nameservers: nameservers(&read("/etc/resolv.conf")),
-        lsm: lsm(&read("/sys/fs/selinux/enforce"), &read("/sys/module/apparmor/parameters/enabled")),
+        lsm: lsm(
+            &read("/sys/fs/selinux/enforce"),
+            &read("/sys/module/apparmor/parameters/enabled"),
+        ),
         installed: installed(root),
         // Last, so that it is as close to the answer as can be.
         time_ms: jiff::Timestamp::now().as_millisecond(),
@@ -113,11 +135,17 @@ fn go_arch(machine: &str) -> String {
 fn cgroup(mounts: &str, v2_controllers: &str) -> Cgroup {
     let (mode, v1) = parse::cgroups(mounts);
     let v2 = || v2_controllers.split_whitespace().map(str::to_owned).collect();
-    Cgroup { mode, controllers: if mode == CgroupMode::V2 { v2() } else { v1 } }
+    Cgroup {
+        mode,
+        controllers: if mode == CgroupMode::V2 { v2() } else { v1 },
+    }
 }
 
 fn disk(root: &Root, path: &str) -> Disk {
-    let mut out = Disk { path: path.to_owned(), ..Disk::default() };
+    let mut out = Disk {
+        path: path.to_owned(),
+        ..Disk::default()
+    };
     let Ok(mut at) = root.path(path) else { return out };
     // What does not exist yet will lie where its nearest existing folder lies.
     while !at.exists() && at.pop() {}
@@ -134,7 +162,12 @@ fn disk(root: &Root, path: &str) -> Disk {
         at.starts_with(&mount).then(|| (mount.len(), kind.to_owned()))
     };
     // The last of the longest: a later mount hides an earlier one.
-    out.filesystem = mounts.lines().filter_map(of).max_by_key(|(length, _)| *length).map(|(_, kind)| kind).unwrap_or_default();
+    out.filesystem = mounts
+        .lines()
+        .filter_map(of)
+        .max_by_key(|(length, _)| *length)
+        .map(|(_, kind)| kind)
+        .unwrap_or_default();
     out
 }
 
@@ -142,13 +175,27 @@ fn systemd(system: &dyn System) -> Systemd {
     let out = |argv: &[&str]| system.run(argv).map(|ran| ran.stdout).unwrap_or_default();
     let state = out(&["systemctl", "is-system-running"]).trim().to_owned();
     if state.is_empty() || state == "offline" {
-        return Systemd { state, ..Systemd::default() };
+        return Systemd {
+            state,
+            ..Systemd::default()
+        };
     }
-    let failed = out(&["systemctl", "list-units", "--state=failed", "--plain", "--no-legend", "--no-pager"]);
+    let failed = out(&[
+        "systemctl",
+        "list-units",
+        "--state=failed",
+        "--plain",
+        "--no-legend",
+        "--no-pager",
+    ]);
     Systemd {
         version: parse::systemd_version(&out(&["systemctl", "--version"])),
         state,
-        failed: failed.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect(),
+        failed: failed
+            .lines()
+            .filter_map(|line| line.split_whitespace().next())
+            .map(str::to_owned)
+            .collect(),
     }
 }
 
@@ -156,7 +203,9 @@ fn systemd(system: &dyn System) -> Systemd {
 fn can_lower_oom_score() -> bool {
     let path = "/proc/self/oom_score_adj";
     let old = text(path);
-    let Ok(score) = old.trim().parse::<i32>() else { return false };
+    let Ok(score) = old.trim().parse::<i32>() else {
+        return false;
+    };
     let lowered = score > -1000 && fs::write(path, (score - 1).to_string()).is_ok();
     if lowered {
         let _ = fs::write(path, old.trim());
@@ -170,13 +219,23 @@ fn listeners(root: &Root, ports: &[u16]) -> Vec<Listener> {
     }
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| root.path(path).map(text).unwrap_or_default());
     let found: Vec<(u16, String, u64)> = tables.iter().flat_map(|table| parse::listeners(table, ports)).collect();
-    let holders = if found.is_empty() { BTreeMap::new() } else { socket_holders() };
+    let holders = if found.is_empty() {
+        BTreeMap::new()
+    } else {
+        socket_holders()
+    };
     found
         .into_iter()
         .map(|(port, address, inode)| {
             let pid = holders.get(&inode).copied();
             let read = |file: &str| pid.map(|pid| text(format!("/proc/{pid}/{file}"))).unwrap_or_default();
-            Listener { port, address, pid, process: read("comm").trim().to_owned(), unit: parse::unit_of(&read("cgroup")) }
+            Listener {
+                port,
+                address,
+                pid,
+                process: read("comm").trim().to_owned(),
+                unit: parse::unit_of(&read("cgroup")),
+            }
         })
         .collect()
 }
@@ -185,10 +244,14 @@ fn listeners(root: &Root, ports: &[u16]) -> Vec<Listener> {
 fn socket_holders() -> BTreeMap<u64, u32> {
     let mut out = BTreeMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
+            continue;
+        };
         for fd in fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten() {
             let target = fs::read_link(fd.path()).unwrap_or_default();
-            let inode = target.to_str().and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
+            let inode = target
+                .to_str()
+                .and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
             if let Some(inode) = inode {
                 out.entry(inode).or_insert(pid);
             }
@@ -218,20 +281,35 @@ fn runtimes(root: &Root) -> BTreeMap<String, String> {
 }
 
 fn resolve(system: &dyn System, name: &str) -> Vec<String> {
-    let text = system.run(&["getent", "ahosts", "--", name]).map(|ran| ran.stdout).unwrap_or_default();
-    let mut found: Vec<String> = text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
+    let text = system
+        .run(&["getent", "ahosts", "--", name])
+        .map(|ran| ran.stdout)
+        .unwrap_or_default();
+    let mut found: Vec<String> = text
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .map(str::to_owned)
+        .collect();
     found.dedup();
     found
 }
 
 fn nameservers(resolv: &str) -> Vec<String> {
-    let server = |line: &str| line.strip_prefix("nameserver").and_then(|rest| rest.split_whitespace().next()).map(str::to_owned);
+    let server = |line: &str| {
+        line.strip_prefix("nameserver")
+            .and_then(|rest| rest.split_whitespace().next())
+            .map(str::to_owned)
+    };
     resolv.lines().filter_map(server).collect()
 }
 
 fn lsm(selinux: &str, apparmor: &str) -> Vec<String> {
     let found = [("selinux", selinux.trim() == "1"), ("apparmor", apparmor.trim() == "Y")];
-    found.into_iter().filter(|(_, on)| *on).map(|(name, _)| name.to_owned()).collect()
+    found
+        .into_iter()
+        .filter(|(_, on)| *on)
+        .map(|(name, _)| name.to_owned())
+        .collect()
 }
 
 /// Installations below the usual data root and below the one `/opt/installer` points into.
@@ -239,12 +317,23 @@ fn installed(root: &Root) -> Vec<Installed> {
     let current = root.path(crate::CURRENT).ok().and_then(|at| fs::read_link(at).ok());
     let mut data_roots = vec![PathBuf::from("/var/lib/installer")];
     // <dataRoot>/<cluster>/rootfs/<hex12>
-    data_roots.extend(current.as_deref().and_then(|c| c.ancestors().nth(3)).map(Path::to_owned).filter(|r| *r != data_roots[0]));
+    data_roots.extend(
+        current
+            .as_deref()
+            .and_then(|c| c.ancestors().nth(3))
+            .map(Path::to_owned)
+            .filter(|r| *r != data_roots[0]),
+    );
     let mut out = Vec::new();
     for data_root in data_roots.iter().filter_map(|r| r.to_str()) {
-        let Ok(names) = root.path(data_root).and_then(|at| names_in(&at)) else { continue };
+        let Ok(names) = root.path(data_root).and_then(|at| names_in(&at)) else {
+            continue;
+        };
         for cluster in names {
-            let scope = Scope { cluster, data_root: data_root.to_owned() };
+            let scope = Scope {
+                cluster,
+                data_root: data_root.to_owned(),
+            };
             out.extend(installation(root, &scope, current.as_deref()));
         }
     }
@@ -257,7 +346,9 @@ fn installation(root: &Root, scope: &Scope, current: Option<&Path>) -> Option<In
         return None;
     }
     let log = journal::read(&home.join("journal")).ok().flatten()?;
-    let rootfs = current.and_then(|c| c.strip_prefix(format!("{}/rootfs", scope.dir())).ok()).map(|p| p.display().to_string());
+    let rootfs = current
+        .and_then(|c| c.strip_prefix(format!("{}/rootfs", scope.dir())).ok())
+        .map(|p| p.display().to_string());
     let index = oci::Layout::open(&home).read_index().unwrap_or_default();
     Some(Installed {
         cluster: scope.cluster.clone(),

@@ -38,7 +38,10 @@ pub(super) fn features(root: &Root) -> BTreeMap<String, bool> {
 
 /// Whether a module is loaded or part of the kernel.
 pub(crate) fn module_present(root: &Root, module: &str) -> bool {
-    let option = FEATURES.iter().find(|(name, _)| *name == module).map_or("", |(_, option)| option);
+    let option = FEATURES
+        .iter()
+        .find(|(name, _)| *name == module)
+        .map_or("", |(_, option)| option);
     loaded(root, module) || Kernel::read(root).built_in(module, option)
 }
 
@@ -50,7 +53,9 @@ fn loaded(root: &Root, module: &str) -> bool {
 /// Lines begin with the module's file; its name may be written with dashes.
 fn mentions(list: &str, module: &str) -> bool {
     let names = [format!("/{module}.ko"), format!("/{}.ko", module.replace('_', "-"))];
-    list.lines().filter_map(|line| line.split(':').next()).any(|file| names.iter().any(|n| file.contains(n)))
+    list.lines()
+        .filter_map(|line| line.split(':').next())
+        .any(|file| names.iter().any(|n| file.contains(n)))
 }
 
 impl Kernel {
@@ -59,7 +64,9 @@ impl Kernel {
         let read = |path: String| root.path(&path).map(text).unwrap_or_default();
         let mut config = String::new();
         if let Some(file) = root.path("/proc/config.gz").ok().and_then(|path| File::open(path).ok()) {
-            let _ = flate2::read::GzDecoder::new(file).take(4 << 20).read_to_string(&mut config);
+            let _ = flate2::read::GzDecoder::new(file)
+                .take(4 << 20)
+                .read_to_string(&mut config);
         }
         if config.is_empty() {
             config = read(format!("/boot/config-{release}"));

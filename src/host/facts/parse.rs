@@ -11,24 +11,38 @@ pub(super) fn os_release(text: &str) -> BTreeMap<String, String> {
         .filter_map(|line| line.trim().split_once('='))
         .map(|(key, value)| {
             let bare = value.trim().trim_matches(['"', '\'']);
-            (key.to_owned(), bare.replace("\\\"", "\"").replace("\\$", "$").replace("\\\\", "\\"))
+            (
+                key.to_owned(),
+                bare.replace("\\\"", "\"").replace("\\$", "$").replace("\\\\", "\\"),
+            )
         })
         .collect()
 }
 
 /// A field of `/proc/meminfo`, in bytes.
 pub(super) fn meminfo(text: &str, field: &str) -> u64 {
-    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    let kib: u64 = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0);
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let kib: u64 = line
+        .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0);
     kib * 1024
 }
 
 /// Names of the bits of `CapEff` in `/proc/self/status` (capabilities(7)).
 pub(super) fn capabilities(status: &str) -> Vec<String> {
-    let hex = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap_or_default().trim();
+    let hex = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .unwrap_or_default()
+        .trim();
     let bits = u64::from_str_radix(hex, 16).unwrap_or(0);
     let names = CAPABILITIES.split_whitespace().enumerate();
-    names.filter(|(n, _)| bits >> n & 1 == 1).map(|(_, name)| format!("CAP_{name}")).collect()
+    names
+        .filter(|(n, _)| bits >> n & 1 == 1)
+        .map(|(_, name)| format!("CAP_{name}"))
+        .collect()
 }
 
 /// In the order of their numbers.
@@ -43,7 +57,9 @@ pub(super) fn cgroups(mounts: &str) -> (CgroupMode, Vec<String>) {
     let (mut v1, mut v2_root, mut v2_beside) = (false, false, false);
     for line in mounts.lines() {
         let words: Vec<&str> = line.split(' ').collect();
-        let [_, at, kind, options, ..] = words[..] else { continue };
+        let [_, at, kind, options, ..] = words[..] else {
+            continue;
+        };
         match kind {
             "cgroup2" if at == "/sys/fs/cgroup" => v2_root = true,
             "cgroup2" if at.starts_with("/sys/fs/cgroup/") => v2_beside = true,
@@ -67,7 +83,19 @@ pub(super) fn cgroups(mounts: &str) -> (CgroupMode, Vec<String>) {
 }
 
 const V1_CONTROLLERS: [&str; 13] = [
-    "cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "net_cls", "net_prio", "perf_event", "hugetlb", "rdma",
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "memory",
+    "devices",
+    "freezer",
+    "blkio",
+    "pids",
+    "net_cls",
+    "net_prio",
+    "perf_event",
+    "hugetlb",
+    "rdma",
 ];
 
 /// Listening sockets of `/proc/net/tcp` or `tcp6` on one of `ports`: port, address, inode.
@@ -88,10 +116,18 @@ pub(super) fn listeners(text: &str, ports: &[u16]) -> Vec<(u16, String, u64)> {
 /// The kernel prints addresses as 32-bit words in the machine's byte order.
 fn hex_address(hex: &str) -> Option<String> {
     let word = |at: usize| u32::from_str_radix(hex.get(at..at + 8)?, 16).ok().map(u32::to_ne_bytes);
-    let bytes: Vec<u8> = (0..hex.len()).step_by(8).map(word).collect::<Option<Vec<_>>>()?.concat();
+    let bytes: Vec<u8> = (0..hex.len())
+        .step_by(8)
+        .map(word)
+        .collect::<Option<Vec<_>>>()?
+        .concat();
     match bytes.len() {
-        4 => <[u8; 4]>::try_from(bytes).ok().map(|b| std::net::Ipv4Addr::from(b).to_string()),
-        16 => <[u8; 16]>::try_from(bytes).ok().map(|b| std::net::Ipv6Addr::from(b).to_string()),
+        4 => <[u8; 4]>::try_from(bytes)
+            .ok()
+            .map(|b| std::net::Ipv4Addr::from(b).to_string()),
+        16 => <[u8; 16]>::try_from(bytes)
+            .ok()
+            .map(|b| std::net::Ipv6Addr::from(b).to_string()),
         _ => None,
     }
 }
@@ -102,7 +138,11 @@ pub(super) fn unit_of(cgroup: &str) -> String {
         .lines()
         .filter(|line| line.contains("name=systemd:") || line.starts_with("0::"))
         .flat_map(|line| line.rsplit('/'))
-        .find(|part| [".service", ".scope", ".socket"].iter().any(|suffix| part.ends_with(suffix)))
+        .find(|part| {
+            [".service", ".scope", ".socket"]
+                .iter()
+                .any(|suffix| part.ends_with(suffix))
+        })
         .unwrap_or_default()
         .to_owned()
 }
@@ -110,7 +150,10 @@ pub(super) fn unit_of(cgroup: &str) -> String {
 /// `systemd 252 (252.39-1~deb12u1)`.
 pub(super) fn systemd_version(text: &str) -> u32 {
     let word = text.split_whitespace().nth(1).unwrap_or_default();
-    word.split(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse().ok()).unwrap_or(0)
+    word.split(|c: char| !c.is_ascii_digit())
+        .next()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -120,7 +163,10 @@ mod tests {
     #[test]
     fn os_release_is_unquoted() {
         let os = os_release("ID=debian\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n# x=y\nEMPTY=\n");
-        assert_eq!((os["ID"].as_str(), os["PRETTY_NAME"].as_str(), os["EMPTY"].as_str()), ("debian", "Debian GNU/Linux 12 (bookworm)", ""));
+        assert_eq!(
+            (os["ID"].as_str(), os["PRETTY_NAME"].as_str(), os["EMPTY"].as_str()),
+            ("debian", "Debian GNU/Linux 12 (bookworm)", "")
+        );
         assert_eq!(os.len(), 3);
     }
 
@@ -128,9 +174,15 @@ mod tests {
     fn cgroup_layouts_are_told_apart() {
         let v1 = "cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,cpu,cpuacct 0 0\ncgroup /sys/fs/cgroup/systemd cgroup rw,name=systemd 0 0\n";
         let table = [
-            ("cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n".to_owned(), CgroupMode::V2),
+            (
+                "cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n".to_owned(),
+                CgroupMode::V2,
+            ),
             (v1.to_owned(), CgroupMode::V1),
-            (format!("{v1}cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n"), CgroupMode::Hybrid),
+            (
+                format!("{v1}cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n"),
+                CgroupMode::Hybrid,
+            ),
             ("tmpfs / tmpfs rw 0 0\n".to_owned(), CgroupMode::None),
         ];
         for (mounts, mode) in table {
@@ -152,14 +204,23 @@ mod tests {
     #[test]
     fn the_unit_of_a_process_is_read_from_either_hierarchy() {
         assert_eq!(unit_of("0::/system.slice/ssh.service\n"), "ssh.service");
-        assert_eq!(unit_of("4:memory:/x\n1:name=systemd:/system.slice/a.service/sub\n"), "a.service");
+        assert_eq!(
+            unit_of("4:memory:/x\n1:name=systemd:/system.slice/a.service/sub\n"),
+            "a.service"
+        );
         assert_eq!(unit_of("0::/\n"), "");
     }
 
     #[test]
     fn numbers_are_read() {
-        assert_eq!(meminfo("MemTotal:       16 kB\nMemAvailable: 8 kB\n", "MemAvailable"), 8192);
+        assert_eq!(
+            meminfo("MemTotal:       16 kB\nMemAvailable: 8 kB\n", "MemAvailable"),
+            8192
+        );
         assert_eq!(systemd_version("systemd 252 (252.39-1~deb12u1)\n+PAM"), 252);
-        assert_eq!(capabilities("CapEff:\t0000000001000001\n"), ["CAP_CHOWN", "CAP_SYS_RESOURCE"]);
+        assert_eq!(
+            capabilities("CapEff:\t0000000001000001\n"),
+            ["CAP_CHOWN", "CAP_SYS_RESOURCE"]
+        );
     }
 }

@@ -30,11 +30,22 @@ impl Gate {
         secret: bool,
     ) -> Result<Decision> {
         let at = self.root.path(path)?;
-        let todo = Todo::File { path: path.to_owned(), bytes: Zeroizing::new(bytes.to_vec()), mode, owner };
+        let todo = Todo::File {
+            path: path.to_owned(),
+            bytes: Zeroizing::new(bytes.to_vec()),
+            mode,
+            owner,
+        };
         let (action, mut details, old) = match fsops::look(&at)? {
             There::Nothing => (Action::Create, Vec::new(), None),
-            There::Link(target) => (Action::Modify, vec![format!("was a link to {}", target.display())], None),
-            There::Dir(_) | There::Special => return Err(Error::invalid(format!("{path} is there and is no ordinary file"))),
+            There::Link(target) => (
+                Action::Modify,
+                vec![format!("was a link to {}", target.display())],
+                None,
+            ),
+            There::Dir(_) | There::Special => {
+                return Err(Error::invalid(format!("{path} is there and is no ordinary file")));
+            }
             There::File(meta) => {
                 let mut details = Vec::new();
                 if meta.mode() & 0o7777 != mode & 0o7777 {
@@ -43,7 +54,11 @@ impl Gate {
                 if let Some((uid, gid)) = owner.filter(|&o| o != (meta.uid(), meta.gid())) {
                     details.push(format!("owner {}:{} → {uid}:{gid}", meta.uid(), meta.gid()));
                 }
-                let old = if meta.len() > MAX_FILE { None } else { fsops::read_small(&at, MAX_FILE)? };
+                let old = if meta.len() > MAX_FILE {
+                    None
+                } else {
+                    fsops::read_small(&at, MAX_FILE)?
+                };
                 if details.is_empty() && old.as_deref() == Some(bytes) {
                     return Ok(unchanged(path));
                 }
@@ -53,19 +68,37 @@ impl Gate {
         if old.as_deref().is_some_and(|old| old != bytes) {
             details.push("content".to_owned());
         }
-        let diff = if secret { None } else { diff(old.as_deref().unwrap_or_default(), bytes) };
-        Ok((Change { what: path.to_owned(), action, detail: details.join(", "), diff }, Some(todo)))
+        let diff = if secret {
+            None
+        } else {
+            diff(old.as_deref().unwrap_or_default(), bytes)
+        };
+        Ok((
+            Change {
+                what: path.to_owned(),
+                action,
+                detail: details.join(", "),
+                diff,
+            },
+            Some(todo),
+        ))
     }
 
     pub(super) fn decide_dir(&self, dir: &Dir) -> Result<Decision> {
         let at = self.root.path(&dir.path)?;
         match fsops::look(&at)? {
-            There::Nothing => Ok((change(&dir.path, Action::Create, "folder"), Some(Todo::Dir(dir.clone())))),
+            There::Nothing => Ok((
+                change(&dir.path, Action::Create, "folder"),
+                Some(Todo::Dir(dir.clone())),
+            )),
             There::Dir(meta) if dir.owned => {
                 let mode = meta.mode() & 0o7777;
                 if mode == dir.mode & 0o7777 {
                     // Taking over changes nothing that can be seen, but undo must know.
-                    return Ok((change(&dir.path, Action::None, ""), self.may_change().then(|| Todo::Dir(dir.clone()))));
+                    return Ok((
+                        change(&dir.path, Action::None, ""),
+                        self.may_change().then(|| Todo::Dir(dir.clone())),
+                    ));
                 }
                 let detail = format!("mode {mode:o} → {:o}", dir.mode & 0o7777);
                 Ok((change(&dir.path, Action::Modify, detail), Some(Todo::Dir(dir.clone()))))
@@ -83,11 +116,17 @@ impl Gate {
 
     pub(super) fn decide_link(&self, path: &str, target: &str) -> Result<Decision> {
         let at = self.root.path(path)?;
-        let todo = Some(Todo::Link { path: path.to_owned(), target: target.to_owned() });
+        let todo = Some(Todo::Link {
+            path: path.to_owned(),
+            target: target.to_owned(),
+        });
         match fsops::look(&at)? {
             There::Nothing => Ok((change(path, Action::Create, format!("→ {target}")), todo)),
             There::Link(old) if old.as_os_str() == target => Ok(unchanged(path)),
-            There::Link(old) => Ok((change(path, Action::Modify, format!("{} → {target}", old.display())), todo)),
+            There::Link(old) => Ok((
+                change(path, Action::Modify, format!("{} → {target}", old.display())),
+                todo,
+            )),
             There::File(_) => Ok((change(path, Action::Modify, format!("file → link to {target}")), todo)),
             There::Dir(_) | There::Special => Err(Error::invalid(format!("{path} is there and is no link"))),
         }
@@ -102,7 +141,10 @@ impl Gate {
             There::File(_) => "file",
             There::Special => return Err(Error::invalid(format!("{path} is a device, socket or pipe"))),
         };
-        Ok((change(path, Action::Remove, what), Some(Todo::Absent { path: path.to_owned() })))
+        Ok((
+            change(path, Action::Remove, what),
+            Some(Todo::Absent { path: path.to_owned() }),
+        ))
     }
 
     pub(super) fn decide_hosts(&self, entries: &[HostsEntry]) -> Result<Decision> {
@@ -110,7 +152,11 @@ impl Gate {
         for entry in entries {
             let word = |w: &String| !w.is_empty() && !w.contains(|c: char| c.is_whitespace() || c == '#');
             if !word(&entry.ip) || entry.names.is_empty() || !entry.names.iter().all(word) {
-                return Err(Error::invalid(format!("'{} {}' is no line for {path}", entry.ip, entry.names.join(" "))));
+                return Err(Error::invalid(format!(
+                    "'{} {}' is no line for {path}",
+                    entry.ip,
+                    entry.names.join(" ")
+                )));
             }
         }
         let at = self.root.path(path)?;
@@ -156,7 +202,10 @@ fn with_block(old: &str, cluster: &str, entries: &[HostsEntry]) -> String {
 
 fn diff(old: &[u8], new: &[u8]) -> Option<String> {
     let (old, new) = (std::str::from_utf8(old).ok()?, std::str::from_utf8(new).ok()?);
-    let text = similar::TextDiff::from_lines(old, new).unified_diff().context_radius(2).to_string();
+    let text = similar::TextDiff::from_lines(old, new)
+        .unified_diff()
+        .context_radius(2)
+        .to_string();
     (!text.is_empty() && text.len() <= MAX_DIFF).then_some(text)
 }
 
@@ -166,7 +215,10 @@ mod tests {
 
     #[test]
     fn the_managed_block_is_replaced_and_nothing_else_is_touched() {
-        let entry = |ip: &str, name: &str| HostsEntry { ip: ip.into(), names: vec![name.into()] };
+        let entry = |ip: &str, name: &str| HostsEntry {
+            ip: ip.into(),
+            names: vec![name.into()],
+        };
         let one = "127.0.0.1 localhost\n# begin installer demo\n10.0.0.1 a\n# end installer demo\n";
         let table = [
             ("127.0.0.1 localhost\n", vec![entry("10.0.0.1", "a")], one),
@@ -178,7 +230,11 @@ mod tests {
                 vec![entry("10.0.0.1", "a")],
                 "after\n# begin installer demo\n10.0.0.1 a\n# end installer demo\n",
             ),
-            ("# begin installer other\nx y\n# end installer other\n", vec![], "# begin installer other\nx y\n# end installer other\n"),
+            (
+                "# begin installer other\nx y\n# end installer other\n",
+                vec![],
+                "# begin installer other\nx y\n# end installer other\n",
+            ),
         ];
         for (old, entries, expected) in table {
             assert_eq!(with_block(old, "demo", &entries), expected);

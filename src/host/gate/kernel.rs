@@ -3,18 +3,16 @@
 use std::path::PathBuf;
 
 use super::{Decision, Gate, Todo, change, unchanged};
-use crate::{
-    Error, Result,
-    effect::Action,
-    fsops,
-    journal::Entry,
-    system::must,
-};
+use crate::{Error, Result, effect::Action, fsops, journal::Entry, system::must};
 
 impl Gate {
     fn sysctl_path(&self, key: &str) -> Result<PathBuf> {
         // Interface names may hold dots; as in sysctl(8) a key with slashes is taken literally.
-        let relative = if key.contains('/') { key.to_owned() } else { key.replace('.', "/") };
+        let relative = if key.contains('/') {
+            key.to_owned()
+        } else {
+            key.replace('.', "/")
+        };
         self.root.path(&format!("/proc/sys/{relative}"))
     }
 
@@ -22,33 +20,48 @@ impl Gate {
         let what = format!("sysctl {key}");
         let path = self.sysctl_path(key)?;
         let Some(old) = fsops::read_small(&path, 64 << 10)? else {
-            return Err(Error::invalid(format!("the kernel has no parameter {key} (is its module loaded?)")));
+            return Err(Error::invalid(format!(
+                "the kernel has no parameter {key} (is its module loaded?)"
+            )));
         };
         let old = String::from_utf8_lossy(&old).trim().to_owned();
         // The kernel shows several numbers with tabs.
         if old.split_whitespace().eq(value.split_whitespace()) {
             return Ok(unchanged(what));
         }
-        let todo = Todo::Sysctl { key: key.to_owned(), value: value.to_owned() };
+        let todo = Todo::Sysctl {
+            key: key.to_owned(),
+            value: value.to_owned(),
+        };
         Ok((change(what, Action::Modify, format!("{old} → {value}")), Some(todo)))
     }
 
     pub(super) fn set_sysctl(&mut self, key: &str, value: &str) -> Result<()> {
         let path = self.sysctl_path(key)?;
         let old = fsops::text(&path).trim().to_owned();
-        self.journal()?.record([Entry::Sysctl { key: key.to_owned(), value: old }])?;
+        self.journal()?.record([Entry::Sysctl {
+            key: key.to_owned(),
+            value: old,
+        }])?;
         std::fs::write(&path, value).map_err(Error::io(&path))
     }
 
     pub(super) fn decide_module(&self, name: &str) -> Result<Decision> {
         let what = format!("module {name}");
-        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-') {
+        if name.is_empty()
+            || !name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+        {
             return Err(Error::invalid(format!("'{name}' is no module name")));
         }
         if crate::facts::kernel::module_present(&self.root, name) {
             return Ok(unchanged(what));
         }
-        Ok((change(what, Action::Create, "load"), Some(Todo::Module { name: name.to_owned() })))
+        Ok((
+            change(what, Action::Create, "load"),
+            Some(Todo::Module { name: name.to_owned() }),
+        ))
     }
 
     pub(super) fn load_module(&mut self, name: &str) -> Result<()> {
@@ -102,7 +115,16 @@ impl Gate {
 
 fn comment_swap(fstab: &str) -> String {
     let is_swap = |line: &str| !line.trim_start().starts_with('#') && line.split_whitespace().nth(2) == Some("swap");
-    fstab.split_inclusive('\n').map(|line| if is_swap(line) { format!("# installer: {line}") } else { line.to_owned() }).collect()
+    fstab
+        .split_inclusive('\n')
+        .map(|line| {
+            if is_swap(line) {
+                format!("# installer: {line}")
+            } else {
+                line.to_owned()
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]

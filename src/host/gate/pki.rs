@@ -34,32 +34,48 @@ impl Gate {
     }
 
     pub(crate) fn need_pem(&self, path: &str) -> Result<Pem> {
-        self.pem(path)?.ok_or_else(|| Error::new(FaultKind::NotFound, format!("{path} is not there")))
+        self.pem(path)?
+            .ok_or_else(|| Error::new(FaultKind::NotFound, format!("{path} is not there")))
     }
 
     pub(super) fn decide_ca(&self, ca: &Ca) -> Result<Decision> {
         let what = format!("ca {}", ca.cert);
         match (self.pem(&ca.cert)?, self.pem(&ca.key)?) {
             (Some(cert), Some(key)) => {
-                pki::check_pair(&cert, &key).map_err(|why| Error::invalid(format!("{} and {}: {why}", ca.cert, ca.key)))?;
+                pki::check_pair(&cert, &key)
+                    .map_err(|why| Error::invalid(format!("{} and {}: {why}", ca.cert, ca.key)))?;
                 Ok(unchanged(what))
             }
             (None, None) => {
                 let detail = format!("CN={}, {} days", ca.common_name, ca.days);
-                Ok((change(what, Action::Create, detail), Some(Todo::Issue(Issue::Ca(ca.clone())))))
+                Ok((
+                    change(what, Action::Create, detail),
+                    Some(Todo::Issue(Issue::Ca(ca.clone()))),
+                ))
             }
             // The certificate is written last, so a key alone is what a crash leaves.
-            (None, Some(_)) => Ok((change(what, Action::Create, "certificate for the key that is there"), Some(Todo::Issue(Issue::Ca(ca.clone()))))),
+            (None, Some(_)) => Ok((
+                change(what, Action::Create, "certificate for the key that is there"),
+                Some(Todo::Issue(Issue::Ca(ca.clone()))),
+            )),
             // Making a new CA here would silently cut off everything the old one signed.
-            (Some(_), None) => Err(Error::invalid(format!("{} is there but its key {} is not", ca.cert, ca.key))),
+            (Some(_), None) => Err(Error::invalid(format!(
+                "{} is there but its key {} is not",
+                ca.cert, ca.key
+            ))),
         }
     }
 
     pub(super) fn decide_key(&self, path: &str) -> Result<Decision> {
         let what = format!("key {path}");
         match self.pem(path)? {
-            Some(key) => pki::check_key(&key).map_err(|why| Error::invalid(format!("{path}: {why}"))).map(|()| unchanged(what)),
-            None => Ok((change(what, Action::Create, "ECDSA P-256"), Some(Todo::Issue(Issue::Key(path.to_owned()))))),
+            Some(key) => pki::check_key(&key)
+                .map_err(|why| Error::invalid(format!("{path}: {why}")))
+                .map(|()| unchanged(what)),
+            None => Ok((
+                change(what, Action::Create, "ECDSA P-256"),
+                Some(Todo::Issue(Issue::Key(path.to_owned()))),
+            )),
         }
     }
 
@@ -82,7 +98,10 @@ impl Gate {
 
     pub(super) fn decide_service_account(&self, key: &str, public: &str) -> Result<Decision> {
         let what = format!("service account key {key}");
-        let todo = Some(Todo::Issue(Issue::ServiceAccount { key: key.to_owned(), public: public.to_owned() }));
+        let todo = Some(Todo::Issue(Issue::ServiceAccount {
+            key: key.to_owned(),
+            public: public.to_owned(),
+        }));
         match (self.pem(key)?, self.pem(public)?) {
             (None, _) => Ok((change(what, Action::Create, "ECDSA P-256"), todo)),
             (Some(private), old) => {
@@ -97,17 +116,31 @@ impl Gate {
 
     pub(super) fn decide_kubeconfig(&self, config: &Kubeconfig) -> Result<Decision> {
         let inputs = [Some(&config.ca), config.cert.as_ref(), config.key.as_ref()];
-        let missing = inputs.into_iter().flatten().find(|path| !matches!(self.pem(path), Ok(Some(_))));
+        let missing = inputs
+            .into_iter()
+            .flatten()
+            .find(|path| !matches!(self.pem(path), Ok(Some(_))));
         if let Some(missing) = missing {
             if self.journal.is_some() {
-                return Err(Error::new(FaultKind::NotFound, format!("{} needs {missing}, which is not there", config.path)));
+                return Err(Error::new(
+                    FaultKind::NotFound,
+                    format!("{} needs {missing}, which is not there", config.path),
+                ));
             }
-            return Ok((change(&config.path, Action::Create, format!("once {missing} is there")), None));
+            return Ok((
+                change(&config.path, Action::Create, format!("once {missing} is there")),
+                None,
+            ));
         }
         let ca = self.need_pem(&config.ca)?;
         let cert = config.cert.as_ref().map(|path| self.need_pem(path)).transpose()?;
         let key = config.key.as_ref().map(|path| self.need_pem(path)).transpose()?;
-        let text = pki::kubeconfig(config, &ca, cert.as_deref().map(String::as_str), key.as_deref().map(String::as_str))?;
+        let text = pki::kubeconfig(
+            config,
+            &ca,
+            cert.as_deref().map(String::as_str),
+            key.as_deref().map(String::as_str),
+        )?;
         self.decide_bytes(&config.path, text.as_bytes(), 0o600, None, true)
     }
 

@@ -1,7 +1,12 @@
 //! Deciding about the rootfs in use and the image layout, and switching them.
 
 use super::{Decision, Gate, Todo, change, unchanged};
-use crate::{CURRENT, Error, Result, effect::{Action, Rootfs}, fsops::{self, There}, unpack};
+use crate::{
+    CURRENT, Error, Result,
+    effect::{Action, Rootfs},
+    fsops::{self, There},
+    unpack,
+};
 
 impl Gate {
     /// `<dataRoot>/<cluster>/rootfs/<hex12>` as the host names it.
@@ -25,8 +30,15 @@ impl Gate {
         if steps.is_empty() {
             return Ok(unchanged(what));
         }
-        let action = if steps[0] == "unpack" { Action::Create } else { Action::Modify };
-        Ok((change(what, action, steps.join(", ")), Some(Todo::Rootfs(rootfs.clone()))))
+        let action = if steps[0] == "unpack" {
+            Action::Create
+        } else {
+            Action::Modify
+        };
+        Ok((
+            change(what, action, steps.join(", ")),
+            Some(Todo::Rootfs(rootfs.clone())),
+        ))
     }
 
     pub(super) fn unpack(&mut self, rootfs: &Rootfs) -> Result<()> {
@@ -49,13 +61,20 @@ impl Gate {
         if let Some(missing) = index.manifests.iter().find(|d| !layout.blobs().has(&d.digest, d.size)) {
             return Err(Error::new(
                 crate::proto::FaultKind::NotFound,
-                format!("the index names blob {} which this host lacks; send the blobs first", missing.digest),
+                format!(
+                    "the index names blob {} which this host lacks; send the blobs first",
+                    missing.digest
+                ),
             ));
         }
         if layout.index_path().exists() && layout.read_index()? == *index {
             return Ok(unchanged(what));
         }
-        let action = if layout.index_path().exists() { Action::Modify } else { Action::Create };
+        let action = if layout.index_path().exists() {
+            Action::Modify
+        } else {
+            Action::Create
+        };
         let detail = format!("{} manifests", index.manifests.len());
         Ok((change(what, action, detail), Some(Todo::Layout(index.clone()))))
     }

@@ -34,7 +34,12 @@ pub(crate) struct UnitPlan {
 impl UnitPlan {
     fn steps(&self) -> Vec<&'static str> {
         let enable = self.enable.map(|on| if on { "enable" } else { "disable" });
-        self.write.then_some("write").into_iter().chain(enable).chain(self.verb).collect()
+        self.write
+            .then_some("write")
+            .into_iter()
+            .chain(enable)
+            .chain(self.verb)
+            .collect()
     }
 }
 
@@ -66,14 +71,24 @@ impl Gate {
     pub(super) fn decide_unit(&self, unit: &Unit) -> Result<Decision> {
         let what = format!("unit {}", unit.name);
         check_name(&unit.name)?;
-        let Shown { unit: now, stale, changed_us } = unit_status(self.system.as_ref(), &unit.name, 0)?;
+        let Shown {
+            unit: now,
+            stale,
+            changed_us,
+        } = unit_status(self.system.as_ref(), &unit.name, 0)?;
         if now.load == "masked" {
-            return Err(Error::invalid(format!("{what} is masked; unmask it first (systemctl unmask {})", unit.name)));
+            return Err(Error::invalid(format!(
+                "{what} is masked; unmask it first (systemctl unmask {})",
+                unit.name
+            )));
         }
         let path = unit_path(&unit.name);
         let (file, differs) = match &unit.content {
             None if now.load == "not-found" && unit.run != Run::Stopped => {
-                return Err(Error::new(FaultKind::NotFound, format!("{what} does not exist on this host")));
+                return Err(Error::new(
+                    FaultKind::NotFound,
+                    format!("{what} does not exist on this host"),
+                ));
             }
             None => (None, false),
             Some(content) => {
@@ -81,14 +96,30 @@ impl Gate {
                 (Some(change), todo.is_some())
             }
         };
-        let plan = plan(unit, &now, stale, differs, self.younger(unit, if unit.reload { changed_us } else { now.active_since_us })?);
+        let plan = plan(
+            unit,
+            &now,
+            stale,
+            differs,
+            self.younger(unit, if unit.reload { changed_us } else { now.active_since_us })?,
+        );
         if plan.steps().is_empty() {
             return Ok(unchanged(what));
         }
-        let action = if now.load == "not-found" { Action::Create } else { Action::Modify };
+        let action = if now.load == "not-found" {
+            Action::Create
+        } else {
+            Action::Modify
+        };
         let mut change = change(what, action, plan.steps().join(", "));
         change.diff = file.and_then(|file| file.diff);
-        Ok((change, Some(Todo::Unit { unit: unit.clone(), plan })))
+        Ok((
+            change,
+            Some(Todo::Unit {
+                unit: unit.clone(),
+                plan,
+            }),
+        ))
     }
 
     /// Whether a trigger (or the unit's own file) changed after the unit's last start (or reload).
@@ -98,8 +129,11 @@ impl Gate {
         }
         let own = unit.content.as_ref().map(|_| unit_path(&unit.name));
         for path in unit.triggers.iter().chain(&own) {
-            let Ok(meta) = std::fs::symlink_metadata(self.root.path(path)?) else { continue };
-            let changed_us = u64::try_from(meta.mtime()).unwrap_or(0) * 1_000_000 + u64::try_from(meta.mtime_nsec()).unwrap_or(0) / 1000;
+            let Ok(meta) = std::fs::symlink_metadata(self.root.path(path)?) else {
+                continue;
+            };
+            let changed_us = u64::try_from(meta.mtime()).unwrap_or(0) * 1_000_000
+                + u64::try_from(meta.mtime_nsec()).unwrap_or(0) / 1000;
             if changed_us > since_us {
                 return Ok(true);
             }
@@ -124,7 +158,10 @@ impl Gate {
             must(system.as_ref(), &["systemctl", "daemon-reload"])?;
         }
         if let Some(on) = plan.enable {
-            must(system.as_ref(), &["systemctl", if on { "enable" } else { "disable" }, "--", &unit.name])?;
+            must(
+                system.as_ref(),
+                &["systemctl", if on { "enable" } else { "disable" }, "--", &unit.name],
+            )?;
         }
         let Some(verb) = plan.verb else { return Ok(()) };
         if verb == "start" && now.active == "failed" {
@@ -146,7 +183,10 @@ impl Gate {
                 "stop" => matches!(now.active.as_str(), "inactive" | "failed"),
                 "reload" => now.active == "active",
                 // The old instance still counts as active until systemd begins to stop it.
-                _ => now.active == "active" && (before.active != "active" || now.active_since_us != before.active_since_us),
+                _ => {
+                    now.active == "active"
+                        && (before.active != "active" || now.active_since_us != before.active_since_us)
+                }
             };
             if settled {
                 return Ok(());
@@ -154,10 +194,21 @@ impl Gate {
             let broken = verb != "stop" && (now.active == "failed" || now.sub == "auto-restart");
             if broken || begun.elapsed() > limit {
                 let log = unit_log(self.system.as_ref(), &unit.name, 15);
-                let why = if broken { "failed".to_owned() } else { format!("is not ready after {} s", unit.timeout) };
+                let why = if broken {
+                    "failed".to_owned()
+                } else {
+                    format!("is not ready after {} s", unit.timeout)
+                };
                 let kind = if broken { FaultKind::Failed } else { FaultKind::Timeout };
                 let state = format!("{}/{}", now.active, now.sub);
-                return Err(Error::new(kind, format!("unit {} {why} ({state}). Its last lines:\n{}", unit.name, log.join("\n"))));
+                return Err(Error::new(
+                    kind,
+                    format!(
+                        "unit {} {why} ({state}). Its last lines:\n{}",
+                        unit.name,
+                        log.join("\n")
+                    ),
+                ));
             }
             if self.closing.load(Ordering::Relaxed) {
                 return Err(Error::failed("the client is gone"));
@@ -174,31 +225,52 @@ pub(crate) fn unit_path(name: &str) -> String {
 
 fn check_name(name: &str) -> Result<()> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b":-_.@\\".contains(&b);
-    let suffix = [".service", ".socket", ".timer", ".mount", ".slice", ".target", ".path"].iter().any(|s| name.ends_with(s));
+    let suffix = [".service", ".socket", ".timer", ".mount", ".slice", ".target", ".path"]
+        .iter()
+        .any(|s| name.ends_with(s));
     if suffix && name.bytes().all(plain) && !name.starts_with('-') {
         return Ok(());
     }
     Err(Error::invalid(format!("'{name}' is no unit name")))
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn now(active: &str, enabled: &str) -> UnitStatus {
-        UnitStatus { load: "loaded".into(), active: active.into(), enabled: enabled.into(), ..UnitStatus::default() }
+        UnitStatus {
+            load: "loaded".into(),
+            active: active.into(),
+            enabled: enabled.into(),
+            ..UnitStatus::default()
+        }
     }
 
     #[test]
     fn a_unit_is_started_restarted_or_left_alone() {
         let started = Unit::service("a.service", "x", vec![]);
-        let stopped = Unit { run: Run::Stopped, enable: Some(false), ..started.clone() };
-        let reloads = Unit { reload: true, ..started.clone() };
+        let stopped = Unit {
+            run: Run::Stopped,
+            enable: Some(false),
+            ..started.clone()
+        };
+        let reloads = Unit {
+            reload: true,
+            ..started.clone()
+        };
         // unit, active, enabled, stale, differs, younger → steps
         let table: &[(&Unit, &str, &str, bool, bool, bool, &[&str])] = &[
             (&started, "active", "enabled", false, false, false, &[]),
-            (&started, "inactive", "", false, true, false, &["write", "enable", "start"]),
+            (
+                &started,
+                "inactive",
+                "",
+                false,
+                true,
+                false,
+                &["write", "enable", "start"],
+            ),
             (&started, "inactive", "enabled", false, false, false, &["start"]),
             (&started, "failed", "enabled", false, false, true, &["start"]),
             (&started, "active", "enabled", false, true, false, &["write", "restart"]),
@@ -212,13 +284,23 @@ mod tests {
         ];
         for (unit, active, enabled, stale, differs, younger, steps) in table {
             let plan = plan(unit, &now(active, enabled), *stale, *differs, *younger);
-            assert_eq!(plan.steps(), *steps, "{active} {enabled} stale={stale} differs={differs} younger={younger}");
+            assert_eq!(
+                plan.steps(),
+                *steps,
+                "{active} {enabled} stale={stale} differs={differs} younger={younger}"
+            );
         }
     }
 
     #[test]
     fn unit_names_cannot_be_options_or_paths() {
-        for (name, ok) in [("a.service", true), ("a@b.service", true), ("-x.service", false), ("../a.service", false), ("a", false)] {
+        for (name, ok) in [
+            ("a.service", true),
+            ("a@b.service", true),
+            ("-x.service", false),
+            ("../a.service", false),
+            ("a", false),
+        ] {
             assert_eq!(check_name(name).is_ok(), ok, "{name}");
         }
     }

@@ -17,7 +17,10 @@ use crate::{frame::CHUNK, proto::Missing};
 pub(super) fn missing(blobs: &BlobStore, want: Vec<Blob>) -> Vec<Missing> {
     want.into_iter()
         .filter(|blob| !blobs.has(&blob.digest, blob.size))
-        .map(|blob| Missing { have: blobs.partial_size(&blob.digest).min(blob.size), blob })
+        .map(|blob| Missing {
+            have: blobs.partial_size(&blob.digest).min(blob.size),
+            blob,
+        })
         .collect()
 }
 
@@ -31,7 +34,12 @@ impl Drop for Receiving<'_> {
 }
 
 impl Server {
-    pub(super) async fn put_blob(&self, blob: Blob, offset: u64, chunks: Option<mpsc::Receiver<Bytes>>) -> Result<Answer, Fault> {
+    pub(super) async fn put_blob(
+        &self,
+        blob: Blob,
+        offset: u64,
+        chunks: Option<mpsc::Receiver<Bytes>>,
+    ) -> Result<Answer, Fault> {
         let blobs = self.layout(true)?.blobs().clone();
         let mut chunks = chunks.ok_or_else(|| Error::invalid("a blob without bytes"))?;
         if !locked(&self.receiving).insert(blob.digest.clone()) {
@@ -44,7 +52,11 @@ impl Server {
             }
             let mut writer = blobs.writer(&blob.digest, blob.size, offset > 0).map_err(Error::from)?;
             if writer.offset() != offset {
-                let message = format!("blob {}: {} bytes are there, but bytes from {offset} on were sent", blob.digest, writer.offset());
+                let message = format!(
+                    "blob {}: {} bytes are there, but bytes from {offset} on were sent",
+                    blob.digest,
+                    writer.offset()
+                );
                 return Err(Error::invalid(message).fault());
             }
             loop {
@@ -73,7 +85,9 @@ impl Server {
             }
             let length = meta.len().saturating_sub(offset);
             if length > limit {
-                return Err(Error::invalid(format!("{} has {length} bytes, more than {limit}", path.display())).fault());
+                return Err(
+                    Error::invalid(format!("{} has {length} bytes, more than {limit}", path.display())).fault(),
+                );
             }
             file.seek(SeekFrom::Start(offset)).map_err(Error::io(&path))?;
             let _ = length_in.send(length);

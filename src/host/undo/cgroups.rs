@@ -14,7 +14,10 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Whether a group of this name is ours: pods', or that of one of our units.
 fn is_ours(name: &str) -> bool {
-    name.starts_with("kubepods") || name.starts_with("installer-") || name == "installer.slice" || name.starts_with("cri-containerd-")
+    name.starts_with("kubepods")
+        || name.starts_with("installer-")
+        || name == "installer.slice"
+        || name.starts_with("cri-containerd-")
 }
 
 /// The topmost groups that are ours.
@@ -27,7 +30,12 @@ pub(crate) fn ours() -> Vec<PathBuf> {
 
 fn folders(at: &Path) -> impl Iterator<Item = PathBuf> {
     let is_dir = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|t| t.is_dir());
-    fs::read_dir(at).into_iter().flatten().flatten().filter(is_dir).map(|entry| entry.path())
+    fs::read_dir(at)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(is_dir)
+        .map(|entry| entry.path())
 }
 
 fn search(at: &Path, out: &mut Vec<PathBuf>) {

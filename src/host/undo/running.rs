@@ -17,26 +17,46 @@ use crate::{
 };
 
 /// Route protocols that other programs use (`rtnetlink(7)`, iproute2's `rt_protos`); any other number on a new route is ours.
-const FOREIGN_PROTOCOLS: &[u8] = &[0, 1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 42, 186, 187, 188, 189, 192];
+const FOREIGN_PROTOCOLS: &[u8] = &[
+    0, 1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 42, 186, 187, 188, 189, 192,
+];
 
 /// Stops and disables the units we made or started, the last one first, then whatever else has a name of ours.
 pub(super) fn units(gate: &Gate, entries: &[Entry], report: &mut Report) {
     let system = gate.system.as_ref();
     let mut names: Vec<&str> = Vec::new();
     for entry in entries.iter().rev() {
-        if let Entry::Unit { name, ours, enabled, active } = entry {
+        if let Entry::Unit {
+            name,
+            ours,
+            enabled,
+            active,
+        } = entry
+        {
             if *ours || !active {
-                report.note(format!("stopped {name}"), super::tool(system, &["systemctl", "stop", "--", name]));
+                report.note(
+                    format!("stopped {name}"),
+                    super::tool(system, &["systemctl", "stop", "--", name]),
+                );
             }
             if *ours || !enabled.starts_with("enabled") {
-                report.note(format!("disabled {name}"), super::tool(system, &["systemctl", "disable", "--", name]));
+                report.note(
+                    format!("disabled {name}"),
+                    super::tool(system, &["systemctl", "disable", "--", name]),
+                );
             }
             names.push(name);
         }
     }
     let others = snapshot::units(system);
-    for name in others.iter().filter(|name| !names.contains(&name.as_str()) && name.ends_with(".service")) {
-        report.note(format!("stopped {name}"), super::tool(system, &["systemctl", "stop", "--", name]));
+    for name in others
+        .iter()
+        .filter(|name| !names.contains(&name.as_str()) && name.ends_with(".service"))
+    {
+        report.note(
+            format!("stopped {name}"),
+            super::tool(system, &["systemctl", "stop", "--", name]),
+        );
     }
 }
 
@@ -50,9 +70,15 @@ pub(super) fn processes(gate: &Gate, report: &mut Report) {
     let system = gate.system.as_ref();
     let units = snapshot::units(system);
     if !units.is_empty() {
-        let argv: Vec<&str> = ["systemctl", "stop", "--"].into_iter().chain(units.iter().map(String::as_str)).collect();
+        let argv: Vec<&str> = ["systemctl", "stop", "--"]
+            .into_iter()
+            .chain(units.iter().map(String::as_str))
+            .collect();
         report.note(format!("stopped {} units", units.len()), super::tool(system, &argv));
-        let argv: Vec<&str> = ["systemctl", "reset-failed", "--"].into_iter().chain(units.iter().map(String::as_str)).collect();
+        let argv: Vec<&str> = ["systemctl", "reset-failed", "--"]
+            .into_iter()
+            .chain(units.iter().map(String::as_str))
+            .collect();
         // Units that did not fail are refused: that is fine.
         let _ = system.run(&argv);
     }
@@ -61,17 +87,32 @@ pub(super) fn processes(gate: &Gate, report: &mut Report) {
 
 /// Unmounts what is below folders of ours, the last mount first.
 pub(super) fn unmount(gate: &Gate, before: &Snapshot, report: &mut Report) -> Result<()> {
-    let mut folders: Vec<PathBuf> = vec![gate.scope.dir().into(), "/run/installer".into(), "/var/lib/kubelet".into()];
-    folders.extend(RUNTIME_DIRS.iter().filter(|dir| !before.runtime.contains(**dir)).map(PathBuf::from));
+    let mut folders: Vec<PathBuf> = vec![
+        gate.scope.dir().into(),
+        "/run/installer".into(),
+        "/var/lib/kubelet".into(),
+    ];
+    folders.extend(
+        RUNTIME_DIRS
+            .iter()
+            .filter(|dir| !before.runtime.contains(**dir))
+            .map(PathBuf::from),
+    );
     // /var/run is a link to /run, but a mount may have been made through either.
     let is_ours = |mount: &Path| {
-        let namespace = mount.strip_prefix("/run/netns").is_ok_and(|n| n.to_string_lossy().starts_with("cni-"));
+        let namespace = mount
+            .strip_prefix("/run/netns")
+            .is_ok_and(|n| n.to_string_lossy().starts_with("cni-"));
         namespace || folders.iter().any(|folder| mount.starts_with(folder))
     };
     let known = |mount: &Path| before.mounts.contains(&mount.display().to_string());
     for _ in 0..8 {
         // Mounts may be stacked on one another: look again until none is left.
-        let found: Vec<PathBuf> = mounts()?.into_iter().rev().filter(|m| is_ours(m) && !known(m)).collect();
+        let found: Vec<PathBuf> = mounts()?
+            .into_iter()
+            .rev()
+            .filter(|m| is_ours(m) && !known(m))
+            .collect();
         if found.is_empty() {
             return Ok(());
         }
@@ -98,26 +139,43 @@ pub(super) fn network(before: &Snapshot, report: &mut Report) -> Result<()> {
             report.note(format!("removed {path}"), fsops::sweep(Path::new(&path)));
         }
     }
-    if !before.files.contains_key("/run/netns") && crate::gate::names_in(Path::new("/run/netns")).is_ok_and(|n| n.is_empty()) {
+    if !before.files.contains_key("/run/netns")
+        && crate::gate::names_in(Path::new("/run/netns")).is_ok_and(|n| n.is_empty())
+    {
         let _ = rustix::mount::unmount("/run/netns", rustix::mount::UnmountFlags::DETACH);
         let _ = std::fs::remove_dir("/run/netns");
     }
     let tables = netlink::tables().map_err(failed("nftables"))?;
-    for table in tables.iter().filter(|t| t.name.starts_with("installer-") && !before.tables.contains(&t.label())) {
+    for table in tables
+        .iter()
+        .filter(|t| t.name.starts_with("installer-") && !before.tables.contains(&t.label()))
+    {
         let label = format!("table {}", table.label());
-        report.note(format!("removed {label}"), netlink::delete_table(table).map_err(failed(&label)));
+        report.note(
+            format!("removed {label}"),
+            netlink::delete_table(table).map_err(failed(&label)),
+        );
     }
     let links = netlink::links().map_err(failed("links"))?;
     for route in netlink::routes(&links).map_err(failed("routes"))? {
         let label = snapshot::route_label(&route.route);
         if !FOREIGN_PROTOCOLS.contains(&route.route.protocol) && !before.routes.contains(&label) {
             let what = format!("route {label}");
-            report.note(format!("removed {what}"), netlink::delete_route(&route).map_err(failed(&what)));
+            report.note(
+                format!("removed {what}"),
+                netlink::delete_route(&route).map_err(failed(&what)),
+            );
         }
     }
-    for link in links.iter().filter(|l| l.name.starts_with("installer-") && !before.links.contains(&l.name)) {
+    for link in links
+        .iter()
+        .filter(|l| l.name.starts_with("installer-") && !before.links.contains(&l.name))
+    {
         let what = format!("link {}", link.name);
-        report.note(format!("removed {what}"), netlink::delete_link(link).map_err(failed(&what)));
+        report.note(
+            format!("removed {what}"),
+            netlink::delete_link(link).map_err(failed(&what)),
+        );
     }
     await_veths(before);
     Ok(())
@@ -127,8 +185,15 @@ pub(super) fn network(before: &Snapshot, report: &mut Report) -> Result<()> {
 fn await_veths(before: &Snapshot) {
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(5) {
-        let links: BTreeSet<String> = netlink::links().unwrap_or_default().into_iter().map(|l| l.name).collect();
-        if !links.iter().any(|name| name.starts_with("veth") && !before.links.contains(name)) {
+        let links: BTreeSet<String> = netlink::links()
+            .unwrap_or_default()
+            .into_iter()
+            .map(|l| l.name)
+            .collect();
+        if !links
+            .iter()
+            .any(|name| name.starts_with("veth") && !before.links.contains(name))
+        {
             return;
         }
         std::thread::sleep(Duration::from_millis(20));
