@@ -17,15 +17,33 @@ pub const KINDS: [&str; 5] = [
 ];
 
 /// Fields of `KubeletConfiguration` (kubelet.config.k8s.io/v1beta1) that the node agent reads.
-pub const KUBELET_FIELDS: [&str; 8] = [
+pub const KUBELET_FIELDS: [&str; 26] = [
     "maxPods",
+    "podPidsLimit",
     "containerLogMaxSize",
     "containerLogMaxFiles",
     "evictionHard",
+    "evictionPressureTransitionPeriod",
     "imageGCHighThresholdPercent",
     "imageGCLowThresholdPercent",
+    "imageMinimumGCAge",
+    "imageMaximumGCAge",
     "kubeReserved",
     "systemReserved",
+    "failSwapOn",
+    "cpuCFSQuota",
+    "serializeImagePulls",
+    "maxParallelImagePulls",
+    "resolvConf",
+    "nodeStatusUpdateFrequency",
+    "nodeStatusReportFrequency",
+    "nodeLeaseDurationSeconds",
+    "fileCheckFrequency",
+    "syncFrequency",
+    "runtimeRequestTimeout",
+    "enableDebuggingHandlers",
+    "allowedUnsafeSysctls",
+    "seccompDefault",
 ];
 
 const DISTRIBUTION: &str = "native";
