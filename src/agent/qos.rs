@@ -1,0 +1,216 @@
+//! From requests and limits to what the kernel is told: QoS class, CPU shares and quota, memory limit, OOM score.
+//! Pure; applying it is `cgroup`'s and the runtime's business.
+
+use crate::quantity::{milli_of, whole_of};
+use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use std::collections::BTreeMap;
+
+/// Quality of service class of a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Qos {
+    /// Limits equal requests for CPU and memory in every container.
+    Guaranteed,
+    /// Something is requested or limited.
+    Burstable,
+    /// Nothing is.
+    BestEffort,
+}
+
+impl Qos {
+    /// As the API says it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Qos::Guaranteed => "Guaranteed",
+            Qos::Burstable => "Burstable",
+            Qos::BestEffort => "BestEffort",
+        }
+    }
+
+    /// The class of a pod.
+    pub fn of(pod: &Pod) -> Qos {
+        let Some(spec) = &pod.spec else { return Qos::BestEffort };
+        let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+        let (mut any, mut guaranteed) = (false, true);
+        for c in all {
+            for resource in ["cpu", "memory"] {
+                let request = request_milli(c, resource);
+                let limit = limit_milli(c, resource);
+                any |= request.unwrap_or(0) > 0 || limit.unwrap_or(0) > 0;
+                guaranteed &= limit.unwrap_or(0) > 0 && request == limit;
+            }
+        }
+        match (any, guaranteed) {
+            (false, _) => Qos::BestEffort,
+            (true, true) => Qos::Guaranteed,
+            (true, false) => Qos::Burstable,
+        }
+    }
+}
+
+fn requests(c: &Container) -> Option<&BTreeMap<String, Quantity>> {
+    c.resources.as_ref()?.requests.as_ref()
+}
+
+fn limits(c: &Container) -> Option<&BTreeMap<String, Quantity>> {
+    c.resources.as_ref()?.limits.as_ref()
+}
+
+/// A container's request, in thousandths; a limit alone is also the request.
+pub fn request_milli(c: &Container, resource: &str) -> Option<i64> {
+    milli_of(requests(c), resource).or_else(|| limit_milli(c, resource))
+}
+
+/// A container's limit, in thousandths.
+pub fn limit_milli(c: &Container, resource: &str) -> Option<i64> {
+    milli_of(limits(c), resource)
+}
+
+/// CPU shares of a number of thousandths of a CPU: 2 … 262144.
+pub fn cpu_shares(milli_cpu: i64) -> u64 {
+    if milli_cpu <= 0 {
+        return 2;
+    }
+    (milli_cpu.saturating_mul(1024) / 1000).clamp(2, 262_144) as u64
+}
+
+/// The period of CPU quotas, microseconds.
+pub const CPU_PERIOD: i64 = 100_000;
+
+/// CPU quota for a limit, microseconds per [`CPU_PERIOD`]; 0 means none.
+pub fn cpu_quota(milli_cpu: i64) -> i64 {
+    if milli_cpu <= 0 { 0 } else { (milli_cpu.saturating_mul(CPU_PERIOD) / 1000).max(1000) }
+}
+
+/// cgroup v2 weight of v1 shares (1 … 10000).
+pub fn cpu_weight(shares: u64) -> u64 {
+    1 + ((shares.clamp(2, 262_144) - 2) * 9999) / 262_142
+}
+
+/// The OOM score adjustment of a container's processes.
+pub fn oom_score_adj(pod: &Pod, container: &Container, memory_capacity: u64) -> i64 {
+    if pod.spec.as_ref().and_then(|s| s.priority).is_some_and(|p| p >= 2_000_001_000) {
+        return -997;
+    }
+    match Qos::of(pod) {
+        Qos::Guaranteed => -997,
+        Qos::BestEffort => 1000,
+        Qos::Burstable => {
+            let request = whole_of(requests(container), "memory").or_else(|| whole_of(limits(container), "memory")).unwrap_or(0);
+            let share = i128::from(request) * 1000 / i128::from(memory_capacity.max(1));
+            (1000 - share).clamp(3, 999) as i64
+        }
+    }
+}
+
+/// What a pod's cgroup is limited to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PodLimits {
+    /// Relative CPU weight, in v1 shares.
+    pub cpu_shares: u64,
+    /// Microseconds per [`CPU_PERIOD`], if every container is limited.
+    pub cpu_quota: Option<i64>,
+    /// Bytes, if every container is limited.
+    pub memory: Option<i64>,
+    /// Most processes.
+    pub pids: Option<i64>,
+}
+
+/// A pod's effective amount of a resource: the larger of all main containers plus sidecars, and any step of the
+/// initialisation (each init container beside the sidecars started before it), plus overhead.
+pub fn pod_amount(pod: &Pod, resource: &str, of: fn(&Container, &str) -> Option<i64>) -> i64 {
+    let Some(spec) = &pod.spec else { return 0 };
+    let main: i64 = spec.containers.iter().filter_map(|c| of(c, resource)).sum();
+    let (mut sidecars, mut peak) = (0i64, 0i64);
+    for c in spec.init_containers.iter().flatten() {
+        let amount = of(c, resource).unwrap_or(0);
+        if c.restart_policy.as_deref() == Some("Always") {
+            sidecars += amount;
+            peak = peak.max(sidecars);
+        } else {
+            peak = peak.max(sidecars + amount);
+        }
+    }
+    let overhead = milli_of(spec.overhead.as_ref(), resource).unwrap_or(0);
+    (main + sidecars).max(peak) + overhead
+}
+
+/// The limits of a pod's cgroup.
+pub fn pod_limits(pod: &Pod, pids: i64, quota: bool) -> PodLimits {
+    let all_limited = |resource: &str| {
+        pod.spec.as_ref().is_some_and(|s| {
+            s.containers.iter().chain(s.init_containers.iter().flatten()).all(|c| limit_milli(c, resource).unwrap_or(0) > 0)
+        })
+    };
+    PodLimits {
+        cpu_shares: cpu_shares(pod_amount(pod, "cpu", request_milli)),
+        cpu_quota: (quota && all_limited("cpu")).then(|| cpu_quota(pod_amount(pod, "cpu", limit_milli))),
+        memory: all_limited("memory").then(|| pod_amount(pod, "memory", limit_milli) / 1000),
+        pids: (pids > 0).then_some(pids),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(resources: &[serde_json::Value]) -> Pod {
+        let containers: Vec<_> = resources.iter().enumerate().map(|(i, r)| json!({"name": format!("c{i}"), "resources": r})).collect();
+        serde_json::from_value(json!({"spec": {"containers": containers}})).unwrap()
+    }
+
+    #[test]
+    fn classes_follow_requests_and_limits() {
+        let full = json!({"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "1000m", "memory": "1024Mi"}});
+        for (resources, expected) in [
+            (vec![json!({})], Qos::BestEffort),
+            (vec![full.clone()], Qos::Guaranteed),
+            (vec![json!({"limits": {"cpu": "1", "memory": "1Gi"}})], Qos::Guaranteed),
+            (vec![full.clone(), json!({})], Qos::Burstable),
+            (vec![json!({"requests": {"cpu": "1"}})], Qos::Burstable),
+            (vec![json!({"limits": {"memory": "1Gi"}})], Qos::Burstable),
+        ] {
+            assert_eq!(Qos::of(&pod(&resources)), expected, "{resources:?}");
+        }
+    }
+
+    #[test]
+    fn kernel_numbers_are_upstreams() {
+        for (m, shares) in [(0, 2), (1, 2), (100, 102), (1000, 1024), (300_000, 262_144)] {
+            assert_eq!(cpu_shares(m), shares, "{m}");
+        }
+        for (m, quota) in [(0, 0), (5, 1000), (500, 50_000), (2000, 200_000)] {
+            assert_eq!(cpu_quota(m), quota, "{m}");
+        }
+        assert_eq!((cpu_weight(2), cpu_weight(1024), cpu_weight(262_144)), (1, 39, 10_000));
+    }
+
+    #[test]
+    fn oom_scores_are_upstreams() {
+        let capacity = 10 << 30;
+        let score = |r: serde_json::Value| {
+            let p = pod(&[r]);
+            oom_score_adj(&p, &p.spec.as_ref().unwrap().containers[0], capacity)
+        };
+        assert_eq!(score(json!({})), 1000);
+        assert_eq!(score(json!({"limits": {"cpu": "1", "memory": "1Gi"}})), -997);
+        assert_eq!(score(json!({"requests": {"memory": "1Gi"}})), 900);
+        assert_eq!(score(json!({"requests": {"cpu": "1"}})), 999);
+        assert_eq!(score(json!({"requests": {"memory": "100Gi"}})), 3);
+    }
+
+    #[test]
+    fn pod_amounts_count_init_containers_as_peaks_and_sidecars_as_residents() {
+        let p: Pod = serde_json::from_value(json!({"spec": {
+            "containers": [{"name": "a", "resources": {"requests": {"cpu": "100m"}}}],
+            "initContainers": [
+                {"name": "i", "resources": {"requests": {"cpu": "300m"}}},
+                {"name": "s", "restartPolicy": "Always", "resources": {"requests": {"cpu": "50m"}}},
+                {"name": "j", "resources": {"requests": {"cpu": "200m"}}}]}}))
+        .unwrap();
+        assert_eq!(pod_amount(&p, "cpu", request_milli), 300);
+        let limits = pod_limits(&p, -1, true);
+        assert_eq!((limits.cpu_quota, limits.memory, limits.pids), (None, None, None));
+    }
+}
