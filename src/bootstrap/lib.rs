@@ -1,1 +1,38 @@
-//! bootstrap
+//! From hosts to a verified cluster: facts, plan, phases; check, join and reset.
+//!
+//! ```text
+//! Clusterfile + image ─▶ wish ─┐
+//! hosts ─▶ session ─▶ facts ───┴▶ site ─▶ preflight ─▶ plan ─▶ run(PHASES) ─▶ verify
+//! ```
+//!
+//! * **What is wanted of a host is pure**: [`effects`] computes values, a plan previews them, an apply applies the same.
+//! * **The order is one list**: [`phases::PHASES`].
+//! * **No state here**: hosts hold the truth about hosts, etcd about the cluster. A killed apply is simply run again.
+//! * Nothing here knows a terminal, asks a question, or builds a shell line.
+
+pub mod check;
+pub mod cluster;
+pub mod effects;
+mod error;
+pub mod event;
+mod fan;
+pub mod image;
+pub mod install;
+pub mod kubeconfig;
+pub mod paths;
+pub mod phases;
+pub mod plan;
+pub mod preflight;
+pub mod render;
+pub mod reset;
+pub mod run;
+pub mod session;
+pub mod site;
+pub mod template;
+#[cfg(test)]
+mod testing;
+pub mod transfer;
+pub mod verify;
+pub mod wish;
+
+pub use error::{Error, Result};

@@ -4,9 +4,9 @@
 //! `main::run`. A command that can print JSON flattens [`FormatArg`] into its `Args` and gets an arm in [`Command::format`].
 
 use crate::{
-    build, completion, images, inspect, load,
+    apply, build, check, completion, exec, images, inspect, join, kubeconfig, load,
     output::{Format, FormatArg},
-    rmi, save, tag, version,
+    plan, reset, rmi, save, tag, version,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -73,6 +73,20 @@ pub enum Command {
     Tag(tag::Args),
     /// Remove images from the store
     Rmi(rmi::Args),
+    /// Show what an apply would do
+    Plan(plan::Args),
+    /// Make the cluster what the Clusterfile says
+    Apply(apply::Args),
+    /// Prove that the cluster works, from every node
+    Check(check::Args),
+    /// Add hosts to the cluster
+    Join(join::Args),
+    /// Take hosts out of the cluster, or the cluster off its hosts
+    Reset(reset::Args),
+    /// Run a program on hosts
+    Exec(exec::Args),
+    /// Print or store the administrator's kubeconfig
+    Kubeconfig(kubeconfig::Args),
     /// Print the version of this program
     Version(version::Args),
     /// Print a completion script for a shell
@@ -84,11 +98,17 @@ impl Command {
     pub fn format(&self) -> Format {
         let arg: Option<&FormatArg> = match self {
             Command::Version(args) => Some(&args.format),
+            Command::Plan(args) => Some(&args.format),
+            Command::Apply(args) => Some(&args.format),
+            Command::Check(args) => Some(&args.format),
+            Command::Join(args) => Some(&args.format),
+            Command::Reset(args) => Some(&args.format),
+            Command::Exec(args) => Some(&args.format),
             Command::Build(args) => Some(&args.format),
             Command::Images(args) => Some(&args.format),
             Command::Load(args) => Some(&args.format),
             Command::Inspect(_) | Command::Save(_) | Command::Tag(_) | Command::Rmi(_) => None,
-            Command::Completion(_) => None,
+            Command::Completion(_) | Command::Kubeconfig(_) => None,
         };
         arg.map_or(Format::Text, |arg| arg.output)
     }

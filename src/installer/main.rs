@@ -3,18 +3,28 @@
 //! This program owns the terminal and nothing else: every command is a file beside this one with its `Args` and a `run`, and the work
 //! is done by the crates below it. Errors are printed in one place, here.
 
+mod apply;
 mod build;
+mod check;
 mod cli;
+mod cluster_args;
 mod completion;
 mod context;
+mod exec;
 mod failure;
 mod images;
 mod inspect;
+mod join;
+mod kubeconfig;
 mod load;
 mod output;
+mod plan;
 mod progress;
+mod report;
+mod reset;
 mod rmi;
 mod save;
+mod show;
 mod table;
 mod tag;
 mod version;
@@ -53,6 +63,13 @@ async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Load(args) => load::run(args, context).await,
         Command::Tag(args) => tag::run(&args, context),
         Command::Rmi(args) => rmi::run(&args, context),
+        Command::Plan(args) => plan::run(&args, context).await,
+        Command::Apply(args) => apply::run(&args, context).await,
+        Command::Check(args) => check::run(&args, context).await,
+        Command::Join(args) => join::run(&args, context).await,
+        Command::Reset(args) => reset::run(&args, context).await,
+        Command::Exec(args) => exec::run(&args, context).await,
+        Command::Kubeconfig(args) => kubeconfig::run(&args, context).await,
         Command::Version(args) => version::run(&args, context),
         Command::Completion(args) => completion::run(&args),
     }

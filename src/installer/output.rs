@@ -31,7 +31,6 @@ pub struct FormatArg {
 pub struct Output {
     format: Format,
     quiet: bool,
-    verbose: u8,
     /// Present when stderr is a terminal and bars are wanted.
     bars: Option<MultiProgress>,
     start: Instant,
@@ -44,7 +43,6 @@ impl Output {
         Self {
             format,
             quiet,
-            verbose,
             bars: bars.then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(15))),
             start: Instant::now(),
         }
@@ -55,9 +53,17 @@ impl Output {
         self.format == Format::Json
     }
 
-    /// Whether more than usual was asked for.
-    pub fn is_verbose(&self) -> bool {
-        self.verbose > 0
+    /// Whether progress is drawn, not told.
+    pub fn has_bars(&self) -> bool {
+        self.bars.is_some()
+    }
+
+    /// A question on stderr, without a line's end.
+    pub fn ask(&self, text: &str) {
+        self.around_bars(|| {
+            let mut stderr = std::io::stderr().lock();
+            let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
+        });
     }
 
     /// What the user asked for: a line on stdout. With `-o json` nothing; use [`Output::json`].

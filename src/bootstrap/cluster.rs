@@ -1,0 +1,75 @@
+//! The cluster as its API server shows it, reached through a tunnel with the administrator's credentials, which stay in memory.
+
+use crate::{
+    Error, Result, paths,
+    session::Session,
+};
+use kube::{Client, config::Kubeconfig};
+use std::time::Duration;
+use zeroize::Zeroizing;
+
+pub mod api;
+pub mod nodes;
+pub mod objects;
+pub mod pki;
+pub mod record;
+mod apply;
+mod token;
+mod tunnel;
+
+pub use apply::Applied;
+pub use tunnel::Tunnel;
+
+/// Largest kubeconfig that is read from a host, in bytes.
+const KUBECONFIG_LIMIT: u64 = 256 << 10;
+
+/// The way into the cluster. It ends when this is dropped.
+pub struct Cluster {
+    /// An ordinary client.
+    pub client: Client,
+    tunnel: Tunnel,
+}
+
+impl Cluster {
+    /// Opens a tunnel to the API server of the master behind `session` and authenticates as the administrator. Whether the
+    /// server answers is not asked.
+    ///
+    /// # Errors
+    /// When the host has no administrator's kubeconfig or the tunnel cannot be opened.
+    pub async fn open(session: &Session) -> Result<Self> {
+        let text = admin_kubeconfig(session).await?;
+        let tunnel = Tunnel::open(&session.config, "127.0.0.1", paths::API_PORT).await?;
+        let server = format!("https://127.0.0.1:{}", tunnel.port());
+        let client = client(session, &text, &server).await?;
+        Ok(Self { client, tunnel })
+    }
+
+    /// Where the tunnel listens on this machine.
+    pub fn port(&self) -> u16 {
+        self.tunnel.port()
+    }
+}
+
+/// The administrator's kubeconfig as it lies on a master.
+///
+/// # Errors
+/// When it cannot be read: the host is no master, or not yet.
+pub async fn admin_kubeconfig(session: &Session) -> Result<Zeroizing<String>> {
+    let doing = format!("reading {}", paths::ADMIN_CONF);
+    let bytes = session.client.read_file(paths::ADMIN_CONF, KUBECONFIG_LIMIT).await.map_err(session.failed(doing))?;
+    let text = String::from_utf8(bytes.to_vec()).map_err(|_| Error::on(session.ip, "its admin.conf is not text"))?;
+    Ok(Zeroizing::new(text))
+}
+
+async fn client(session: &Session, kubeconfig: &str, server: &str) -> Result<Client> {
+    let bad = |e: &dyn std::fmt::Display| Error::on(session.ip, format!("its {} is not usable: {e}", paths::ADMIN_CONF));
+    let kubeconfig = Kubeconfig::from_yaml(kubeconfig).map_err(|e| bad(&e))?;
+    let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
+        .await
+        .map_err(|e| bad(&e))?;
+    config.cluster_url = server.parse().map_err(|_| bad(&"the tunnel's address is no URL"))?;
+    config.connect_timeout = Some(Duration::from_secs(10));
+    // A watch that is silent is no failure, but a request that never answers is.
+    config.read_timeout = Some(Duration::from_secs(295));
+    Client::try_from(config).map_err(|e| bad(&e))
+}

@@ -1,0 +1,111 @@
+//! The moment in which the API server begins to answer, and what it must know before node agents can join.
+
+use super::{Cluster, apply::Applier, token};
+use crate::{
+    Error, Result, paths,
+    phases::{Outcome, Phase},
+    run::Run,
+    session::Session,
+};
+use futures::{FutureExt as _, future::BoxFuture};
+use host::proto::{Condition, HttpGet};
+use serde_json::{Value, json};
+use std::{sync::Arc, time::Duration};
+
+/// How long the first control plane may take: images to unpack, etcd to form, probes to pass.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Waits for the API server of the first master, opens the way to it, and lets node agents join.
+pub fn come_up(run: Arc<Run>, _: &'static Phase, _: Option<usize>) -> BoxFuture<'static, Result<Outcome>> {
+    async move {
+        let session = &run.sessions[run.site.first_master()];
+        wait_ready(session, PATIENCE).await?;
+        if !run.cluster.initialized() {
+            let cluster = Cluster::open(session).await?;
+            let _ = run.cluster.set(cluster);
+        }
+        let cluster = run.cluster()?;
+        let applier = Applier::new(cluster.client.clone());
+        let mut changes = 0;
+        let token = run.learned().token;
+        let joining = run.site.seats.iter().any(|seat| !seat.seen.joined);
+        let secret = joining.then(|| token::secret(&token, jiff::Timestamp::now()));
+        for object in secret.into_iter().chain(bindings()) {
+            if applier.apply(&object, false).await? != super::Applied::Same {
+                changes += 1;
+            }
+        }
+        Ok(Outcome { changes, bytes: 0 })
+    }
+    .boxed()
+}
+
+/// Waits until the API server on a master is ready; says what the host says about it when it is not in time.
+///
+/// # Errors
+/// When it is not ready within `patience`.
+pub async fn wait_ready(session: &Session, patience: Duration) -> Result<()> {
+    let ready = Condition::Http(HttpGet {
+        url: format!("https://127.0.0.1:{}/readyz", paths::API_PORT),
+        ca: Some(paths::CA_CERT.to_owned()),
+        timeout_ms: 2_000,
+        ..HttpGet::default()
+    });
+    let Err(error) = session.client.wait_for(ready, patience).await else {
+        return Ok(());
+    };
+    let mut last = error.to_string();
+    if let Ok(unit) = session.client.unit_status(paths::unit::AGENT, 8).await {
+        last = format!("{last}\n  {} is {} ({}); it says:", paths::unit::AGENT, unit.active, unit.sub);
+        for line in unit.log {
+            last = format!("{last}\n    {line}");
+        }
+    }
+    Err(Error::Timeout {
+        what: format!("{}: readiness of the API server", session.ip),
+        seconds: patience.as_secs(),
+        last,
+    })
+}
+
+/// Who may join, and whose certificates are signed without asking, as kubeadm binds them.
+pub fn bindings() -> Vec<Value> {
+    let binding = |name: &str, role: &str, group: &str| {
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": group}],
+        })
+    };
+    let signing = "system:certificates.k8s.io:certificatesigningrequests";
+    vec![
+        binding("kubeadm:kubelet-bootstrap", "system:node-bootstrapper", token::GROUP),
+        binding("kubeadm:node-autoapprove-bootstrap", &format!("{signing}:nodeclient"), token::GROUP),
+        binding(
+            "kubeadm:node-autoapprove-certificate-rotation",
+            &format!("{signing}:selfnodeclient"),
+            "system:nodes",
+        ),
+    ]
+}
+
+/// A new token to join with.
+pub fn new_token() -> zeroize::Zeroizing<String> {
+    token::generate()
+}
+
+/// Takes the token away again.
+///
+/// # Errors
+/// When the server refuses; one that is gone already is none.
+pub async fn forget_token(run: &Run) -> Result<()> {
+    let secrets: kube::Api<k8s_openapi::api::core::v1::Secret> = kube::Api::namespaced(run.cluster()?.client.clone(), "kube-system");
+    let name = token::secret_name(&run.learned().token);
+    match secrets.delete(&name, &kube::api::DeleteParams::default()).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(Error::api("taking the bootstrap token away")(error)),
+    }
+}

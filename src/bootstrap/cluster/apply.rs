@@ -1,0 +1,246 @@
+//! Create or patch, for any kind: what `kubectl apply` does on the client's side, with the same annotation, so that either may go on
+//! with what the other began.
+
+use crate::{Error, Result};
+use kube::{
+    Api, Client,
+    api::{DynamicObject, Patch, PatchParams, PostParams},
+    core::{ApiResource, GroupVersionKind},
+    discovery::{Scope, pinned_kind},
+};
+use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+use tokio::sync::Mutex;
+
+/// The annotation in which the last applied object is kept.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// What applying an object did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// It was not there.
+    Created,
+    /// It was different.
+    Changed,
+    /// It was so already.
+    Same,
+}
+
+/// Applies objects and remembers what the server said about their kinds.
+pub struct Applier {
+    client: Client,
+    kinds: Mutex<HashMap<GroupVersionKind, (ApiResource, Scope)>>,
+}
+
+impl Applier {
+    /// Through `client`.
+    pub fn new(client: Client) -> Self {
+        Self {
+            client,
+            kinds: Mutex::default(),
+        }
+    }
+
+    /// Makes `object` so; with `dry` only says what would happen.
+    ///
+    /// # Errors
+    /// When the object is no object, its kind is unknown, or the server refuses.
+    pub async fn apply(&self, object: &Value, dry: bool) -> Result<Applied> {
+        let title = title(object);
+        let name = object["metadata"]["name"].as_str().ok_or_else(|| Error::Wish(format!("{title} has no name")))?;
+        let api = self.api(object, &title).await?;
+        let failed = |doing: &str| Error::api(format!("{doing} {title}"));
+        let Some(live) = api.get_opt(name).await.map_err(failed("reading"))? else {
+            if !dry {
+                let object: DynamicObject = typed(&annotated(object), &title)?;
+                api.create(&PostParams::default(), &object).await.map_err(failed("creating"))?;
+            }
+            return Ok(Applied::Created);
+        };
+        let live = serde_json::to_value(&live).map_err(|e| Error::Wish(format!("{title}: {e}")))?;
+        let Some(patch) = difference(object, &live) else {
+            return Ok(Applied::Same);
+        };
+        if !dry {
+            let built_in = !object["apiVersion"].as_str().is_some_and(|v| v.contains('.') && !v.contains(".k8s.io/"));
+            let params = PatchParams::default();
+            let patched = match built_in {
+                true => api.patch(name, &params, &Patch::Strategic(&patch)).await,
+                false => api.patch(name, &params, &Patch::Merge(&patch)).await,
+            };
+            patched.map_err(failed("changing"))?;
+        }
+        Ok(Applied::Changed)
+    }
+
+    async fn api(&self, object: &Value, title: &str) -> Result<Api<DynamicObject>> {
+        let text = |field: &str| object[field].as_str().unwrap_or_default();
+        let (group, version) = text("apiVersion").rsplit_once('/').unwrap_or(("", text("apiVersion")));
+        let gvk = GroupVersionKind::gvk(group, version, text("kind"));
+        let known = self.kinds.lock().await.get(&gvk).cloned();
+        let (resource, scope) = match known {
+            Some(known) => known,
+            None => {
+                let (resource, capabilities) =
+                    pinned_kind(&self.client, &gvk).await.map_err(Error::api(format!("finding the kind of {title}")))?;
+                let found = (resource, capabilities.scope);
+                self.kinds.lock().await.insert(gvk, found.clone());
+                found
+            }
+        };
+        let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default");
+        Ok(match scope {
+            Scope::Namespaced => Api::namespaced_with(self.client.clone(), namespace, &resource),
+            Scope::Cluster => Api::all_with(self.client.clone(), &resource),
+        })
+    }
+}
+
+/// `deployment kube-system/dns`, for people.
+pub fn title(object: &Value) -> String {
+    let kind = object["kind"].as_str().unwrap_or("object").to_lowercase();
+    let name = object["metadata"]["name"].as_str().unwrap_or("?");
+    match object["metadata"]["namespace"].as_str() {
+        Some(namespace) => format!("{kind} {namespace}/{name}"),
+        None => format!("{kind} {name}"),
+    }
+}
+
+fn typed(value: &Value, title: &str) -> Result<DynamicObject> {
+    serde_json::from_value(value.clone()).map_err(|e| Error::Wish(format!("{title}: {e}")))
+}
+
+/// The object with itself in the annotation. Secrets are not written twice.
+fn annotated(object: &Value) -> Value {
+    let mut object = object.clone();
+    if object["kind"] == "Secret" {
+        return object;
+    }
+    let text = object.to_string();
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
+        annotations[LAST_APPLIED] = Value::String(text);
+    }
+    object
+}
+
+/// The patch that makes `live` what `wanted` says, nothing if it is so. What was applied last and is wanted no more goes; what
+/// others added stays.
+fn difference(wanted: &Value, live: &Value) -> Option<Value> {
+    let last: Value = live["metadata"]["annotations"][LAST_APPLIED]
+        .as_str()
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or(Value::Null);
+    let mut removals = Map::new();
+    removed(&last, wanted, &mut removals);
+    if removals.is_empty() && contains(live, &normal(wanted)) {
+        return None;
+    }
+    let mut patch = annotated(wanted);
+    crate::render::merge(&mut patch, Value::Object(removals));
+    Some(patch)
+}
+
+/// What a server stores instead of what was written: `stringData` becomes `data`.
+fn normal(wanted: &Value) -> Value {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    let mut wanted = wanted.clone();
+    let Some(Value::Object(strings)) = wanted.as_object_mut().and_then(|object| object.remove("stringData")) else {
+        return wanted;
+    };
+    for (key, value) in strings {
+        wanted["data"][key] = Value::String(STANDARD.encode(value.as_str().unwrap_or_default()));
+    }
+    wanted
+}
+
+/// Nulls for all mapping keys of `last` that `wanted` lacks.
+fn removed(last: &Value, wanted: &Value, out: &mut Map<String, Value>) {
+    let (Value::Object(last), Value::Object(wanted)) = (last, wanted) else {
+        return;
+    };
+    for (key, value) in last {
+        match wanted.get(key) {
+            None => {
+                out.insert(key.clone(), Value::Null);
+            }
+            Some(wanted) => {
+                let mut inner = Map::new();
+                removed(value, wanted, &mut inner);
+                if !inner.is_empty() {
+                    out.insert(key.clone(), Value::Object(inner));
+                }
+            }
+        }
+    }
+}
+
+/// Whether `live` has everything that `wanted` says. Lists must be of one length, item by item; quantities and defaults that a
+/// server writes in its own way are equal if they read the same.
+fn contains(live: &Value, wanted: &Value) -> bool {
+    match (live, wanted) {
+        (Value::Object(live), Value::Object(wanted)) => wanted.iter().all(|(key, value)| match live.get(key) {
+            Some(live) => contains(live, value),
+            None => is_nothing(value),
+        }),
+        (Value::Array(live), Value::Array(wanted)) => {
+            live.len() == wanted.len() && live.iter().zip(wanted).all(|(live, wanted)| contains(live, wanted))
+        }
+        (live, wanted) => live == wanted,
+    }
+}
+
+/// Values that servers leave out.
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.values().all(is_nothing),
+        Value::Number(number) => number.as_i64() == Some(0),
+        Value::Bool(true) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn live(object: &Value, more: Value) -> Value {
+        let mut live = annotated(object);
+        crate::render::merge(&mut live, more);
+        live
+    }
+
+    #[test]
+    fn what_the_server_added_is_no_difference() {
+        let wanted = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"ports": [{"port": 53}]}});
+        let server = json!({"metadata": {"uid": "u"}, "spec": {"clusterIP": "10.96.0.10", "ports": [{"port": 53, "targetPort": 53}]}});
+        assert_eq!(difference(&wanted, &live(&wanted, server)), None);
+    }
+
+    #[test]
+    fn what_is_wanted_no_more_goes_and_what_others_added_stays() {
+        let before = json!({"kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"x": "1", "y": "2"}});
+        let after = json!({"kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"x": "1"}});
+        let patch = difference(&after, &live(&before, json!({"data": {"z": "3"}}))).unwrap();
+        assert_eq!(patch["data"], json!({"x": "1", "y": null}));
+    }
+
+    #[test]
+    fn a_changed_or_shorter_list_is_a_difference() {
+        let before = json!({"kind": "X", "metadata": {"name": "a"}, "spec": {"l": [1, 2]}});
+        for list in [json!([1]), json!([1, 3])] {
+            let after = json!({"kind": "X", "metadata": {"name": "a"}, "spec": {"l": list}});
+            assert!(difference(&after, &live(&before, json!({}))).is_some());
+        }
+    }
+
+    #[test]
+    fn a_secrets_strings_are_compared_as_the_server_keeps_them_and_not_annotated() {
+        let wanted = json!({"kind": "Secret", "metadata": {"name": "a"}, "stringData": {"k": "v"}});
+        let stored = json!({"kind": "Secret", "metadata": {"name": "a"}, "data": {"k": "dg=="}});
+        assert_eq!(difference(&wanted, &stored), None);
+        assert!(annotated(&wanted)["metadata"].get("annotations").is_none());
+    }
+}

@@ -1,0 +1,132 @@
+//! Why a cluster could not be brought where it should be. Every message names the host, the cause and, where one is known, the remedy.
+
+use crate::template::TemplateError;
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// See the head of this file. No variant ever holds a secret.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The wish cannot be fulfilled by this version; nothing was touched.
+    #[error("{0}")]
+    Wish(String),
+    /// Templates of the image that cannot be rendered.
+    #[error("the cluster image's templates cannot be rendered:{}", .0.iter().map(|e| format!("\n  {e}")).collect::<String>())]
+    Template(Vec<TemplateError>),
+    /// The cluster image is not usable.
+    #[error("cluster image {image}: {message}")]
+    Image {
+        /// Its reference.
+        image: String,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// A secret of the Clusterfile cannot be had.
+    #[error("{host}: {source}")]
+    Secret {
+        /// For which host.
+        host: String,
+        /// Why.
+        source: clusterfile::SecretError,
+    },
+    /// The transport failed; its message names host and remedy.
+    #[error(transparent)]
+    Ssh(#[from] ssh::Error),
+    /// The host could not do what it was asked.
+    #[error("{host}: {doing}: {source}")]
+    Host {
+        /// Which host.
+        host: String,
+        /// What it was asked.
+        doing: String,
+        /// Why not.
+        source: host::ClientError,
+    },
+    /// The host has no `clusterd`: nothing of ours is on it.
+    #[error("{host}: nothing of this installer is there; run installer apply first")]
+    NoProgram {
+        /// Which host.
+        host: String,
+    },
+    /// Something on or about a host, in words.
+    #[error("{host}: {message}")]
+    OnHost {
+        /// Which host.
+        host: String,
+        /// What, why, and what to do.
+        message: String,
+    },
+    /// The API server would not do it.
+    #[error("{doing}: {source}")]
+    Api {
+        /// What was asked.
+        doing: String,
+        /// Why not.
+        source: Box<kube::Error>,
+    },
+    /// It did not happen in time.
+    #[error("{what} did not happen within {seconds} s{}", if .last.is_empty() { String::new() } else { format!(": {}", .last) })]
+    Timeout {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        seconds: u64,
+        /// How it looked last.
+        last: String,
+    },
+    /// Several hosts failed; each error names its host.
+    #[error("{} failed:{}", hosts(.0.len()), .0.iter().map(|e| format!("\n  {e}")).collect::<String>())]
+    Several(Vec<Error>),
+    /// Something on this machine.
+    #[error("{what}: {source}")]
+    Local {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// A task of this program ended before its time.
+    #[error("{0} was interrupted")]
+    Interrupted(&'static str),
+}
+
+fn hosts(count: usize) -> String {
+    format!("{count} host{}", if count == 1 { "" } else { "s" })
+}
+
+impl Error {
+    /// For `map_err`: a protocol failure on `host` while `doing`.
+    pub fn host(host: impl ToString, doing: impl Into<String>) -> impl FnOnce(host::ClientError) -> Self {
+        move |source| Self::Host {
+            host: host.to_string(),
+            doing: doing.into(),
+            source,
+        }
+    }
+
+    /// For `map_err`: an API failure while `doing`.
+    pub fn api(doing: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
+        move |source| Self::Api {
+            doing: doing.into(),
+            source: Box::new(source),
+        }
+    }
+
+    /// Something about a host in words.
+    pub fn on(host: impl ToString, message: impl Into<String>) -> Self {
+        Self::OnHost {
+            host: host.to_string(),
+            message: message.into(),
+        }
+    }
+
+    /// One error out of many; `None` if there are none.
+    pub fn merge(mut errors: Vec<Error>) -> Option<Self> {
+        match errors.len() {
+            0 => None,
+            1 => errors.pop(),
+            _ => Some(Self::Several(errors)),
+        }
+    }
+}

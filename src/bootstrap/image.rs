@@ -1,0 +1,240 @@
+//! The cluster image as [`site::Image`]: what hosts get, and the text files that become configuration.
+//!
+//! Reading those means unpacking layers in memory, so what was read is kept beside the store, named by the rootfs' digest: the same
+//! digest is the same content for ever.
+
+use crate::{Error, Result, paths::source, session::Program, site};
+use host::proto::Blob;
+use image::{ClusterImage, FileKind, Store};
+use oci::{Descriptor, Digest, Index, Platform};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+/// Where hosts find `clusterd` in the rootfs.
+const CLUSTERD: &str = "bin/clusterd";
+/// Folders of the rootfs whose text files become configuration.
+const TEXTS: [&str; 4] = ["etc", "systemd", "manifests", "application"];
+/// Larger files are no configuration.
+const TEXT_LIMIT: u64 = 1 << 20;
+
+/// What was read from an image's layers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Extract {
+    files: BTreeMap<String, String>,
+    clusterd: Option<(String, Digest)>,
+}
+
+/// An image, and the program that hosts run to be talked to.
+#[derive(Debug)]
+pub struct Opened {
+    /// What hosts get.
+    pub image: site::Image,
+    /// `clusterd` of the image, or the one beside this program.
+    pub program: Program,
+    /// The store's blobs.
+    pub blobs: oci::BlobStore,
+}
+
+/// Opens an image of the store for hosts of `platform`.
+///
+/// # Errors
+/// When it is not there, lacks blobs, or holds no `clusterd`.
+pub fn open(store_dir: &Path, reference: &str, platform: &Platform) -> Result<Opened> {
+    let bad = |message: String| Error::Image {
+        image: reference.to_owned(),
+        message,
+    };
+    let store = Store::open(store_dir).map_err(|e| bad(e.to_string()))?;
+    let image = ClusterImage::open(&store, reference, platform).map_err(|e| bad(e.to_string()))?;
+    let report = image.verify(false);
+    if !report.problems.is_empty() {
+        return Err(bad(format!("it is damaged: {}; build or load it again", report.problems.join("; "))));
+    }
+    let cache = store_dir.join("cache");
+    let extract = extract(&image, &cache).map_err(|e| bad(e.to_string()))?;
+    let program = program(&image, &cache, extract.clusterd.as_ref()).map_err(|e| bad(e.to_string()))?;
+    let opened = site::Image {
+        reference: reference.to_owned(),
+        digest: image.index.digest.clone(),
+        arch: image.platform.architecture.clone(),
+        env: image.config.env.clone(),
+        rootfs: host::effect::Rootfs {
+            manifest: image.rootfs.manifest.digest.clone(),
+            layers: image.rootfs.layers.clone(),
+            switch: true,
+        },
+        host_blobs: image.rootfs.layers.iter().map(blob).collect(),
+        registry_blobs: registry_blobs(&image),
+        layout: layout(&image),
+        files: extract.files,
+        carried: image.carried.iter().map(|carried| carried.reference.clone()).collect(),
+        launch: site::Launch {
+            apps: image.config.launch.clone(),
+            commands: image.config.commands.clone(),
+        },
+    };
+    Ok(Opened {
+        image: opened,
+        program,
+        blobs: store.blobs().clone(),
+    })
+}
+
+fn blob(descriptor: &Descriptor) -> Blob {
+    Blob {
+        digest: descriptor.digest.clone(),
+        size: descriptor.size,
+    }
+}
+
+/// All of the carried images, each blob once.
+fn registry_blobs(image: &ClusterImage) -> Vec<Blob> {
+    let mut seen = BTreeSet::new();
+    let all = image.carried.iter().flat_map(|carried| &carried.blobs);
+    all.filter(|descriptor| seen.insert(descriptor.digest.clone())).map(blob).collect()
+}
+
+/// The list of images a registry host serves.
+fn layout(image: &ClusterImage) -> Index {
+    Index {
+        manifests: image.carried.iter().map(|carried| carried.manifest.clone()).collect(),
+        ..Index::default()
+    }
+}
+
+fn extract(image: &ClusterImage, cache: &Path) -> Result<Extract, image::Error> {
+    let path = cache.join(format!("{}.json", image.rootfs.manifest.digest.short()));
+    let kept = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    if let Some(extract) = kept {
+        return Ok(extract);
+    }
+    let mut files = BTreeMap::new();
+    for folder in TEXTS {
+        for entry in image.list(folder)? {
+            let FileKind::File { size, .. } = entry.kind else { continue };
+            if size <= TEXT_LIMIT
+                && let Ok(text) = String::from_utf8(image.read_file(&entry.path)?.to_vec())
+            {
+                files.insert(entry.path, text);
+            }
+        }
+    }
+    let clusterd = clusterd(image)?;
+    let extract = Extract { files, clusterd };
+    // Only a shortcut for the next time.
+    let _ = std::fs::create_dir_all(cache).and_then(|()| std::fs::write(&path, serde_json::to_vec(&extract).unwrap_or_default()));
+    Ok(extract)
+}
+
+/// Where in the rootfs `clusterd` itself lies, and its digest; one link on the way is followed.
+fn clusterd(image: &ClusterImage) -> Result<Option<(String, Digest)>, image::Error> {
+    let find = |path: &str| Ok::<_, image::Error>(image.list(path)?.into_iter().find(|entry| entry.path == path));
+    let entry = match find(CLUSTERD)? {
+        Some(entry) => match &entry.kind {
+            FileKind::Link { target } => find(&resolve(CLUSTERD, target))?,
+            _ => Some(entry),
+        },
+        None => None,
+    };
+    Ok(entry.and_then(|entry| match entry.kind {
+        FileKind::File { digest, .. } => Some((entry.path, digest)),
+        _ => None,
+    }))
+}
+
+/// Where a link at `path` leads, below the same root.
+fn resolve(path: &str, target: &str) -> String {
+    let mut parts: Vec<&str> = path.split('/').collect();
+    parts.pop();
+    if target.starts_with('/') {
+        parts.clear();
+    }
+    for part in target.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            name => parts.push(name),
+        }
+    }
+    parts.join("/")
+}
+
+/// The image's own `clusterd`, else the one beside this program.
+fn program(image: &ClusterImage, cache: &Path, clusterd: Option<&(String, Digest)>) -> Result<Program, image::Error> {
+    let Some((source, digest)) = clusterd else {
+        return beside_us();
+    };
+    let path = cache.join(format!("clusterd-{}", digest.short()));
+    if !path.exists() {
+        let partial = cache.join(format!("clusterd-{}.{}", digest.short(), std::process::id()));
+        let io = |source| image::Error::Io {
+            what: "cannot write",
+            path: partial.clone(),
+            source,
+        };
+        std::fs::create_dir_all(cache).map_err(io)?;
+        let mut file = std::fs::File::create(&partial).map_err(io)?;
+        image.copy_file(source, &mut file)?;
+        std::fs::rename(&partial, &path).map_err(io)?;
+    }
+    Ok(Program {
+        path,
+        digest: digest.clone(),
+    })
+}
+
+fn beside_us() -> Result<Program, image::Error> {
+    let io = |path: &Path, source| image::Error::Io {
+        what: "cannot read",
+        path: path.to_path_buf(),
+        source,
+    };
+    let own = std::env::current_exe().map_err(|e| io(Path::new("installer"), e))?;
+    let path: PathBuf = own.with_file_name("clusterd");
+    let mut file = std::fs::File::open(&path).map_err(|e| io(&path, e))?;
+    let mut hasher = oci::Hasher::default();
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match std::io::Read::read(&mut file, &mut buffer).map_err(|e| io(&path, e))? {
+            0 => break,
+            n => hasher.update(&buffer[..n]),
+        }
+    }
+    Ok(Program {
+        path,
+        digest: hasher.finish(),
+    })
+}
+
+/// Whether the image brings what the private registry and the runtime's sandbox need; said once, before any host is touched.
+///
+/// # Errors
+/// Names the files that lack.
+pub fn check(image: &site::Image) -> Result<()> {
+    let needed = [source::CONTAINERD, source::KUBELET, source::SYSCTL, source::MODULES];
+    let units = crate::paths::unit::ALL.map(|unit| format!("{}{unit}.tmpl", source::UNITS));
+    let needed = needed.iter().map(|path| (*path).to_owned()).chain(units);
+    let lacking: Vec<String> = needed.filter(|path| !image.files.contains_key(path)).collect();
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Image {
+        image: image.reference.clone(),
+        message: format!("its rootfs lacks {}; build it FROM an image that has them", lacking.join(", ")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::resolve;
+
+    #[test]
+    fn links_lead_to_files_of_the_same_root() {
+        assert_eq!(resolve("bin/clusterd", "../usr/local/bin/clusterd"), "usr/local/bin/clusterd");
+        assert_eq!(resolve("bin/clusterd", "/usr/bin/clusterd"), "usr/bin/clusterd");
+        assert_eq!(resolve("bin/clusterd", "x"), "bin/x");
+    }
+}

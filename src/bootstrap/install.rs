@@ -1,0 +1,285 @@
+//! The way of an apply: connect, look, judge, plan; then, if asked, run the phases.
+
+use crate::{
+    Error, Result,
+    cluster::{self, Cluster, pki},
+    effects::{self, Learned},
+    event::{Event, Observer},
+    fan,
+    image::Opened,
+    paths, plan,
+    plan::Plan,
+    preflight::{self, Finding},
+    run::{self, Run, Timing},
+    session::{self, Access, Session},
+    site::{Seen, Site},
+    transfer, wish,
+};
+use clusterfile::Clusterfile;
+use futures::FutureExt as _;
+use host::{Facts, Mode, Scope, facts::Query};
+use std::{
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+/// How things are done, beyond what the Clusterfile says.
+#[derive(Clone)]
+pub struct Options {
+    /// How hosts are reached.
+    pub access: Access,
+    /// Folder of the image store.
+    pub store: PathBuf,
+    /// Preflight checks whose findings stop nothing.
+    pub ignored: Vec<String>,
+    /// Who is told.
+    pub observer: Arc<dyn Observer>,
+    /// Who works on the hosts, for others who want to: `apply of demo by ann@laptop`.
+    pub who: String,
+}
+
+/// A site that was looked at: what is wrong with it, and what there is to do.
+pub struct Prepared {
+    /// What preflight found; [`preflight::refuses`] tells whether it stops us.
+    pub findings: Vec<Finding>,
+    /// What there is to do. Absent when preflight stops us.
+    pub plan: Option<Plan>,
+    /// How long looking took.
+    pub took: Duration,
+    run: Arc<Run>,
+}
+
+/// How long an existing API server may take to answer, before we say that it does not.
+const ANSWER: Duration = Duration::from_secs(20);
+
+/// Looks at all hosts, and says what is wrong and what there is to do. With `writing` the hosts are locked for us until the result
+/// is dropped. Nothing but `clusterd` itself is put on a host.
+///
+/// # Errors
+/// When the wish cannot be fulfilled, the image is not usable, or a host cannot be talked to.
+pub async fn prepare(clusterfile: &Clusterfile, options: &Options, writing: bool) -> Result<Prepared> {
+    let start = Instant::now();
+    wish::check(clusterfile)?;
+    let opened = open_image(clusterfile, options).await?;
+    crate::image::check(&opened.image)?;
+    let targets: Vec<_> = clusterfile.cluster.hosts.iter().map(|host| (host.ip, host.ssh.clone())).collect();
+    let sessions = connect(&targets, options, Some(&opened.program)).await?;
+    let scope = wish::scope(clusterfile);
+    let mode = if writing { Mode::Write { who: options.who.clone() } } else { Mode::Read };
+    let now_ms = jiff::Timestamp::now().as_millisecond();
+    let query = query(clusterfile);
+    let found = each(&sessions, |session| look(session, &scope, &mode, &query)).await?;
+    let site = wish::site(clusterfile, opened.image, found)?;
+    let wanted = site.seats.iter().map(|seat| plan::wanted_blobs(&site, seat)).collect();
+    let missing = transfer::missing_everywhere(&sessions, wanted).await?;
+    let sending = site.seats.iter().zip(&missing).map(|(seat, missing)| (seat.ip, transfer::outstanding(missing))).collect();
+    let findings = preflight::look(&site, now_ms, &sending, &options.ignored);
+    let learned = learned(&site);
+    let cluster = tokio::sync::OnceCell::new();
+    let record = clusterfile.without_secrets();
+    let plan = if preflight::refuses(&findings) {
+        None
+    } else {
+        let hosts = plan::hosts(&site, &sessions, &learned, &missing);
+        let objects = existing(&site, &sessions, &record, &cluster);
+        let (hosts, objects) = tokio::try_join!(hosts, objects)?;
+        let (objects, leaving) = objects.map_or((None, Vec::new()), |(objects, leaving)| (Some(objects), leaving));
+        Some(Plan {
+            cluster: site.scope.cluster.clone(),
+            image: site.image.reference.clone(),
+            digest: site.image.digest.clone(),
+            hosts,
+            objects,
+            leaving,
+        })
+    };
+    let run = Run {
+        site,
+        sessions,
+        observer: Arc::clone(&options.observer),
+        blobs: opened.blobs,
+        record,
+        learned: Mutex::new(learned),
+        cluster,
+    };
+    Ok(Prepared {
+        findings,
+        plan,
+        took: start.elapsed(),
+        run: Arc::new(run),
+    })
+}
+
+async fn open_image(clusterfile: &Clusterfile, options: &Options) -> Result<Opened> {
+    let (store, reference) = (options.store.clone(), clusterfile.cluster.image.clone());
+    // Hosts of other architectures are found by preflight, which names them.
+    let platform = image::host_platform();
+    tokio::task::spawn_blocking(move || crate::image::open(&store, &reference, &platform))
+        .await
+        .map_err(|_| Error::Interrupted("opening the image"))?
+}
+
+/// Connects to hosts; all failures are told together.
+///
+/// # Errors
+/// When any of them cannot be talked to.
+pub async fn connect(targets: &[(Ipv4Addr, clusterfile::Ssh)], options: &Options, program: Option<&session::Program>) -> Result<Vec<Session>> {
+    let opened = session::open_all(targets, &options.access, program).await;
+    let opened = opened.into_iter().map(|opened| async { opened }.boxed()).collect();
+    fan::all_good(opened).await
+}
+
+/// Does something on every host at once; the results are in order, all failures are told together.
+///
+/// # Errors
+/// When any host fails.
+pub async fn each<'s, T, F>(sessions: &'s [Session], mut work: impl FnMut(&'s Session) -> F) -> Result<Vec<T>>
+where
+    T: Send,
+    F: Future<Output = Result<T>> + Send + 's,
+{
+    fan::all_good(sessions.iter().map(|session| work(session).boxed()).collect()).await
+}
+
+fn query(clusterfile: &Clusterfile) -> Query {
+    let mut ports = vec![6444, 10250, 10248, 10256, paths::API_PORT, 2379, 2380, 2381, 10257, 10259];
+    ports.push(wish::registry(clusterfile).port);
+    Query {
+        disks: vec![clusterfile.cluster.data_root.display().to_string(), "/var/lib/kubelet".to_owned()],
+        ports,
+        paths: Vec::new(),
+        names: Vec::new(),
+    }
+}
+
+async fn look(session: &Session, scope: &Scope, mode: &Mode, query: &Query) -> Result<(Facts, Seen)> {
+    session.client.open(scope, mode.clone()).await.map_err(session.failed("opening the host"))?;
+    let facts = async { session.client.facts(query).await.map_err(session.failed("looking at the host")) };
+    let (facts, kubelet, ca, cert) = tokio::try_join!(
+        facts,
+        pki::read_optional(session, paths::KUBELET_CONF),
+        pki::read_optional(session, paths::CA_CERT),
+        pki::read_optional(session, paths::KUBELET_CERT),
+    )?;
+    let ours = facts.installed.iter().any(|installed| installed.cluster == scope.cluster);
+    let seen = Seen {
+        joined: ours && kubelet.is_some(),
+        ca: ca.filter(|_| ours),
+        kubelet_cert: cert.filter(|_| ours),
+    };
+    Ok((facts, seen))
+}
+
+/// What is known before anything is done.
+fn learned(site: &Site) -> Learned {
+    let ca = site.seats[site.first_master()].seen.ca.clone().unwrap_or_default();
+    let now = jiff::Timestamp::now().as_second();
+    let mut learned = Learned {
+        token: cluster::api::new_token(),
+        ..Learned::default()
+    };
+    for seat in &site.seats {
+        let sans = effects::serving_subject(seat).sans;
+        if let Some(cert) = seat.seen.kubelet_cert.as_ref().filter(|cert| pki::is_good(cert, &ca, &sans, now)) {
+            learned.kubelet_certs.insert(seat.ip, cert.clone());
+        }
+    }
+    learned.ca = ca;
+    learned
+}
+
+type Objects = Option<(Vec<plan::ObjectChange>, Vec<plan::Leaving>)>;
+
+/// What changes in the cluster, if there is one already.
+async fn existing(
+    site: &Site,
+    sessions: &[Session],
+    record: &serde_json::Value,
+    cell: &tokio::sync::OnceCell<Cluster>,
+) -> Result<Objects> {
+    let first = site.first_master();
+    if !site.seats[first].seen.joined {
+        return Ok(None);
+    }
+    if cluster::api::wait_ready(&sessions[first], ANSWER).await.is_err() {
+        // Bringing it up again is what an apply is for.
+        return Ok(None);
+    }
+    let cluster = Cluster::open(&sessions[first]).await?;
+    let compared = plan::cluster(site, &cluster, record).await?;
+    let _ = cell.set(cluster);
+    Ok(Some(compared))
+}
+
+impl Prepared {
+    /// Does what the plan says.
+    ///
+    /// # Errors
+    /// All that failed. What was done stays, and the next apply goes on from there.
+    pub async fn apply(&self) -> Result<Vec<Timing>> {
+        let timings = run::all(&self.run).await?;
+        for index in 0..self.run.site.seats.len() {
+            self.run.observer.event(Event::HostDone {
+                host: self.run.host_name(index),
+                message: "done".to_owned(),
+            });
+        }
+        Ok(timings)
+    }
+
+    /// Wish and hosts.
+    pub fn site(&self) -> &Site {
+        &self.run.site
+    }
+
+    /// The hosts' connections, in the order of the site's seats.
+    pub fn sessions(&self) -> &[Session] {
+        &self.run.sessions
+    }
+
+    /// The way into the cluster, if it was there or has come up.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.run.cluster.get()
+    }
+}
+
+/// How a program on a host ended.
+#[derive(Debug, Clone)]
+pub struct Ran {
+    /// Whether with code 0.
+    pub success: bool,
+    /// In words.
+    pub ended: String,
+    /// What it wrote.
+    pub stdout: String,
+    /// The last of what it complained.
+    pub stderr: String,
+}
+
+/// Runs a program as root on hosts, all at once; one host's failure is no other's.
+pub async fn exec(
+    targets: &[(Ipv4Addr, clusterfile::Ssh)],
+    options: &Options,
+    argv: &[String],
+    timeout: Duration,
+) -> Vec<(Ipv4Addr, Result<Ran>)> {
+    let run = |ip: Ipv4Addr, ssh: clusterfile::Ssh| async move {
+        let config = session::ssh_config(ip, &ssh, &options.access)?;
+        let connection = ssh::Connection::connect(&config).await?;
+        let elevate = session::elevate(&ip.to_string(), &ssh)?;
+        let output = connection.exec(&ssh::Command::new(argv).elevate(elevate).timeout(timeout)).await?;
+        Ok(Ran {
+            success: output.status.success(),
+            ended: output.status.to_string(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: output.stderr,
+        })
+    };
+    let work = targets.iter().map(|(ip, ssh)| {
+        let (ip, work) = (*ip, run(*ip, ssh.clone()));
+        async move { (ip, work.await) }.boxed()
+    });
+    fan::all(work.collect()).await
+}

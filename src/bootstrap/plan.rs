@@ -1,0 +1,226 @@
+//! The difference between what is and what shall be, as values: per host what changes and how many bytes are sent, and what changes in
+//! the cluster. Computing it changes nothing.
+
+use crate::{
+    Error, Result,
+    cluster::{Applied, Cluster, nodes, objects, record},
+    effects::Learned,
+    fan,
+    phases::{On, PHASES, Phase},
+    session::Session,
+    site::{Seat, Site},
+    transfer,
+};
+use futures::FutureExt as _;
+use host::{Action, Change, Effect, proto::{Blob, Missing}};
+use serde::Serialize;
+
+/// See the head of this file.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// The cluster image.
+    pub image: String,
+    /// Its digest.
+    pub digest: oci::Digest,
+    /// Host by host, in the order of the Clusterfile.
+    pub hosts: Vec<HostPlan>,
+    /// Objects of the cluster that are made or changed; absent while there is no cluster to compare with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub objects: Option<Vec<ObjectChange>>,
+    /// Nodes of the cluster that are not in the Clusterfile.
+    pub leaving: Vec<Leaving>,
+}
+
+/// What changes on one host.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostPlan {
+    /// Its address.
+    pub host: String,
+    /// Its name.
+    pub name: String,
+    /// `master` or `node`.
+    pub role: &'static str,
+    /// Whether it is to be added to the cluster.
+    pub joins: bool,
+    /// Blobs it lacks.
+    pub blobs: usize,
+    /// Bytes to be sent to it.
+    pub bytes: u64,
+    /// What changes, in order.
+    pub changes: Vec<PhaseChange>,
+}
+
+/// A change and the phase it belongs to.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PhaseChange {
+    /// Name of the phase.
+    pub phase: &'static str,
+    /// The change.
+    #[serde(flatten)]
+    pub change: Change,
+}
+
+/// An object that is made or changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectChange {
+    /// `deployment kube-system/dns`.
+    pub object: String,
+    /// `create` or `modify`.
+    pub action: &'static str,
+}
+
+/// A node that is in the cluster but not in the Clusterfile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Leaving {
+    /// Its name.
+    pub name: String,
+    /// Its address, as it says itself.
+    pub ip: Option<std::net::Ipv4Addr>,
+}
+
+impl Plan {
+    /// Whether there is nothing to do. Nodes that are not in the Clusterfile are something to be asked about, not to be done.
+    pub fn is_empty(&self) -> bool {
+        self.hosts.iter().all(HostPlan::is_empty) && self.objects.as_ref().is_some_and(Vec::is_empty)
+    }
+
+    /// Bytes to be sent to all hosts.
+    pub fn bytes(&self) -> u64 {
+        self.hosts.iter().map(|host| host.bytes).sum()
+    }
+}
+
+impl HostPlan {
+    /// Whether nothing changes on this host.
+    pub fn is_empty(&self) -> bool {
+        !self.joins && self.blobs == 0 && self.changes.is_empty()
+    }
+}
+
+/// Whether a phase happens on a host.
+fn happens(phase: &Phase, site: &Site, seat: &Seat) -> bool {
+    match phase.on {
+        On::Every => true,
+        On::Masters => seat.master,
+        On::Registries => seat.registry,
+        On::First => site.seats[site.first_master()].ip == seat.ip,
+        On::Cluster => false,
+    }
+}
+
+/// All effects on a host, with the phase each belongs to. Pure.
+///
+/// # Errors
+/// When the image's templates cannot be rendered.
+pub fn effects(site: &Site, seat: &Seat, learned: &Learned) -> Result<Vec<(&'static str, Effect)>> {
+    let mut all = Vec::new();
+    for phase in PHASES.iter().filter(|phase| happens(phase, site, seat)) {
+        if let Some(wanted) = phase.effects {
+            all.extend(wanted(site, seat, learned)?.into_iter().map(|effect| (phase.name, effect)));
+        }
+    }
+    Ok(all)
+}
+
+/// All blobs a host shall have.
+pub fn wanted_blobs(site: &Site, seat: &Seat) -> Vec<Blob> {
+    let mut wanted = site.image.host_blobs.clone();
+    if seat.registry {
+        wanted.extend(site.image.registry_blobs.iter().cloned());
+    }
+    wanted
+}
+
+/// Asks every host what would change; all at once.
+///
+/// # Errors
+/// When a host does not answer or a template cannot be rendered.
+pub async fn hosts(site: &Site, sessions: &[Session], learned: &Learned, missing: &[Vec<Missing>]) -> Result<Vec<HostPlan>> {
+    let each = site.seats.iter().zip(sessions).zip(missing);
+    fan::all_good(each.map(|((seat, session), missing)| host_plan(site, seat, session, learned, missing).boxed()).collect()).await
+}
+
+async fn host_plan(site: &Site, seat: &Seat, session: &Session, learned: &Learned, missing: &[Missing]) -> Result<HostPlan> {
+    let (phases, effects): (Vec<_>, Vec<_>) = effects(site, seat, learned)?.into_iter().unzip();
+    let previewed = session.client.preview(effects).await.map_err(session.failed("looking at what would change"))?;
+    let changed = phases.into_iter().zip(previewed).filter(|(_, change)| change.changed());
+    let mut changes: Vec<PhaseChange> = changed.map(|(phase, change)| PhaseChange { phase, change }).collect();
+    let signs_for_itself = site.seats[site.first_master()].ip == seat.ip;
+    if !signs_for_itself && !learned.kubelet_certs.contains_key(&seat.ip) {
+        changes.push(PhaseChange {
+            phase: "trust",
+            change: Change {
+                what: crate::paths::KUBELET_CERT.to_owned(),
+                action: if seat.seen.kubelet_cert.is_some() { Action::Modify } else { Action::Create },
+                detail: "signed by the first master".to_owned(),
+                diff: None,
+            },
+        });
+    }
+    Ok(HostPlan {
+        host: seat.ip.to_string(),
+        name: seat.name.clone(),
+        role: if seat.master { "master" } else { "node" },
+        joins: !seat.seen.joined,
+        blobs: missing.len(),
+        bytes: transfer::outstanding(missing),
+        changes,
+    })
+}
+
+/// Compares the cluster's objects and nodes with what they shall be.
+///
+/// # Errors
+/// When the API server does not answer.
+pub async fn cluster(site: &Site, cluster: &Cluster, record: &serde_json::Value) -> Result<(Vec<ObjectChange>, Vec<Leaving>)> {
+    let mut wanted = crate::cluster::api::bindings();
+    wanted.extend(objects::system_objects(site)?);
+    for app in &site.image.launch.apps {
+        wanted.extend(objects::application_objects(site, app)?);
+    }
+    wanted.push(record::object(site, record)?);
+    let list = kube::Api::<k8s_openapi::api::core::v1::Node>::all(cluster.client.clone());
+    let params = kube::api::ListParams::default();
+    let (pending, nodes) = tokio::try_join!(objects::pending(cluster.client.clone(), &wanted), async {
+        list.list(&params).await.map_err(Error::api("listing nodes"))
+    })?;
+    let mut changes: Vec<ObjectChange> = pending
+        .into_iter()
+        .map(|(object, applied)| ObjectChange {
+            object,
+            action: if applied == Applied::Created { "create" } else { "modify" },
+        })
+        .collect();
+    let mut leaving = Vec::new();
+    for node in &nodes.items {
+        let name = node.metadata.name.clone().unwrap_or_default();
+        match site.seats.iter().find(|seat| seat.name == name) {
+            Some(seat) if nodes::metadata_patch(node, seat).is_some() => changes.push(ObjectChange {
+                object: format!("node {name}"),
+                action: "modify",
+            }),
+            Some(_) => {}
+            None => leaving.push(Leaving {
+                ip: nodes::internal_ip(node),
+                name,
+            }),
+        }
+    }
+    // A host that thinks it has joined but that the cluster does not know has to come again.
+    for seat in site.seats.iter().filter(|seat| seat.seen.joined) {
+        if !nodes.items.iter().any(|node| node.metadata.name.as_deref() == Some(&seat.name)) {
+            changes.push(ObjectChange {
+                object: format!("node {}", seat.name),
+                action: "create",
+            });
+        }
+    }
+    Ok((changes, leaving))
+}

@@ -1,0 +1,171 @@
+//! Taking hosts out of a cluster, and clusters off hosts: nodes are drained and deleted, then each host's journal is played backwards.
+
+mod drain;
+
+use crate::{
+    Error, Result,
+    cluster::{self, Cluster},
+    event::Event,
+    fan,
+    install::Options,
+    session::{self, Session},
+    wish,
+};
+use clusterfile::{Clusterfile, Ssh};
+use futures::FutureExt as _;
+use host::{Mode, proto::Leftover};
+use serde::Serialize;
+use std::{net::Ipv4Addr, time::Duration};
+
+/// How long an API server may take to answer before a node is taken away without asking it.
+const ANSWER: Duration = Duration::from_secs(15);
+
+/// What to reset.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// These hosts only; none: the whole cluster.
+    pub nodes: Vec<Ipv4Addr>,
+    /// Go on when a host cannot be reached, a node cannot be drained, or something cannot be undone.
+    pub force: bool,
+    /// How long pods get to leave a node.
+    pub drain: Duration,
+}
+
+/// What was done on one host.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostReset {
+    /// The host.
+    pub host: String,
+    /// How many changes were undone.
+    pub undone: usize,
+    /// What could not be undone, and why.
+    pub failed: Vec<String>,
+    /// What differs from before the first change.
+    pub left: Vec<Leftover>,
+    /// Why the host was left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
+}
+
+impl HostReset {
+    /// Whether nothing is left.
+    pub fn clean(&self) -> bool {
+        self.failed.is_empty() && self.left.is_empty() && self.skipped.is_none()
+    }
+}
+
+/// Resets hosts or the whole cluster.
+///
+/// # Errors
+/// When nothing was done because of something that `force` would pass over; what went wrong on hosts is in the result.
+pub async fn reset(clusterfile: &Clusterfile, options: &Options, request: &Request) -> Result<Vec<HostReset>> {
+    let targets = targets(clusterfile, request)?;
+    let opened = session::open_all(&targets, &options.access, None).await;
+    // A host on which nothing of ours is has nothing to be undone.
+    let unreachable: Vec<&Error> = opened.iter().filter_map(|opened| opened.as_ref().err()).filter(|e| !is_bare(e)).collect();
+    if !unreachable.is_empty() && !request.force {
+        let list: String = unreachable.iter().map(|e| format!("\n  {e}")).collect();
+        return Err(Error::Wish(format!("hosts cannot be reached; nothing was done. With --force the others are reset:{list}")));
+    }
+    if !request.nodes.is_empty() {
+        leave(clusterfile, options, request, &targets).await?;
+    }
+    let scope = wish::scope(clusterfile);
+    let work = targets.iter().zip(opened).map(|((ip, _), opened)| {
+        let scope = &scope;
+        async move {
+            let host = ip.to_string();
+            let result = match opened {
+                Ok(session) => undo(&session, scope, options).await,
+                Err(error) => Err(error),
+            };
+            result.unwrap_or_else(|error| HostReset {
+                host,
+                undone: 0,
+                failed: Vec::new(),
+                left: Vec::new(),
+                skipped: (!is_bare(&error)).then(|| error.to_string()),
+            })
+        }
+        .boxed()
+    });
+    Ok(fan::all(work.collect()).await)
+}
+
+/// Whether a host merely has no `clusterd`: it was reset already, or never installed.
+fn is_bare(error: &Error) -> bool {
+    matches!(error, Error::NoProgram { .. })
+}
+
+fn targets(clusterfile: &Clusterfile, request: &Request) -> Result<Vec<(Ipv4Addr, Ssh)>> {
+    let hosts = &clusterfile.cluster.hosts;
+    if request.nodes.is_empty() {
+        return Ok(hosts.iter().map(|host| (host.ip, host.ssh.clone())).collect());
+    }
+    let masters: Vec<Ipv4Addr> = clusterfile.masters().map(|host| host.ip).collect();
+    if let Some(master) = masters.iter().find(|ip| request.nodes.contains(ip)).filter(|_| masters.len() == 1) {
+        return Err(Error::Wish(format!(
+            "{master} is the only master: without it there is no cluster. To remove the whole cluster leave out --nodes"
+        )));
+    }
+    // A host that is no longer in the Clusterfile is reached as the cluster's hosts are by default.
+    let ssh = |ip: &Ipv4Addr| {
+        let host = hosts.iter().find(|host| host.ip == *ip);
+        host.map_or_else(|| clusterfile.cluster.ssh.clone(), |host| host.ssh.clone())
+    };
+    Ok(request.nodes.iter().map(|ip| (*ip, ssh(ip))).collect())
+}
+
+/// Drains the nodes and takes them out of the cluster.
+async fn leave(clusterfile: &Clusterfile, options: &Options, request: &Request, targets: &[(Ipv4Addr, Ssh)]) -> Result<()> {
+    let left = match open_cluster(clusterfile, options).await {
+        Ok(cluster) => {
+            let ips: Vec<Ipv4Addr> = targets.iter().map(|(ip, _)| *ip).collect();
+            drain::nodes(&cluster, &ips, request.drain, request.force, &*options.observer).await
+        }
+        Err(error) => Err(error),
+    };
+    match left {
+        Err(error) if request.force => {
+            options.observer.event(Event::Warning {
+                host: None,
+                message: format!("nodes could not be drained: {error}"),
+            });
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+async fn open_cluster(clusterfile: &Clusterfile, options: &Options) -> Result<Cluster> {
+    let master = clusterfile.masters().next().ok_or_else(|| Error::Wish("the Clusterfile has no master".to_owned()))?;
+    let session = Session::open(master.ip, &master.ssh, &options.access, None).await?;
+    session.client.open(&wish::scope(clusterfile), Mode::Read).await.map_err(session.failed("opening the host"))?;
+    cluster::api::wait_ready(&session, ANSWER).await?;
+    Cluster::open(&session).await
+}
+
+/// Stops what runs and plays the journal backwards.
+async fn undo(session: &Session, scope: &host::Scope, options: &Options) -> Result<HostReset> {
+    let host = session.ip.to_string();
+    let mode = Mode::Write { who: options.who.clone() };
+    session.client.open(scope, mode).await.map_err(session.failed("opening the host"))?;
+    options.observer.event(Event::PhaseStarted {
+        phase: "reset",
+        title: "stopping what runs and undoing every change",
+        host: Some(host.clone()),
+    });
+    let undone = session.client.undo().await.map_err(session.failed("undoing changes"))?;
+    options.observer.event(Event::HostDone {
+        host: host.clone(),
+        message: format!("{} changes undone", undone.done.len()),
+    });
+    Ok(HostReset {
+        host,
+        undone: undone.done.len(),
+        failed: undone.failed,
+        left: undone.left,
+        skipped: None,
+    })
+}

@@ -1,0 +1,246 @@
+//! Runs the phases: each on each of its hosts as soon as what it needs is done, all at once.
+
+use crate::{
+    Error, Result,
+    cluster::Cluster,
+    effects::Learned,
+    event::{Event, Observer},
+    phases::{Need, On, Outcome, PHASES, Phase},
+    session::Session,
+    site::Site,
+};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::{sync::watch, task::JoinSet};
+
+/// All that phases work with.
+pub struct Run {
+    /// The wish and the hosts.
+    pub site: Site,
+    /// The hosts' connections, in the order of [`Site::seats`].
+    pub sessions: Vec<Session>,
+    /// Who is told.
+    pub observer: Arc<dyn Observer>,
+    /// The blobs' place on this machine.
+    pub blobs: oci::BlobStore,
+    /// The Clusterfile without its secrets, to be stored in the cluster.
+    pub record: serde_json::Value,
+    /// Whether the cluster already answers: what is then skipped is only the waiting.
+    pub learned: Mutex<Learned>,
+    /// The way into the cluster, once there is one.
+    pub cluster: tokio::sync::OnceCell<Cluster>,
+}
+
+impl Run {
+    /// What is known by now.
+    pub fn learned(&self) -> Learned {
+        self.learned.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes what became known.
+    pub fn learn(&self, note: impl FnOnce(&mut Learned)) {
+        note(&mut self.learned.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Applies a phase's effects on a host.
+    ///
+    /// # Errors
+    /// When they cannot be computed or one of them fails.
+    pub async fn apply(&self, phase: &Phase, index: usize) -> Result<Outcome> {
+        let Some(effects) = phase.effects else {
+            return Ok(Outcome::default());
+        };
+        let effects = effects(&self.site, &self.site.seats[index], &self.learned())?;
+        if effects.is_empty() {
+            return Ok(Outcome::default());
+        }
+        let session = &self.sessions[index];
+        let changes = session.client.apply(effects).await.map_err(session.failed(phase.title))?;
+        Ok(Outcome {
+            changes: changes.iter().filter(|change| change.changed()).count(),
+            bytes: 0,
+        })
+    }
+
+    /// The way into the cluster.
+    ///
+    /// # Errors
+    /// When there is none yet.
+    pub fn cluster(&self) -> Result<&Cluster> {
+        self.cluster.get().ok_or(Error::Interrupted("the way to the API server"))
+    }
+
+    /// Tells something about a host, or the cluster.
+    pub fn note(&self, host: Option<usize>, message: impl Into<String>) {
+        self.observer.event(Event::Note {
+            host: host.map(|index| self.host_name(index)),
+            message: message.into(),
+        });
+    }
+
+    /// How hosts are called in events.
+    pub fn host_name(&self, index: usize) -> String {
+        self.site.seats[index].name.clone()
+    }
+}
+
+/// How long a phase took on a host, and what it did there.
+#[derive(Debug, Clone, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Timing {
+    /// Name of the phase.
+    pub phase: &'static str,
+    /// The host; absent: the cluster.
+    pub host: Option<String>,
+    /// When it began, after the start of the run.
+    #[serde(skip)]
+    pub began: Duration,
+    /// How long it took.
+    #[serde(skip)]
+    pub took: Duration,
+    /// Things changed.
+    pub changes: usize,
+    /// Bytes sent.
+    pub bytes: u64,
+}
+
+type Place = (&'static str, Option<usize>);
+type Signals = HashMap<Place, watch::Receiver<Option<bool>>>;
+
+/// Where a phase happens on this site.
+fn places(site: &Site, phase: &Phase) -> Vec<Option<usize>> {
+    let hosts = |wanted: fn(&crate::site::Seat) -> bool| {
+        let all = site.seats.iter().enumerate();
+        all.filter(|(_, seat)| wanted(seat)).map(|(index, _)| Some(index)).collect()
+    };
+    match phase.on {
+        On::Every => hosts(|_| true),
+        On::Masters => hosts(|seat| seat.master),
+        On::Registries => hosts(|seat| seat.registry),
+        On::First => vec![Some(site.first_master())],
+        On::Cluster => vec![None],
+    }
+}
+
+/// The signals a phase waits for at a place.
+fn awaited(site: &Site, phase: &Phase, place: Option<usize>, signals: &Signals) -> Vec<watch::Receiver<Option<bool>>> {
+    let mut awaited = Vec::new();
+    for need in phase.needs {
+        let keys: Vec<Place> = match *need {
+            Need::Here(name) => vec![(name, place)],
+            Need::First(name) => vec![(name, Some(site.first_master())), (name, None)],
+            Need::Everywhere(name) => signals.keys().filter(|(other, _)| *other == name).copied().collect(),
+        };
+        awaited.extend(keys.iter().filter_map(|key| signals.get(key)).cloned());
+    }
+    awaited
+}
+
+/// Runs every phase. Hosts do not hinder each other; what depends on a failed phase is left out.
+///
+/// # Errors
+/// All that failed, merged; what was done stays done, and the next run goes on from there.
+pub async fn all(run: &Arc<Run>) -> Result<Vec<Timing>> {
+    let start = Instant::now();
+    let mut senders = HashMap::new();
+    let mut signals = Signals::new();
+    for phase in PHASES {
+        for place in places(&run.site, phase) {
+            let (sender, receiver) = watch::channel(None);
+            senders.insert((phase.name, place), sender);
+            signals.insert((phase.name, place), receiver);
+        }
+    }
+    let mut tasks = JoinSet::new();
+    for phase in PHASES {
+        for place in places(&run.site, phase) {
+            let needs = awaited(&run.site, phase, place, &signals);
+            let (Some(sender), run) = (senders.remove(&(phase.name, place)), Arc::clone(run)) else {
+                continue;
+            };
+            tasks.spawn(async move {
+                if !all_done(needs).await {
+                    let _ = sender.send(Some(false));
+                    return Ok(None);
+                }
+                let result = one(&run, phase, place, start).await;
+                let _ = sender.send(Some(result.is_ok()));
+                result.map(Some)
+            });
+        }
+    }
+    collect(tasks).await
+}
+
+async fn all_done(needs: Vec<watch::Receiver<Option<bool>>>) -> bool {
+    for mut need in needs {
+        let done = need.wait_for(Option::is_some).await.is_ok_and(|done| *done == Some(true));
+        if !done {
+            return false;
+        }
+    }
+    true
+}
+
+async fn one(run: &Arc<Run>, phase: &'static Phase, place: Option<usize>, start: Instant) -> Result<Timing> {
+    let host = place.map(|index| run.host_name(index));
+    let began = start.elapsed();
+    run.observer.event(Event::PhaseStarted {
+        phase: phase.name,
+        title: phase.title,
+        host: host.clone(),
+    });
+    let result = match (phase.work, place) {
+        (Some(work), _) => work(Arc::clone(run), phase, place).await,
+        (None, Some(index)) => run.apply(phase, index).await,
+        (None, None) => Ok(Outcome::default()),
+    };
+    let took = start.elapsed() - began;
+    match result {
+        Ok(Outcome { changes, bytes }) => {
+            run.observer.event(Event::PhaseDone {
+                phase: phase.name,
+                host: host.clone(),
+                changes,
+                bytes,
+                took,
+            });
+            Ok(Timing {
+                phase: phase.name,
+                host,
+                began,
+                took,
+                changes,
+                bytes,
+            })
+        }
+        Err(error) => {
+            run.observer.event(Event::PhaseFailed {
+                phase: phase.name,
+                host,
+                message: error.to_string(),
+            });
+            Err(error)
+        }
+    }
+}
+
+async fn collect(mut tasks: JoinSet<Result<Option<Timing>>>) -> Result<Vec<Timing>> {
+    let mut timings = Vec::new();
+    let mut errors = Vec::new();
+    while let Some(joined) = tasks.join_next().await {
+        match joined {
+            Ok(Ok(timing)) => timings.extend(timing),
+            Ok(Err(error)) => errors.push(error),
+            Err(_) => errors.push(Error::Interrupted("a phase")),
+        }
+    }
+    timings.sort_by_key(|timing| timing.began);
+    match Error::merge(errors) {
+        Some(error) => Err(error),
+        None => Ok(timings),
+    }
+}

@@ -1,0 +1,195 @@
+//! The whole wish with what is known of the hosts: all that the pure part works on.
+
+use crate::template::Variables;
+use clusterfile::{Env, HostAlias, KubeadmSettings, LocalRegistry, Networks, Taint};
+use host::{Facts, Scope, effect::Rootfs, proto::Blob};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+/// The cluster image as far as hosts are concerned.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// Its reference, for people.
+    pub reference: String,
+    /// Digest of its index: names the whole image.
+    pub digest: oci::Digest,
+    /// Processor architecture as Go names it.
+    pub arch: String,
+    /// Its `ENV`.
+    pub env: Env,
+    /// The rootfs that hosts unpack.
+    pub rootfs: Rootfs,
+    /// Blobs every host needs: the rootfs' layers.
+    pub host_blobs: Vec<Blob>,
+    /// Blobs registry hosts need besides: everything of the carried images.
+    pub registry_blobs: Vec<Blob>,
+    /// `index.json` of registry hosts.
+    pub layout: oci::Index,
+    /// Text files of the rootfs that become configuration, by path below its root.
+    pub files: BTreeMap<String, String>,
+    /// References of the carried images.
+    pub carried: Vec<oci::Reference>,
+    /// Applications and commands to launch.
+    pub launch: Launch,
+}
+
+/// What the image starts when the cluster stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Launch {
+    /// Names of applications (folders of `application/apps/`).
+    pub apps: Vec<String>,
+    /// Commands, run on the first master in `/opt/installer`.
+    pub commands: Vec<String>,
+}
+
+/// A host with its place in the cluster.
+#[derive(Debug, Clone)]
+pub struct Seat {
+    /// Its address.
+    pub ip: Ipv4Addr,
+    /// Its own host name, which is the node's name.
+    pub name: String,
+    /// Whether it runs the control plane.
+    pub master: bool,
+    /// Whether it runs the private registry.
+    pub registry: bool,
+    /// Labels the user wants on the node.
+    pub labels: BTreeMap<String, String>,
+    /// Taints the user wants on the node.
+    pub taints: Vec<Taint>,
+    /// The cluster's and the host's environment.
+    pub env: Env,
+    /// What the host is.
+    pub facts: Facts,
+    /// What was read from it beyond the facts.
+    pub seen: Seen,
+}
+
+/// What was read from a host beyond its facts.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// Whether the node agent has joined: it has a kubeconfig of its own.
+    pub joined: bool,
+    /// The cluster authority's certificate as the host has it, PEM.
+    pub ca: Option<String>,
+    /// The node agent's serving certificate, PEM.
+    pub kubelet_cert: Option<String>,
+}
+
+/// See the head of this file.
+#[derive(Debug, Clone)]
+pub struct Site {
+    /// Name and data root.
+    pub scope: Scope,
+    /// Addresses.
+    pub networks: Networks,
+    /// First service address: the API server's own.
+    pub kubernetes_ip: Ipv4Addr,
+    /// Tenth service address: cluster DNS.
+    pub dns_ip: Ipv4Addr,
+    /// The cluster image.
+    pub image: Image,
+    /// The private registry.
+    pub registry: LocalRegistry,
+    /// Further lines of `/etc/hosts`.
+    pub aliases: Vec<HostAlias>,
+    /// What the kubeadm kinds said.
+    pub kubeadm: KubeadmSettings,
+    /// Files of the rootfs that the Clusterfile replaces or merges.
+    pub configs: Vec<clusterfile::Config>,
+    /// The hosts, in the order of the Clusterfile; the first master is the one that signs.
+    pub seats: Vec<Seat>,
+}
+
+impl Site {
+    /// The master that was there first and holds the authority. A Clusterfile always has one.
+    pub fn first_master(&self) -> usize {
+        self.seats.iter().position(|seat| seat.master).unwrap_or(0)
+    }
+
+    /// Hosts that run the control plane.
+    pub fn masters(&self) -> impl Iterator<Item = &Seat> {
+        self.seats.iter().filter(|seat| seat.master)
+    }
+
+    /// Hosts that run the private registry.
+    pub fn registries(&self) -> impl Iterator<Item = &Seat> {
+        self.seats.iter().filter(|seat| seat.registry)
+    }
+
+    /// `http` or `https`.
+    pub fn registry_scheme(&self) -> &'static str {
+        if self.registry.insecure { "http" } else { "https" }
+    }
+
+    /// What templates see on a host: the environment (image < cluster < host) and, over it, what is computed.
+    pub fn variables(&self, seat: &Seat) -> Variables {
+        let mut variables = self.image.env.clone();
+        variables.extend(seat.env.clone());
+        let flag = |on: bool| if on { "true" } else { "false" }.to_owned();
+        let registry_url = format!("{}://{}", self.registry_scheme(), self.registry.host_port());
+        let computed = [
+            ("ClusterName", self.scope.cluster.clone()),
+            ("DataRoot", self.scope.data_root.trim_end_matches('/').to_owned()),
+            ("PodCIDR", self.networks.pod_cidr.to_string()),
+            ("SvcCIDR", self.networks.service_cidr.to_string()),
+            ("DNSDomain", self.networks.dns_domain.clone()),
+            ("KubeSvcIP", self.kubernetes_ip.to_string()),
+            ("DNSSvcIP", self.dns_ip.to_string()),
+            ("RegistryDomain", self.registry.domain.clone()),
+            ("RegistryPort", self.registry.port.to_string()),
+            ("RegistryURL", registry_url.clone()),
+            ("LocalRegistryDomain", self.registry.domain.clone()),
+            ("LocalRegistryPort", self.registry.port.to_string()),
+            ("LocalRegistryURL", registry_url),
+            ("RegistryTlsFlags", self.registry_flags()),
+            ("ContainerRuntime", "containerd".to_owned()),
+            ("HostIP", seat.ip.to_string()),
+            ("HostIPFamily", "4".to_owned()),
+            ("HostName", seat.name.clone()),
+            ("Arch", seat.facts.arch.clone()),
+            ("RootfsDigest", self.image.rootfs.manifest.to_string()),
+            ("ApiServerFlags", self.api_server_flags()),
+            ("EtcdInitialCluster", format!("{}=https://{}:2380", seat.name, seat.ip)),
+            ("EtcdInitialClusterState", "new".to_owned()),
+            ("RestrictOomScoreAdj", flag(!seat.facts.can_lower_oom_score)),
+            ("RuntimeOomScore", if seat.facts.can_lower_oom_score { "-999" } else { "0" }.to_owned()),
+            ("RegisterFlags", self.register_flags(seat)),
+        ];
+        variables.extend(computed.map(|(name, value)| (name.to_owned(), value)));
+        variables
+    }
+
+    fn registry_flags(&self) -> String {
+        use crate::paths::{REGISTRY_CERT, REGISTRY_KEY};
+        if self.registry.insecure {
+            String::new()
+        } else {
+            format!("--tls-cert {REGISTRY_CERT} --tls-key {REGISTRY_KEY}")
+        }
+    }
+
+    fn api_server_flags(&self) -> String {
+        let flags: Vec<String> = self
+            .masters()
+            .map(|seat| format!("--server {}:{}", seat.ip, crate::paths::API_PORT))
+            .collect();
+        flags.join(" ")
+    }
+
+    /// The node registers with the taint that keeps workloads off masters, so that no pod slips onto one before we could set it.
+    fn register_flags(&self, seat: &Seat) -> String {
+        let mut taints: Vec<String> = seat.taints.iter().map(ToString::to_string).collect();
+        if seat.master {
+            taints.push(format!("{CONTROL_PLANE}:NoSchedule"));
+        }
+        if taints.is_empty() {
+            String::new()
+        } else {
+            format!("--register-with-taints {}", taints.join(","))
+        }
+    }
+}
+
+/// The label and the taint of masters.
+pub const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";

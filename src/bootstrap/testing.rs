@@ -1,0 +1,101 @@
+//! A small site for tests of the pure parts.
+
+use crate::site::{Image, Launch, Seat, Seen, Site};
+use clusterfile::{KubeadmSettings, LocalRegistry, Networks};
+use host::{Facts, Scope, effect::Rootfs};
+use std::collections::BTreeMap;
+
+/// A host with nothing special about it.
+pub(crate) fn seat(ip: &str, name: &str, master: bool) -> Seat {
+    let mut facts = Facts {
+        arch: "amd64".into(),
+        hostname: name.into(),
+        machine_id: format!("id-{name}"),
+        memory_total: 4 << 30,
+        can_lower_oom_score: true,
+        uid: 0,
+        ..Facts::default()
+    };
+    facts.systemd.version = 252;
+    facts.cgroup.mode = host::facts::CgroupMode::V2;
+    facts.cgroup.controllers = ["cpu", "memory", "pids"].map(String::from).to_vec();
+    facts.addresses.push(host::facts::Address {
+        interface: "eth0".into(),
+        ip: ip.into(),
+        prefix: 24,
+    });
+    facts.disks.push(host::facts::Disk {
+        path: "/var/lib/installer".into(),
+        total: 100 << 30,
+        free: 50 << 30,
+        ..Default::default()
+    });
+    Seat {
+        ip: ip.parse().unwrap(),
+        name: name.into(),
+        master,
+        registry: master,
+        labels: BTreeMap::new(),
+        taints: Vec::new(),
+        env: BTreeMap::new(),
+        facts,
+        seen: Seen::default(),
+    }
+}
+
+/// The text files of the repository's own rootfs.
+pub(crate) fn rootfs_files() -> BTreeMap<String, String> {
+    fn walk(root: &std::path::Path, dir: &std::path::Path, files: &mut BTreeMap<String, String>) {
+        for entry in std::fs::read_dir(dir).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                walk(root, &path, files);
+            } else if let Ok(text) = std::fs::read_to_string(&path) {
+                files.insert(path.strip_prefix(root).unwrap().display().to_string(), text);
+            }
+        }
+    }
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../rootfs");
+    let mut files = BTreeMap::new();
+    for folder in ["etc", "systemd"] {
+        walk(&root, &root.join(folder), &mut files);
+    }
+    files
+}
+
+/// One master, one node.
+pub(crate) fn site() -> Site {
+    let digest = oci::Digest::of(b"rootfs");
+    Site {
+        scope: Scope::new("demo"),
+        networks: Networks {
+            pod_cidr: "100.64.0.0/16".parse().unwrap(),
+            service_cidr: "10.96.0.0/16".parse().unwrap(),
+            dns_domain: "cluster.local".into(),
+        },
+        kubernetes_ip: "10.96.0.1".parse().unwrap(),
+        dns_ip: "10.96.0.10".parse().unwrap(),
+        image: Image {
+            reference: "local/native:dev".into(),
+            digest: digest.clone(),
+            arch: "amd64".into(),
+            env: BTreeMap::new(),
+            rootfs: Rootfs {
+                manifest: digest,
+                layers: Vec::new(),
+                switch: true,
+            },
+            host_blobs: Vec::new(),
+            registry_blobs: Vec::new(),
+            layout: oci::Index::default(),
+            files: rootfs_files(),
+            carried: Vec::new(),
+            launch: Launch::default(),
+        },
+        registry: LocalRegistry::default(),
+        aliases: Vec::new(),
+        kubeadm: KubeadmSettings::default(),
+        configs: Vec::new(),
+        seats: vec![seat("10.0.0.1", "m1", true), seat("10.0.0.2", "n1", false)],
+    }
+}

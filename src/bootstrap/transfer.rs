@@ -1,0 +1,119 @@
+//! Blobs on their way to hosts: only those a host lacks, several at once, from where an interrupted one stopped.
+
+use crate::{
+    Error, Result,
+    event::Event,
+    fan,
+    phases::{Outcome, Phase},
+    run::Run,
+    session::Session,
+};
+use futures::{FutureExt as _, TryStreamExt as _, future::BoxFuture, stream};
+use host::proto::{Blob, Missing};
+use std::{
+    io::SeekFrom,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+use tokio::io::{AsyncRead, AsyncSeekExt as _, ReadBuf};
+
+/// Blobs on their way to one host at the same time: enough that small ones do not wait for each other's answers.
+const IN_FLIGHT: usize = 4;
+/// Blobs on their way to all hosts together: this machine's disk and network are shared.
+const IN_FLIGHT_TOTAL: usize = 64;
+
+/// Bytes still to be sent.
+pub fn outstanding(missing: &[Missing]) -> u64 {
+    missing.iter().map(|m| m.blob.size.saturating_sub(m.have)).sum()
+}
+
+/// The rootfs' layers, to every host.
+pub fn host_blobs(run: Arc<Run>, _: &'static Phase, place: Option<usize>) -> BoxFuture<'static, Result<Outcome>> {
+    async move {
+        let wanted = run.site.image.host_blobs.clone();
+        send(&run, place.unwrap_or_default(), wanted).await
+    }
+    .boxed()
+}
+
+/// The carried images, to the hosts of the registry.
+pub fn registry_blobs(run: Arc<Run>, _: &'static Phase, place: Option<usize>) -> BoxFuture<'static, Result<Outcome>> {
+    async move {
+        let wanted = run.site.image.registry_blobs.clone();
+        send(&run, place.unwrap_or_default(), wanted).await
+    }
+    .boxed()
+}
+
+async fn send(run: &Arc<Run>, index: usize, wanted: Vec<Blob>) -> Result<Outcome> {
+    let session = &run.sessions[index];
+    let mut missing = session.client.missing_blobs(wanted).await.map_err(session.failed("asking which blobs it lacks"))?;
+    // Large ones first, so that the last one is not what all wait for.
+    missing.sort_by_key(|m| std::cmp::Reverse(m.blob.size));
+    let bytes = outstanding(&missing);
+    let changes = missing.len();
+    run.observer.event(Event::BytesExpected {
+        host: run.host_name(index),
+        bytes,
+    });
+    let at_once = IN_FLIGHT.min((IN_FLIGHT_TOTAL / run.sessions.len().max(1)).max(1));
+    stream::iter(missing.into_iter().map(Ok))
+        .try_for_each_concurrent(at_once, |missing| put(run, session, index, missing))
+        .await?;
+    Ok(Outcome { changes, bytes })
+}
+
+async fn put(run: &Arc<Run>, session: &Session, index: usize, missing: Missing) -> Result<()> {
+    let path = run.blobs.path(&missing.blob.digest);
+    let local = |source| Error::Local {
+        what: format!("cannot read {}; if it is damaged, load or build the image again", path.display()),
+        source,
+    };
+    let mut file = tokio::fs::File::open(&path).await.map_err(local)?;
+    file.set_max_buf_size(1 << 20);
+    if missing.have > 0 {
+        file.seek(SeekFrom::Start(missing.have)).await.map_err(local)?;
+    }
+    let counted = Counted {
+        inner: file,
+        run: Arc::clone(run),
+        host: run.host_name(index),
+    };
+    let doing = format!("receiving blob {}", missing.blob.digest.short());
+    session.client.put_blob(&missing.blob, missing.have, counted).await.map_err(session.failed(doing))
+}
+
+/// Tells how many bytes were taken.
+struct Counted<R> {
+    inner: R,
+    run: Arc<Run>,
+    host: String,
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Counted<R> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
+        let bytes = (buf.filled().len() - before) as u64;
+        if bytes > 0 {
+            self.run.observer.event(Event::BytesSent {
+                host: self.host.clone(),
+                bytes,
+            });
+        }
+        polled
+    }
+}
+
+/// What each host lacks of all it shall have, asked of all at once: for plans.
+///
+/// # Errors
+/// When a host does not answer.
+pub async fn missing_everywhere(sessions: &[Session], wanted: Vec<Vec<Blob>>) -> Result<Vec<Vec<Missing>>> {
+    let ask = sessions.iter().zip(wanted).map(|(session, wanted)| async move {
+        session.client.missing_blobs(wanted).await.map_err(session.failed("asking which blobs it lacks"))
+    }
+    .boxed());
+    fan::all_good(ask.collect()).await
+}

@@ -1,0 +1,228 @@
+//! What the API server says: nodes, and the pods and workloads of `kube-system`. Watched, not polled.
+
+use super::Check;
+use crate::{
+    Result, cluster::nodes,
+    site::Site,
+};
+use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
+use k8s_openapi::api::{
+    apps::v1::{DaemonSet, Deployment},
+    core::v1::{Node, Pod},
+};
+use kube::{
+    Api, Client, ResourceExt as _,
+    runtime::watcher::{self, Event, watcher},
+};
+use std::collections::BTreeMap;
+use tokio::time::Instant;
+
+/// A pod that can be asked over HTTP, by its own readiness probe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PodTarget {
+    pub(super) name: String,
+    pub(super) node: String,
+    pub(super) url: String,
+}
+
+/// What is there now.
+#[derive(Default)]
+struct State {
+    nodes: Kind<Node>,
+    pods: Kind<Pod>,
+    daemonsets: Kind<DaemonSet>,
+    deployments: Kind<Deployment>,
+}
+
+/// The objects of one kind, and whether the first list is complete.
+struct Kind<K> {
+    objects: BTreeMap<String, K>,
+    listed: bool,
+    failure: Option<String>,
+}
+
+impl<K> Default for Kind<K> {
+    fn default() -> Self {
+        Self {
+            objects: BTreeMap::new(),
+            listed: false,
+            failure: None,
+        }
+    }
+}
+
+impl<K: kube::Resource> Kind<K> {
+    fn take(&mut self, event: std::result::Result<Event<K>, watcher::Error>) {
+        self.failure = None;
+        match event {
+            Ok(Event::Init) => self.objects.clear(),
+            Ok(Event::InitDone) => self.listed = true,
+            Ok(Event::InitApply(object) | Event::Apply(object)) => {
+                self.objects.insert(object.name_any(), object);
+            }
+            Ok(Event::Delete(object)) => {
+                self.objects.remove(&object.name_any());
+            }
+            Err(error) => self.failure = Some(error.to_string()),
+        }
+    }
+}
+
+enum Told {
+    Node(std::result::Result<Event<Node>, watcher::Error>),
+    Pod(std::result::Result<Event<Pod>, watcher::Error>),
+    DaemonSet(std::result::Result<Event<DaemonSet>, watcher::Error>),
+    Deployment(std::result::Result<Event<Deployment>, watcher::Error>),
+}
+
+fn events(client: &Client) -> BoxStream<'static, Told> {
+    let config = watcher::Config::default;
+    let nodes = watcher(Api::<Node>::all(client.clone()), config()).into_stream_of(Told::Node);
+    let pods = watcher(Api::<Pod>::namespaced(client.clone(), "kube-system"), config()).into_stream_of(Told::Pod);
+    let daemonsets = watcher(Api::<DaemonSet>::namespaced(client.clone(), "kube-system"), config()).into_stream_of(Told::DaemonSet);
+    let deployments = watcher(Api::<Deployment>::namespaced(client.clone(), "kube-system"), config()).into_stream_of(Told::Deployment);
+    futures::stream::select_all([nodes, pods, daemonsets, deployments]).boxed()
+}
+
+/// Gives a watch's events one type, failures included.
+trait IntoStreamOf<K>: Sized {
+    fn into_stream_of(self, told: fn(std::result::Result<Event<K>, watcher::Error>) -> Told) -> BoxStream<'static, Told>;
+}
+
+impl<K, S> IntoStreamOf<K> for S
+where
+    K: 'static,
+    S: futures::Stream<Item = std::result::Result<Event<K>, watcher::Error>> + Send + 'static,
+{
+    fn into_stream_of(self, told: fn(std::result::Result<Event<K>, watcher::Error>) -> Told) -> BoxStream<'static, Told> {
+        self.into_stream().map(told).boxed()
+    }
+}
+
+/// Waits until nodes and system pods are as they should be, or the deadline; then says how they are, and which pods can be asked.
+pub(super) async fn settle(site: &Site, client: &Client, deadline: Instant) -> Result<(Vec<Check>, Vec<PodTarget>)> {
+    let mut events = events(client);
+    let mut state = State::default();
+    loop {
+        let next = tokio::time::timeout_at(deadline, events.next()).await;
+        match next {
+            Ok(Some(Told::Node(event))) => state.nodes.take(event),
+            Ok(Some(Told::Pod(event))) => state.pods.take(event),
+            Ok(Some(Told::DaemonSet(event))) => state.daemonsets.take(event),
+            Ok(Some(Told::Deployment(event))) => state.deployments.take(event),
+            Ok(None) | Err(_) => return Ok((checks(site, &state), targets(&state))),
+        }
+        let listed = state.nodes.listed && state.pods.listed && state.daemonsets.listed && state.deployments.listed;
+        if listed {
+            let checks = checks(site, &state);
+            if checks.iter().all(|check| check.ok) {
+                return Ok((checks, targets(&state)));
+            }
+        }
+    }
+}
+
+fn checks(site: &Site, state: &State) -> Vec<Check> {
+    let mut checks: Vec<Check> = site.seats.iter().map(|seat| node_check(&seat.name, &state.nodes)).collect();
+    checks.push(Check::new("system-pods", None, pods(state)));
+    checks
+}
+
+fn node_check(name: &str, nodes: &Kind<Node>) -> Check {
+    let result = match nodes.objects.get(name) {
+        Some(node) if nodes::is_ready(node) => Ok("Ready".to_owned()),
+        Some(node) => Err(format!("not Ready: {}", nodes::not_ready_because(node))),
+        None => Err(nodes.failure.clone().unwrap_or_else(|| "the API server knows no such node".to_owned())),
+    };
+    Check::new("node", Some(name), result)
+}
+
+/// Every pod Ready, and as many as their owners want.
+fn pods(state: &State) -> std::result::Result<String, String> {
+    let mut wrong: Vec<String> = Vec::new();
+    for (name, set) in &state.daemonsets.objects {
+        let status = set.status.clone().unwrap_or_default();
+        let observed = status.observed_generation >= set.metadata.generation;
+        let updated = status.updated_number_scheduled.unwrap_or(0);
+        if !observed || status.desired_number_scheduled == 0 || status.number_ready < status.desired_number_scheduled || updated < status.desired_number_scheduled {
+            wrong.push(format!("daemonset {name}: {} of {} ready", status.number_ready, status.desired_number_scheduled));
+        }
+    }
+    for (name, deployment) in &state.deployments.objects {
+        let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+        let status = deployment.status.clone().unwrap_or_default();
+        let ready = status.ready_replicas.unwrap_or(0).min(status.updated_replicas.unwrap_or(0));
+        if status.observed_generation < deployment.metadata.generation || ready < wanted {
+            wrong.push(format!("deployment {name}: {ready} of {wanted} ready"));
+        }
+    }
+    for (name, pod) in state.pods.objects.iter().filter(|(_, pod)| !is_finished(pod)) {
+        if let Some(reason) = pod_problem(pod) {
+            wrong.push(format!("pod {name}: {reason}"));
+        }
+    }
+    if state.pods.objects.is_empty() {
+        wrong.push(state.pods.failure.clone().unwrap_or_else(|| "there are none".to_owned()));
+    }
+    if wrong.is_empty() {
+        Ok(format!("{} pods Ready", state.pods.objects.len()))
+    } else {
+        Err(wrong.join("; "))
+    }
+}
+
+fn is_finished(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    phase == Some("Succeeded") || pod.metadata.deletion_timestamp.is_some()
+}
+
+/// Why a pod is not Ready: the container that waits, or the condition that is false.
+fn pod_problem(pod: &Pod) -> Option<String> {
+    let status = pod.status.clone().unwrap_or_default();
+    let conditions = status.conditions.unwrap_or_default();
+    if conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True") {
+        return None;
+    }
+    let place = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).map(|node| format!(" on {node}")).unwrap_or_default();
+    let containers = status.init_container_statuses.into_iter().chain(status.container_statuses).flatten();
+    for container in containers {
+        if let Some(waiting) = container.state.and_then(|state| state.waiting) {
+            let reason = waiting.reason.unwrap_or_default();
+            let message = waiting.message.map(|m| format!(": {m}")).unwrap_or_default();
+            return Some(format!("{} waits{place}: {reason}{message}", container.name));
+        }
+    }
+    let false_one = conditions.iter().find(|c| c.status != "True").and_then(|c| c.message.clone());
+    Some(format!("not Ready{place}{}", false_one.map(|m| format!(": {m}")).unwrap_or_default()))
+}
+
+/// Ready pods of the pod network with an HTTP readiness probe.
+fn targets(state: &State) -> Vec<PodTarget> {
+    state.pods.objects.values().filter(|pod| pod_problem(pod).is_none()).filter_map(target).collect()
+}
+
+fn target(pod: &Pod) -> Option<PodTarget> {
+    let spec = pod.spec.as_ref()?;
+    if spec.host_network == Some(true) {
+        return None;
+    }
+    let probed = spec.containers.iter().find_map(|container| {
+        let get = container.readiness_probe.as_ref()?.http_get.as_ref()?;
+        let port = match &get.port {
+            k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::Int(port) => *port,
+            k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::String(name) => {
+                let ports = container.ports.as_ref()?;
+                ports.iter().find(|port| port.name.as_deref() == Some(name))?.container_port
+            }
+        };
+        let scheme = get.scheme.as_deref().unwrap_or("HTTP").to_lowercase();
+        Some((scheme, port, get.path.clone().unwrap_or_else(|| "/".to_owned())))
+    });
+    let (scheme, port, path) = probed?;
+    let ip = pod.status.as_ref()?.pod_ip.as_ref()?;
+    Some(PodTarget {
+        name: pod.name_any(),
+        node: spec.node_name.clone()?,
+        url: format!("{scheme}://{ip}:{port}{path}"),
+    })
+}

@@ -1,0 +1,115 @@
+//! `installer apply`: makes the cluster what the Clusterfile says. Also the way of `join`, which only adds hosts to the wish.
+
+use crate::{
+    cluster_args::{ClusterArgs, PreflightArgs, confirm},
+    context::Context,
+    failure::Exit,
+    output::FormatArg,
+    report, table,
+};
+use bootstrap::{install, plan::Plan, reset};
+use clusterfile::Clusterfile;
+use std::time::{Duration, Instant};
+
+/// Flags of `apply`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  installer apply                                       for ./Clusterfile
+  installer apply -f prod.yaml --accept-new-host-keys   hosts never seen before
+  installer apply -o json > events.jsonl                for programs
+
+It can be stopped and run again at any time. On a cluster that is as wished it does nothing.")]
+pub struct Args {
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// What preflight may pass over.
+    #[command(flatten)]
+    pub preflight: PreflightArgs,
+    /// Remove nodes that are not in the Clusterfile without asking
+    #[arg(short, long)]
+    pub yes: bool,
+    /// How to print.
+    #[command(flatten)]
+    pub format: FormatArg,
+}
+
+/// Applies a Clusterfile.
+pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+    let clusterfile = args.cluster.load(context)?;
+    bring_up(&args.cluster, &args.preflight, context, "apply", &clusterfile, args.yes).await
+}
+
+/// Looks, tells what there is to do, does it.
+pub async fn bring_up(
+    cluster: &ClusterArgs,
+    preflight: &PreflightArgs,
+    context: &Context,
+    command: &str,
+    clusterfile: &Clusterfile,
+    yes: bool,
+) -> anyhow::Result<Exit> {
+    let start = Instant::now();
+    let out = &context.out;
+    let options = cluster.options(context, command, &clusterfile.cluster.name, &preflight.ignore_preflight);
+    let prepared = install::prepare(clusterfile, &options, true).await?;
+    report::findings(out, &prepared.findings);
+    let Some(plan) = &prepared.plan else {
+        return Ok(Exit::Refused);
+    };
+    if plan.is_empty() {
+        out.json(&serde_json::json!({"event": "done", "changes": 0, "ms": start.elapsed().as_millis()}));
+        out.result(format!("nothing to do: {} is as {} says ({})", plan.cluster, cluster.file.display(), table::time(start.elapsed())));
+        return leaving(context, clusterfile, &options, plan, yes).await;
+    }
+    if out.is_json() {
+        out.json(&serde_json::json!({"event": "plan", "plan": plan}));
+    } else {
+        out.note(report::summary(plan));
+    }
+    let timings = prepared.apply().await?;
+    out.finish();
+    let total = start.elapsed();
+    report::timings(out, &timings, total);
+    out.json(&serde_json::json!({"event": "done", "changes": timings.iter().map(|t| t.changes).sum::<usize>(), "ms": total.as_millis()}));
+    let leaving = leaving(context, clusterfile, &options, plan, yes).await?;
+    out.result(format!(
+        "the cluster {} works: every probe passed. Next:\n  export KUBECONFIG=$(installer kubeconfig -f {} --out ~/.kube/{}) && kubectl get nodes",
+        plan.cluster,
+        cluster.file.display(),
+        plan.cluster
+    ));
+    Ok(leaving)
+}
+
+/// Nodes that are in the cluster but not in the Clusterfile: removed only when that is wanted.
+async fn leaving(
+    context: &Context,
+    clusterfile: &Clusterfile,
+    options: &install::Options,
+    plan: &Plan,
+    yes: bool,
+) -> anyhow::Result<Exit> {
+    let nodes: Vec<_> = plan.leaving.iter().filter_map(|node| node.ip).collect();
+    if nodes.is_empty() {
+        return Ok(Exit::Done);
+    }
+    report::leaving(&context.out, plan);
+    let question = format!("remove {} nodes that are not in the Clusterfile: drain them, and undo everything on them?", nodes.len());
+    match confirm(context, &question, yes) {
+        Ok(true) => {}
+        Ok(false) => return Ok(Exit::Done),
+        Err(_) => {
+            context.out.note("they stay; run apply with --yes to remove them");
+            return Ok(Exit::Done);
+        }
+    }
+    let request = reset::Request {
+        nodes,
+        force: false,
+        drain: Duration::from_secs(300),
+    };
+    let results = reset::reset(clusterfile, options, &request).await?;
+    Ok(crate::reset::print(context, &results))
+}

@@ -1,0 +1,33 @@
+//! `installer check`: proves that the cluster works, from the API server and from every node.
+
+use crate::{cluster_args::ClusterArgs, context::Context, failure::Exit, output::FormatArg, report};
+use bootstrap::{check, install};
+use std::time::Duration;
+
+/// Flags of `check`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  installer check
+  installer check --timeout 0 -o json     as it is at this moment, for programs
+
+Exit codes: 0 all is well, 4 something is not, 1 it could not be checked")]
+pub struct Args {
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// How long to wait for what is not yet well, in seconds
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    pub timeout: u64,
+    /// How to print.
+    #[command(flatten)]
+    pub format: FormatArg,
+}
+
+/// Checks the cluster.
+pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+    let clusterfile = args.cluster.load(context)?;
+    let options: install::Options = args.cluster.options(context, "check", &clusterfile.cluster.name, &[]);
+    let checks = check::run(&clusterfile, &options, Duration::from_secs(args.timeout)).await?;
+    Ok(if report::checks(&context.out, &checks) { Exit::Done } else { Exit::Unhealthy })
+}

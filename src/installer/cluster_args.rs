@@ -1,0 +1,72 @@
+//! What all commands about a cluster share: which Clusterfile, and how hosts are reached.
+
+use crate::{context::Context, show::Show};
+use anyhow::Context as _;
+use bootstrap::{install::Options, preflight, session::Access};
+use clusterfile::Clusterfile;
+use std::{io::IsTerminal as _, path::PathBuf, sync::Arc};
+
+/// Flags of every command about a cluster.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ClusterArgs {
+    /// The Clusterfile; relative paths in it are relative to its folder
+    #[arg(short = 'f', long = "file", default_value = "Clusterfile", value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// Flags of commands that look before they change something.
+#[derive(Debug, Clone, clap::Args)]
+pub struct PreflightArgs {
+    /// Preflight checks whose findings shall not stop it, or `all`
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = known_check)]
+    pub ignore_preflight: Vec<String>,
+}
+
+fn known_check(name: &str) -> Result<String, String> {
+    if name == "all" || preflight::CHECKS.contains(&name) {
+        return Ok(name.to_owned());
+    }
+    Err(format!("no such check; there are all, {}", preflight::CHECKS.join(", ")))
+}
+
+impl ClusterArgs {
+    /// Reads the Clusterfile and tells its warnings.
+    pub fn load(&self, context: &Context) -> anyhow::Result<Clusterfile> {
+        let clusterfile = Clusterfile::load(&self.file)?;
+        for warning in &clusterfile.warnings {
+            context.out.warn(warning.to_string());
+        }
+        Ok(clusterfile)
+    }
+
+    /// How `command` of `cluster` goes about it.
+    pub fn options(&self, context: &Context, command: &str, cluster: &str, ignored: &[String]) -> Options {
+        let variable = |name: &str| std::env::var(name).unwrap_or_else(|_| "someone".to_owned());
+        let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        Options {
+            access: Access {
+                known_hosts: context.known_hosts.clone(),
+                accept_new_host_keys: context.accept_new_host_keys,
+            },
+            store: context.store.clone(),
+            ignored: ignored.to_vec(),
+            observer: Arc::new(Show::new(context.out.clone())),
+            who: format!("installer {command} of {cluster} by {}@{}", variable("USER"), machine.trim()),
+        }
+    }
+}
+
+/// Asks before something is taken away. Without a terminal to ask on, `--yes` is needed.
+pub fn confirm(context: &Context, question: &str, yes: bool) -> anyhow::Result<bool> {
+    if yes {
+        return Ok(true);
+    }
+    anyhow::ensure!(
+        std::io::stdin().is_terminal() && std::io::stderr().is_terminal() && !context.out.is_json(),
+        "{question}\n  there is no terminal to confirm on: say --yes if that is what you want"
+    );
+    context.out.ask(&format!("{question} [y/N] "));
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("cannot read your answer")?;
+    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
+}

@@ -1,0 +1,60 @@
+//! `installer plan`: what an apply would do, and how many bytes it would send.
+
+use crate::{
+    cluster_args::{ClusterArgs, PreflightArgs},
+    context::Context,
+    failure::Exit,
+    output::FormatArg,
+    report,
+};
+use bootstrap::install;
+use std::path::PathBuf;
+
+/// Flags of `plan`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  installer plan                          for ./Clusterfile
+  installer plan -f prod.yaml --diff      with the differences of every file
+  installer plan -o json | jq .hosts      for programs
+
+Exit codes: 0 nothing to do, 2 something to do, 3 refused by preflight, 1 failed")]
+pub struct Args {
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// What preflight may pass over.
+    #[command(flatten)]
+    pub preflight: PreflightArgs,
+    /// Show the differences of files
+    #[arg(long)]
+    pub diff: bool,
+    /// Write the plan as JSON to a file as well
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// How to print.
+    #[command(flatten)]
+    pub format: FormatArg,
+}
+
+/// Looks, and prints what would be done.
+pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+    let clusterfile = args.cluster.load(context)?;
+    let name = clusterfile.cluster.name.clone();
+    let options = args.cluster.options(context, "plan", &name, &args.preflight.ignore_preflight);
+    let prepared = install::prepare(&clusterfile, &options, false).await?;
+    report::findings(&context.out, &prepared.findings);
+    let Some(plan) = &prepared.plan else {
+        return Ok(Exit::Refused);
+    };
+    if let Some(path) = &args.out {
+        let text = serde_json::to_vec_pretty(plan)?;
+        std::fs::write(path, text).map_err(|e| anyhow::anyhow!("cannot write {}: {e}", path.display()))?;
+    }
+    if context.out.is_json() {
+        context.out.json(plan);
+    } else {
+        report::plan(&context.out, plan, args.diff);
+    }
+    Ok(if plan.is_empty() { Exit::Done } else { Exit::Changes })
+}

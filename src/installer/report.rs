@@ -1,0 +1,182 @@
+//! How findings, plans, checks and timings are printed.
+
+use crate::{
+    output::Output,
+    table::{Table, size, time},
+};
+use bootstrap::{
+    plan::{HostPlan, Plan},
+    preflight::{Finding, Severity},
+    run::Timing,
+    verify::Check,
+};
+use host::Action;
+use std::{collections::BTreeMap, time::Duration};
+
+/// Every finding of every host.
+pub fn findings(out: &Output, findings: &[Finding]) {
+    for finding in findings {
+        if out.is_json() {
+            out.json(&serde_json::json!({"event": "finding", "finding": finding}));
+            continue;
+        }
+        let text = format!("{}: {} [{}]\n  remedy: {}", finding.host, finding.cause, finding.check, finding.remedy);
+        match finding.severity {
+            Severity::Error => out.error(&text),
+            Severity::Warning => out.warn(text),
+        }
+    }
+    let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
+    if errors > 0 {
+        out.note(format!("{errors} findings stop us; nothing was changed. --ignore-preflight NAME passes over a check"));
+    }
+}
+
+/// What a plan says.
+pub fn plan(out: &Output, plan: &Plan, diff: bool) {
+    out.result(format!("cluster {} with image {} ({})", plan.cluster, plan.image, plan.digest.short()));
+    for host in plan.hosts.iter().filter(|host| !host.is_empty()) {
+        host_plan(out, host, diff);
+    }
+    match &plan.objects {
+        None => out.result("the cluster itself: created, with the image's manifests"),
+        Some(objects) => {
+            for object in objects {
+                out.result(format!("  {} {}", sign(object.action), object.object));
+            }
+        }
+    }
+    leaving(out, plan);
+    if plan.is_empty() {
+        out.result("nothing to do");
+    } else {
+        out.result(summary(plan));
+    }
+}
+
+/// Nodes that nobody wishes any more; they are only removed when that is confirmed.
+pub fn leaving(out: &Output, plan: &Plan) {
+    for node in &plan.leaving {
+        let ip = node.ip.map(|ip| format!(" ({ip})")).unwrap_or_default();
+        out.result(format!("  - node {}{ip} is in the cluster but not in the Clusterfile", node.name));
+    }
+}
+
+/// One line that says it all.
+pub fn summary(plan: &Plan) -> String {
+    let joining = plan.hosts.iter().filter(|host| host.joins).count();
+    let changing = plan.hosts.iter().filter(|host| !host.joins && !host.is_empty()).count();
+    let changes: usize = plan.hosts.iter().map(|host| host.changes.len()).sum();
+    let objects = plan.objects.as_ref().map_or(0, Vec::len);
+    format!(
+        "{joining} hosts to add, {changing} to change: {changes} changes, {} to send; {objects} objects of the cluster",
+        size(plan.bytes())
+    )
+}
+
+fn host_plan(out: &Output, host: &HostPlan, diff: bool) {
+    let joins = if host.joins { ", joins" } else { "" };
+    out.result(format!("{} {} ({}{joins}): {} in {} blobs", host.host, host.name, host.role, size(host.bytes), host.blobs));
+    for change in &host.changes {
+        let detail = if change.change.detail.is_empty() { String::new() } else { format!(" ({})", change.change.detail) };
+        let action = match change.change.action {
+            Action::None => continue,
+            Action::Create => "create",
+            Action::Modify => "modify",
+            Action::Remove => "remove",
+        };
+        out.result(format!("  {} {}{detail}", sign(action), change.change.what));
+        if let Some(text) = change.change.diff.as_ref().filter(|_| diff) {
+            for line in text.lines() {
+                out.result(format!("      {line}"));
+            }
+        }
+    }
+}
+
+fn sign(action: &str) -> console::StyledObject<&'static str> {
+    match action {
+        "create" => console::style("+").green(),
+        "remove" => console::style("-").red(),
+        _ => console::style("~").yellow(),
+    }
+}
+
+/// Time and bytes of every phase; a phase that ran on several hosts counts from its first start to its last end.
+pub fn timings(out: &Output, timings: &[Timing], total: Duration) {
+    if out.is_json() {
+        for timing in timings {
+            out.json(&serde_json::json!({
+                "event": "timing", "phase": timing.phase, "host": timing.host,
+                "beganMs": timing.began.as_millis(), "ms": timing.took.as_millis(),
+                "changes": timing.changes, "bytes": timing.bytes,
+            }));
+        }
+        return;
+    }
+    let mut phases: Vec<&'static str> = Vec::new();
+    let mut sums: BTreeMap<&str, Sum> = BTreeMap::new();
+    for timing in timings {
+        if !phases.contains(&timing.phase) {
+            phases.push(timing.phase);
+        }
+        sums.entry(timing.phase).or_default().add(timing);
+    }
+    let mut table = Table::new(["PHASE", "HOSTS", "FROM", "TO", "LONGEST", "CHANGES", "BYTES"]);
+    for phase in phases {
+        let sum = &sums[phase];
+        table.row([
+            phase.to_owned(),
+            if sum.hosts == 0 { "-".to_owned() } else { sum.hosts.to_string() },
+            time(sum.from),
+            time(sum.to),
+            time(sum.longest),
+            sum.changes.to_string(),
+            size(sum.bytes),
+        ]);
+    }
+    let bytes = timings.iter().map(|timing| timing.bytes).sum();
+    table.row(["total".to_owned(), String::new(), String::new(), time(total), String::new(), String::new(), size(bytes)]);
+    out.table(&table);
+}
+
+#[derive(Default)]
+struct Sum {
+    hosts: usize,
+    from: Duration,
+    to: Duration,
+    longest: Duration,
+    changes: usize,
+    bytes: u64,
+    any: bool,
+}
+
+impl Sum {
+    fn add(&mut self, timing: &Timing) {
+        self.from = if self.any { self.from.min(timing.began) } else { timing.began };
+        self.any = true;
+        self.to = self.to.max(timing.began + timing.took);
+        self.longest = self.longest.max(timing.took);
+        self.hosts += usize::from(timing.host.is_some());
+        self.changes += timing.changes;
+        self.bytes += timing.bytes;
+    }
+}
+
+/// What was checked; returns whether all is well.
+pub fn checks(out: &Output, checks: &[Check]) -> bool {
+    if out.is_json() {
+        for check in checks {
+            out.json(check);
+        }
+    } else {
+        let mut table = Table::new(["", "CHECK", "FROM", "DETAIL"]);
+        for check in checks {
+            let mark = if check.ok { console::style("✔").green() } else { console::style("✘").red() };
+            let host = check.host.clone().unwrap_or_else(|| "API server".to_owned());
+            table.row([mark.to_string(), check.check.to_owned(), host, check.detail.clone()]);
+        }
+        out.table(&table);
+    }
+    checks.iter().all(|check| check.ok)
+}
