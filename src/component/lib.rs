@@ -11,6 +11,7 @@ pub mod informer;
 pub mod leader;
 pub mod metrics;
 pub mod patch;
+pub mod placement;
 pub mod queue;
 pub mod selector;
 pub mod signal;
