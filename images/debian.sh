@@ -27,12 +27,16 @@ for tool in apt-get apt-cache dpkg-deb readelf patchelf sha256sum; do
     command -v $tool >/dev/null || die "$tool is missing"
 done
 
-# What decides the result: this script and the candidate versions. Unchanged: nothing to do.
-apt-cache policy $packages | grep -q 'Candidate: [0-9]' || die "apt knows none of: $packages (apt-get update?)"
-stamp=$({ cat "$0"; apt-cache policy $packages | grep -E '^[a-z]|Candidate'; } | sha256sum | cut -d' ' -f1)
-if [ "$(cat "$out/.stamp" 2>/dev/null)" = "$stamp" ]; then
+# stamp PACKAGE…: a digest of what decides the result: this script, and the versions that apt would give now.
+stamp() {
+    { cat "$0"; apt-cache policy "$@" | grep -E '^[a-z]|Candidate'; } | sha256sum | cut -d' ' -f1
+}
+
+# Nothing to do if none of the packages used last time, libraries included, has changed.
+if [ -s "$out/.packages" ] && [ "$(cat "$out/.stamp")" = "$(stamp $(cat "$out/.packages"))" ]; then
     exit 0
 fi
+apt-cache policy $packages | grep -q 'Candidate: [0-9]' || die "apt knows none of: $packages (apt-get update?)"
 
 cache=$out/.cache
 work=$(mktemp -d "${TMPDIR:-/tmp}/debian.XXXXXX")
@@ -188,9 +192,10 @@ for program in "$work"/new/rootfs/bin/* "$work"/new/rootfs/cni/bin/*; do
     fi
 done
 
-mkdir -p "$out"
+rm -f "$out/.packages"
 for part in rootfs nft etcd busybox; do
     rm -rf "${out:?}/$part"
     mv "$work/new/$part" "$out/$part"
 done
-echo "$stamp" >"$out/.stamp"
+stamp $(ls "$work/packages") >"$out/.stamp"
+ls "$work/packages" >"$out/.packages"
