@@ -29,7 +29,12 @@ impl std::error::Error for Status {}
 impl Status {
     /// Any refusal.
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: Value::Null }
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            details: Value::Null,
+        }
     }
 
     fn about(mut self, group: &str, kind: &str, name: &str) -> Self {
@@ -56,7 +61,10 @@ impl Status {
 
     /// Seconds to wait before trying again, for the `Retry-After` header.
     pub fn retry_after(&self) -> Option<u32> {
-        self.details.get("retryAfterSeconds").and_then(Value::as_u64).and_then(|s| u32::try_from(s).ok())
+        self.details
+            .get("retryAfterSeconds")
+            .and_then(Value::as_u64)
+            .and_then(|s| u32::try_from(s).ok())
     }
 
     /// The object on the wire.
@@ -78,18 +86,29 @@ impl Status {
 
     /// 404 for an object.
     pub fn not_found(kind: &Kind, name: &str) -> Self {
-        Self::new(404, "NotFound", format!("{} {name:?} not found", kind.group_resource())).about(kind.group, kind.plural, name)
+        Self::new(404, "NotFound", format!("{} {name:?} not found", kind.group_resource())).about(
+            kind.group,
+            kind.plural,
+            name,
+        )
     }
 
     /// 409 for a name that is taken.
     pub fn already_exists(kind: &Kind, name: &str) -> Self {
-        Self::new(409, "AlreadyExists", format!("{} {name:?} already exists", kind.group_resource()))
-            .about(kind.group, kind.plural, name)
+        Self::new(
+            409,
+            "AlreadyExists",
+            format!("{} {name:?} already exists", kind.group_resource()),
+        )
+        .about(kind.group, kind.plural, name)
     }
 
     /// 409 for a write based on an old version or against a precondition.
     pub fn conflict(kind: &Kind, name: &str, why: &str) -> Self {
-        let message = format!("Operation cannot be fulfilled on {} {name:?}: {why}", kind.group_resource());
+        let message = format!(
+            "Operation cannot be fulfilled on {} {name:?}: {why}",
+            kind.group_resource()
+        );
         Self::new(409, "Conflict", message).about(kind.group, kind.plural, name)
     }
 
@@ -116,8 +135,16 @@ impl Status {
                 texts.push(text);
             }
         }
-        let list = if texts.len() == 1 { texts.concat() } else { format!("[{}]", texts.join(", ")) };
-        let title = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
+        let list = if texts.len() == 1 {
+            texts.concat()
+        } else {
+            format!("[{}]", texts.join(", "))
+        };
+        let title = if group.is_empty() {
+            kind.to_owned()
+        } else {
+            format!("{kind}.{group}")
+        };
         let mut s = Self::new(422, "Invalid", format!("{title} {name:?} is invalid: {list}")).about(group, kind, name);
         s.details["causes"] = errors.iter().map(FieldError::cause).collect();
         s
@@ -161,13 +188,24 @@ impl Status {
 
     /// 406; `accepted` are the media types that would do.
     pub fn not_acceptable(accepted: &[&str]) -> Self {
-        Self::new(406, "NotAcceptable", format!("only the following media types are accepted: {}", accepted.join(", ")))
+        Self::new(
+            406,
+            "NotAcceptable",
+            format!("only the following media types are accepted: {}", accepted.join(", ")),
+        )
     }
 
     /// 405.
     pub fn method_not_allowed(kind: &Kind, verb: &str) -> Self {
-        Self::new(405, "MethodNotAllowed", format!("{verb} is not supported on resources of kind {:?}", kind.group_resource()))
-            .about(kind.group, kind.plural, "")
+        Self::new(
+            405,
+            "MethodNotAllowed",
+            format!(
+                "{verb} is not supported on resources of kind {:?}",
+                kind.group_resource()
+            ),
+        )
+        .about(kind.group, kind.plural, "")
     }
 
     /// 500.

@@ -19,7 +19,9 @@ pub fn parse(s: &str) -> Option<Timestamp> {
 
 /// How long ago, in the form of `kubectl get`; `<unknown>` if the time is missing or unreadable.
 pub fn ago(since: Option<&str>, now: Timestamp) -> String {
-    since.and_then(parse).map_or_else(|| "<unknown>".to_owned(), |t| human(now.duration_since(t)))
+    since
+        .and_then(parse)
+        .map_or_else(|| "<unknown>".to_owned(), |t| human(now.duration_since(t)))
 }
 
 /// A duration with at most two units, as precise as people need it.
@@ -31,7 +33,11 @@ pub fn human(d: SignedDuration) -> String {
     let seconds = seconds.max(0);
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
     let two = |a: i64, unit: &str, b: i64, small: &str| {
-        if b == 0 { format!("{a}{unit}") } else { format!("{a}{unit}{b}{small}") }
+        if b == 0 {
+            format!("{a}{unit}")
+        } else {
+            format!("{a}{unit}{b}{small}")
+        }
     };
     match seconds {
         0..120 => format!("{seconds}s"),

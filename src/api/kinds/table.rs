@@ -2,7 +2,16 @@
 
 use super::{Kind, Subresource};
 
-const ALL_VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+const ALL_VERBS: &[&str] = &[
+    "create",
+    "delete",
+    "deletecollection",
+    "get",
+    "list",
+    "patch",
+    "update",
+    "watch",
+];
 const WITHOUT_COLLECTION_DELETE: &[&str] = &["create", "delete", "get", "list", "patch", "update", "watch"];
 const CREATE: &[&str] = &["create"];
 const GET_WRITE: &[&str] = &["get", "patch", "update"];
@@ -14,7 +23,13 @@ const fn sub(
     (group, version, kind): (&'static str, &'static str, &'static str),
     verbs: &'static [&'static str],
 ) -> Subresource {
-    Subresource { name, group, version, kind, verbs }
+    Subresource {
+        name,
+        group,
+        version,
+        kind,
+        verbs,
+    }
 }
 
 /// Status subresource of a kind.
@@ -25,7 +40,13 @@ const fn status(group: &'static str, kind: &'static str) -> Subresource {
 const SCALE: Subresource = sub("scale", ("autoscaling", "v1", "Scale"), GET_WRITE);
 
 /// A namespaced `v1` kind with every verb and nothing else.
-const fn row(group: &'static str, kind: &'static str, plural: &'static str, singular: &'static str, message: &'static str) -> Kind {
+const fn row(
+    group: &'static str,
+    kind: &'static str,
+    plural: &'static str,
+    singular: &'static str,
+    message: &'static str,
+) -> Kind {
     Kind {
         group,
         version: "v1",
@@ -44,8 +65,18 @@ const fn row(group: &'static str, kind: &'static str, plural: &'static str, sing
 }
 
 /// A kind that is only answered, never stored.
-const fn review(group: &'static str, kind: &'static str, plural: &'static str, singular: &'static str, message: &'static str) -> Kind {
-    Kind { namespaced: false, verbs: CREATE, ..row(group, kind, plural, singular, message) }
+const fn review(
+    group: &'static str,
+    kind: &'static str,
+    plural: &'static str,
+    singular: &'static str,
+    message: &'static str,
+) -> Kind {
+    Kind {
+        namespaced: false,
+        verbs: CREATE,
+        ..row(group, kind, plural, singular, message)
+    }
 }
 
 pub(super) const GROUPS: &[(&str, &[&str])] = &[
@@ -70,15 +101,30 @@ const CERTS: &str = "certificates.k8s.io";
 const RBAC: &str = "rbac.authorization.k8s.io";
 
 pub(super) const KINDS: &[Kind] = &[
-    Kind { verbs: CREATE, ..row("", "Binding", "bindings", "binding", "core.v1.Binding") },
-    Kind { short_names: &["cm"], ..row("", "ConfigMap", "configmaps", "configmap", "core.v1.ConfigMap") },
-    Kind { short_names: &["ep"], ..row("", "Endpoints", "endpoints", "endpoints", "core.v1.Endpoints") },
-    Kind { short_names: &["ev"], ..row("", "Event", "events", "event", "core.v1.Event") },
+    Kind {
+        verbs: CREATE,
+        ..row("", "Binding", "bindings", "binding", "core.v1.Binding")
+    },
+    Kind {
+        short_names: &["cm"],
+        ..row("", "ConfigMap", "configmaps", "configmap", "core.v1.ConfigMap")
+    },
+    Kind {
+        short_names: &["ep"],
+        ..row("", "Endpoints", "endpoints", "endpoints", "core.v1.Endpoints")
+    },
+    Kind {
+        short_names: &["ev"],
+        ..row("", "Event", "events", "event", "core.v1.Event")
+    },
     Kind {
         short_names: &["ns"],
         namespaced: false,
         verbs: WITHOUT_COLLECTION_DELETE,
-        subresources: &[sub("finalize", ("", "v1", "Namespace"), &["update"]), status("", "Namespace")],
+        subresources: &[
+            sub("finalize", ("", "v1", "Namespace"), &["update"]),
+            status("", "Namespace"),
+        ],
         ..row("", "Namespace", "namespaces", "namespace", "core.v1.Namespace")
     },
     Kind {
@@ -108,15 +154,30 @@ pub(super) const KINDS: &[Kind] = &[
     Kind {
         short_names: &["sa"],
         subresources: &[sub("token", (AUTHN, "v1", "TokenRequest"), CREATE)],
-        ..row("", "ServiceAccount", "serviceaccounts", "serviceaccount", "core.v1.ServiceAccount")
+        ..row(
+            "",
+            "ServiceAccount",
+            "serviceaccounts",
+            "serviceaccount",
+            "core.v1.ServiceAccount",
+        )
     },
     Kind {
         short_names: &["svc"],
         categories: &["all"],
-        subresources: &[sub("proxy", ("", "v1", "ServiceProxyOptions"), PROXY), status("", "Service")],
+        subresources: &[
+            sub("proxy", ("", "v1", "ServiceProxyOptions"), PROXY),
+            status("", "Service"),
+        ],
         ..row("", "Service", "services", "service", "core.v1.Service")
     },
-    row(APPS, "ControllerRevision", "controllerrevisions", "controllerrevision", "apps.v1.ControllerRevision"),
+    row(
+        APPS,
+        "ControllerRevision",
+        "controllerrevisions",
+        "controllerrevision",
+        "apps.v1.ControllerRevision",
+    ),
     Kind {
         short_names: &["ds"],
         categories: &["all"],
@@ -140,8 +201,20 @@ pub(super) const KINDS: &[Kind] = &[
         storage_group: "",
         ..row("events.k8s.io", "Event", "events", "event", "events.v1.Event")
     },
-    review(AUTHN, "SelfSubjectReview", "selfsubjectreviews", "selfsubjectreview", "authentication.v1.SelfSubjectReview"),
-    review(AUTHN, "TokenReview", "tokenreviews", "tokenreview", "authentication.v1.TokenReview"),
+    review(
+        AUTHN,
+        "SelfSubjectReview",
+        "selfsubjectreviews",
+        "selfsubjectreview",
+        "authentication.v1.SelfSubjectReview",
+    ),
+    review(
+        AUTHN,
+        "TokenReview",
+        "tokenreviews",
+        "tokenreview",
+        "authentication.v1.TokenReview",
+    ),
     Kind {
         namespaced: true,
         ..review(
@@ -191,29 +264,86 @@ pub(super) const KINDS: &[Kind] = &[
     Kind {
         short_names: &["pdb"],
         subresources: &[status("policy", "PodDisruptionBudget")],
-        ..row("policy", "PodDisruptionBudget", "poddisruptionbudgets", "poddisruptionbudget", "policy.v1.PodDisruptionBudget")
+        ..row(
+            "policy",
+            "PodDisruptionBudget",
+            "poddisruptionbudgets",
+            "poddisruptionbudget",
+            "policy.v1.PodDisruptionBudget",
+        )
     },
-    Kind { namespaced: false, ..row(RBAC, "ClusterRole", "clusterroles", "clusterrole", "rbac.v1.ClusterRole") },
     Kind {
         namespaced: false,
-        ..row(RBAC, "ClusterRoleBinding", "clusterrolebindings", "clusterrolebinding", "rbac.v1.ClusterRoleBinding")
+        ..row(
+            RBAC,
+            "ClusterRole",
+            "clusterroles",
+            "clusterrole",
+            "rbac.v1.ClusterRole",
+        )
+    },
+    Kind {
+        namespaced: false,
+        ..row(
+            RBAC,
+            "ClusterRoleBinding",
+            "clusterrolebindings",
+            "clusterrolebinding",
+            "rbac.v1.ClusterRoleBinding",
+        )
     },
     row(RBAC, "Role", "roles", "role", "rbac.v1.Role"),
-    row(RBAC, "RoleBinding", "rolebindings", "rolebinding", "rbac.v1.RoleBinding"),
+    row(
+        RBAC,
+        "RoleBinding",
+        "rolebindings",
+        "rolebinding",
+        "rbac.v1.RoleBinding",
+    ),
     Kind {
         short_names: &["sc"],
         namespaced: false,
-        ..row("storage.k8s.io", "StorageClass", "storageclasses", "storageclass", "storage.v1.StorageClass")
+        ..row(
+            "storage.k8s.io",
+            "StorageClass",
+            "storageclasses",
+            "storageclass",
+            "storage.v1.StorageClass",
+        )
     },
     Kind {
         short_names: &["pc"],
         namespaced: false,
-        ..row("scheduling.k8s.io", "PriorityClass", "priorityclasses", "priorityclass", "scheduling.v1.PriorityClass")
+        ..row(
+            "scheduling.k8s.io",
+            "PriorityClass",
+            "priorityclasses",
+            "priorityclass",
+            "scheduling.v1.PriorityClass",
+        )
     },
-    row("coordination.k8s.io", "Lease", "leases", "lease", "coordination.v1.Lease"),
+    row(
+        "coordination.k8s.io",
+        "Lease",
+        "leases",
+        "lease",
+        "coordination.v1.Lease",
+    ),
     Kind {
         namespaced: false,
-        ..row("node.k8s.io", "RuntimeClass", "runtimeclasses", "runtimeclass", "node.v1.RuntimeClass")
+        ..row(
+            "node.k8s.io",
+            "RuntimeClass",
+            "runtimeclasses",
+            "runtimeclass",
+            "node.v1.RuntimeClass",
+        )
     },
-    row("discovery.k8s.io", "EndpointSlice", "endpointslices", "endpointslice", "discovery.v1.EndpointSlice"),
+    row(
+        "discovery.k8s.io",
+        "EndpointSlice",
+        "endpointslices",
+        "endpointslice",
+        "discovery.v1.EndpointSlice",
+    ),
 ];

@@ -1,0 +1,346 @@
+//! Patches: JSON patch (RFC 6902), merge patch (RFC 7386) and Kubernetes' strategic merge patch.
+//!
+//! Server-side apply is not among them; the API server refuses it clearly.
+
+use crate::schema::{Field, Merge, Message, Shape, message};
+use crate::status::Status;
+use serde_json::{Map, Value};
+
+/// Applies a JSON patch (RFC 6902).
+///
+/// # Errors
+/// 400 when it is no patch, 422 when an operation does not fit the object.
+pub fn json(current: &Value, patch: &Value) -> Result<Value, Status> {
+    let patch: json_patch::Patch =
+        serde_json::from_value(patch.clone()).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
+    let mut object = current.clone();
+    json_patch::patch(&mut object, &patch).map_err(|e| {
+        Status::new(
+            422,
+            "Invalid",
+            format!("the server rejected our request due to an error in our request: {e}"),
+        )
+    })?;
+    Ok(object)
+}
+
+/// Applies a merge patch (RFC 7386).
+///
+/// # Errors
+/// 400 when the patch is no object.
+pub fn merge(current: &Value, patch: &Value) -> Result<Value, Status> {
+    if !patch.is_object() {
+        return Err(Status::bad_request("error decoding patch: a merge patch is an object"));
+    }
+    let mut object = current.clone();
+    json_patch::merge(&mut object, patch);
+    Ok(object)
+}
+
+/// Applies a strategic merge patch to an object of a message.
+///
+/// # Errors
+/// 400 when the patch is no object, a directive is unknown, or an item of a list lacks its merge key.
+pub fn strategic(message_name: &str, current: &Value, patch: &Value) -> Result<Value, Status> {
+    let Some(patch) = patch.as_object() else {
+        return Err(Status::bad_request(
+            "error decoding patch: a strategic merge patch is an object",
+        ));
+    };
+    let mut object = current.clone();
+    let map = as_object(&mut object);
+    merge_map(message(message_name), map, patch)?;
+    Ok(object)
+}
+
+fn bad(why: impl Into<String>) -> Status {
+    Status::bad_request(why.into())
+}
+
+fn as_object(value: &mut Value) -> &mut Map<String, Value> {
+    if !value.is_object() {
+        *value = Value::Object(Map::new());
+    }
+    match value {
+        Value::Object(map) => map,
+        _ => unreachable!("it was made an object"),
+    }
+}
+
+const DIRECTIVE: &str = "$patch";
+const RETAIN_KEYS: &str = "$retainKeys";
+const DELETE_PRIMITIVES: &str = "$deleteFromPrimitiveList/";
+const SET_ORDER: &str = "$setElementOrder/";
+
+fn merge_map(
+    message: Option<&'static Message>,
+    object: &mut Map<String, Value>,
+    patch: &Map<String, Value>,
+) -> Result<(), Status> {
+    match patch.get(DIRECTIVE).and_then(Value::as_str) {
+        Some("replace") => {
+            *object = patch
+                .iter()
+                .filter(|(k, _)| *k != DIRECTIVE)
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect();
+            return Ok(());
+        }
+        Some("delete") => {
+            object.clear();
+            return Ok(());
+        }
+        Some("merge") | None => {}
+        Some(other) => return Err(bad(format!("Unknown patch directive: {other}"))),
+    }
+    if let Some(keys) = patch.get(RETAIN_KEYS).and_then(Value::as_array) {
+        object.retain(|key, _| keys.iter().any(|k| k == key));
+    }
+    for (key, value) in patch {
+        let field = |name: &str| message.and_then(|m| m.field(name));
+        if let Some(name) = key.strip_prefix(DELETE_PRIMITIVES) {
+            let gone = value.as_array().ok_or_else(|| bad(format!("{key} must be a list")))?;
+            if let Some(list) = object.get_mut(name).and_then(Value::as_array_mut) {
+                list.retain(|item| !gone.contains(item));
+            }
+        } else if key.starts_with('$') {
+            // Directives were read above; the order of lists is set last.
+        } else if value.is_null() {
+            object.remove(key);
+        } else {
+            merge_field(field(key), object.entry(key.clone()).or_insert(Value::Null), value)?;
+        }
+    }
+    for (key, order) in patch
+        .iter()
+        .filter_map(|(k, v)| Some((k.strip_prefix(SET_ORDER)?, v.as_array()?)))
+    {
+        let merge = message
+            .and_then(|m| m.field(key))
+            .map_or_else(Merge::default, |f| f.merge);
+        if let Some(list) = object.get_mut(key).and_then(Value::as_array_mut) {
+            set_order(list, order, merge.key);
+        }
+    }
+    Ok(())
+}
+
+fn merge_field(field: Option<&'static Field>, slot: &mut Value, patch: &Value) -> Result<(), Status> {
+    let inner = field.and_then(|f| f.ty.message());
+    match patch {
+        Value::Object(map) => {
+            let message = inner.filter(|_| field.is_some_and(|f| f.shape == Shape::One));
+            // A map of objects has no directives of its own level but its values are objects of the message.
+            if slot.is_object() {
+                merge_map(message, as_object(slot), map)
+            } else {
+                fresh(message, slot, map)
+            }
+        }
+        Value::Array(items) => match field.map(|f| f.merge) {
+            Some(Merge { key: Some(key), .. }) => merge_list(inner, slot, items, key),
+            Some(Merge { set: true, .. }) => {
+                if !slot.is_array() {
+                    *slot = Value::Array(Vec::new());
+                }
+                if let Some(list) = slot.as_array_mut() {
+                    let missing: Vec<_> = items.iter().filter(|i| !list.contains(i)).cloned().collect();
+                    list.extend(missing);
+                }
+                Ok(())
+            }
+            _ => {
+                *slot = Value::Array(items.iter().filter(|i| i[DIRECTIVE].is_null()).cloned().collect());
+                Ok(())
+            }
+        },
+        other => {
+            *slot = other.clone();
+            Ok(())
+        }
+    }
+}
+
+/// What a patch adds where nothing was: the patch itself without its directives and nulls.
+fn fresh(message: Option<&'static Message>, slot: &mut Value, patch: &Map<String, Value>) -> Result<(), Status> {
+    if patch.get(DIRECTIVE).and_then(Value::as_str) == Some("delete") {
+        *slot = Value::Null;
+        return Ok(());
+    }
+    merge_map(message, as_object(slot), patch)
+}
+
+fn merge_list(message: Option<&'static Message>, slot: &mut Value, items: &[Value], key: &str) -> Result<(), Status> {
+    if !slot.is_array() {
+        *slot = Value::Array(Vec::new());
+    }
+    let Some(list) = slot.as_array_mut() else { return Ok(()) };
+    if items.iter().any(|i| i[DIRECTIVE] == "replace") {
+        *list = items.iter().filter(|i| i[DIRECTIVE].is_null()).cloned().collect();
+        return Ok(());
+    }
+    for item in items {
+        let identity = &item[key];
+        if identity.is_null() {
+            return Err(bad(format!("map: {item} does not contain declared merge key: {key}")));
+        }
+        let at = list.iter().position(|existing| existing[key] == *identity);
+        match (item[DIRECTIVE].as_str(), at) {
+            (Some("delete"), at) => {
+                if at.is_some() {
+                    list.retain(|existing| existing[key] != *identity);
+                }
+            }
+            (_, Some(at)) => {
+                if let Some(patch) = item.as_object() {
+                    merge_map(message, as_object(&mut list[at]), patch)?;
+                }
+            }
+            (_, None) => {
+                let mut new = Value::Null;
+                if let Some(patch) = item.as_object() {
+                    fresh(message, &mut new, patch)?;
+                }
+                list.push(new);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Items that the order names come in that order; the others keep their place relative to the item before them.
+fn set_order(list: &mut [Value], order: &[Value], key: Option<&str>) {
+    let rank = |item: &Value| {
+        order.iter().position(|o| match key {
+            Some(key) => o[key] == item[key],
+            None => o == item,
+        })
+    };
+    let mut last = 0;
+    let mut ranks: Vec<(usize, usize)> = Vec::with_capacity(list.len());
+    for (i, item) in list.iter().enumerate() {
+        if let Some(rank) = rank(item) {
+            last = rank + 1;
+            ranks.push((last, 0));
+        } else {
+            ranks.push((last, i + 1));
+        }
+    }
+    let mut indexed: Vec<_> = ranks.into_iter().zip(list.iter().cloned()).collect();
+    indexed.sort_by_key(|(rank, _)| *rank);
+    for (slot, (_, item)) in list.iter_mut().zip(indexed) {
+        *slot = item;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(spec: Value) -> Value {
+        json!({"spec": spec})
+    }
+
+    #[test]
+    fn strategic_patches_merge_lists_by_their_key() {
+        let current = pod(
+            json!({"containers": [{"name": "a", "image": "1", "env": [{"name": "X", "value": "1"}]}, {"name": "b"}], "hostNetwork": true}),
+        );
+        for (patch, expected) in [
+            (
+                json!({"containers": [{"name": "a", "image": "2"}]}),
+                json!({"containers": [{"name": "a", "image": "2", "env": [{"name": "X", "value": "1"}]}, {"name": "b"}], "hostNetwork": true}),
+            ),
+            (
+                json!({"containers": [{"name": "c", "image": "3"}]}),
+                json!({"containers": [{"name": "a", "image": "1", "env": [{"name": "X", "value": "1"}]}, {"name": "b"}, {"name": "c", "image": "3"}], "hostNetwork": true}),
+            ),
+            (
+                json!({"containers": [{"name": "a", "$patch": "delete"}]}),
+                json!({"containers": [{"name": "b"}], "hostNetwork": true}),
+            ),
+            (
+                json!({"containers": [{"$patch": "replace"}, {"name": "z"}]}),
+                json!({"containers": [{"name": "z"}], "hostNetwork": true}),
+            ),
+            (
+                json!({"containers": [{"name": "a", "env": [{"name": "X", "value": "2"}, {"name": "Y"}]}]}),
+                json!({"containers": [{"name": "a", "image": "1", "env": [{"name": "X", "value": "2"}, {"name": "Y"}]}, {"name": "b"}], "hostNetwork": true}),
+            ),
+            (
+                json!({"hostNetwork": null, "$setElementOrder/containers": [{"name": "b"}, {"name": "a"}]}),
+                json!({"containers": [{"name": "b"}, {"name": "a", "image": "1", "env": [{"name": "X", "value": "1"}]}]}),
+            ),
+            (
+                json!({"$patch": "replace", "containers": []}),
+                json!({"containers": []}),
+            ),
+        ] {
+            assert_eq!(
+                strategic("core.v1.Pod", &current, &pod(patch.clone())).unwrap(),
+                pod(expected),
+                "{patch}"
+            );
+        }
+    }
+
+    #[test]
+    fn scalars_lists_are_sets_only_where_kubernetes_says_so() {
+        let current =
+            json!({"metadata": {"finalizers": ["a", "b"]}, "spec": {"containers": [{"name": "c", "args": ["x"]}]}});
+        let patch = json!({"metadata": {"finalizers": ["c"], "$deleteFromPrimitiveList/finalizers": ["a"]}, "spec": {"containers": [{"name": "c", "args": ["y"]}]}});
+        let patched = strategic("core.v1.Pod", &current, &patch).unwrap();
+        assert_eq!(patched["metadata"]["finalizers"], json!(["b", "c"]));
+        assert_eq!(patched["spec"]["containers"][0]["args"], json!(["y"]));
+    }
+
+    #[test]
+    fn retained_keys_drop_the_others() {
+        let current = json!({"spec": {"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}});
+        let patch = json!({"spec": {"strategy": {"$retainKeys": ["type"], "type": "Recreate"}}});
+        assert_eq!(
+            strategic("apps.v1.Deployment", &current, &patch).unwrap(),
+            json!({"spec": {"strategy": {"type": "Recreate"}}})
+        );
+    }
+
+    #[test]
+    fn maps_of_scalars_merge_and_null_removes() {
+        let current = json!({"metadata": {"labels": {"a": "1", "b": "2"}}, "data": {"k": "v"}});
+        let patch = json!({"metadata": {"labels": {"a": null, "c": "3"}}, "data": {"l": "w"}});
+        let expected = json!({"metadata": {"labels": {"b": "2", "c": "3"}}, "data": {"k": "v", "l": "w"}});
+        assert_eq!(strategic("core.v1.ConfigMap", &current, &patch).unwrap(), expected);
+        assert_eq!(merge(&current, &patch).unwrap(), expected);
+    }
+
+    #[test]
+    fn malformed_patches_are_refused() {
+        let current = pod(json!({"containers": []}));
+        assert_eq!(
+            strategic("core.v1.Pod", &current, &pod(json!({"containers": [{"image": "x"}]})))
+                .unwrap_err()
+                .code,
+            400
+        );
+        assert_eq!(strategic("core.v1.Pod", &current, &json!([])).unwrap_err().code, 400);
+        assert_eq!(
+            strategic("core.v1.Pod", &current, &json!({"$patch": "explode"}))
+                .unwrap_err()
+                .code,
+            400
+        );
+        assert_eq!(merge(&current, &json!(1)).unwrap_err().code, 400);
+        assert_eq!(json(&current, &json!({})).unwrap_err().code, 400);
+        assert_eq!(
+            json(&current, &json!([{"op": "remove", "path": "/absent"}]))
+                .unwrap_err()
+                .code,
+            422
+        );
+        assert_eq!(
+            json(&current, &json!([{"op": "add", "path": "/x", "value": 1}])).unwrap()["x"],
+            1
+        );
+    }
+}
