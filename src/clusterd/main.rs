@@ -1,2 +1,89 @@
-//! clusterd
-fn main() {}
+//! `clusterd ROLE`: every program of a host and of the control plane, in one static file.
+//!
+//! This file only tells roles apart. A role's flags and its `run` are its crate's.
+
+mod pause;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// The programs of a cluster's hosts and of its control plane.
+#[derive(Debug, Parser)]
+#[command(name = "clusterd", version)]
+struct Cli {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// Serve the installer on stdin and stdout
+    Host(host::Args),
+    /// Serve a host's images
+    Registry(registry::Args),
+    /// Run controllers
+    ControllerManager(Box<controllers::Args>),
+    /// Run pods
+    Agent(Box<agent::Args>),
+    /// Give pods their network
+    Network(network::cni::Args),
+    /// Program services
+    Proxy(network::proxy::Args),
+    /// Resolve names of the cluster
+    Dns(dns::Args),
+    /// Lead to all API servers
+    Lb(network::lb::Args),
+    /// Hold a pod's namespaces open
+    Pause,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr).with_ansi(false).init();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    match start(cli.role) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("clusterd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(role: Role) -> anyhow::Result<()> {
+    // What only waits needs one thread; each further one costs memory in every pod.
+    let small = matches!(role, Role::Pause | Role::Lb(_) | Role::Network(_) | Role::Proxy(_));
+    let mut builder =
+        if small { tokio::runtime::Builder::new_current_thread() } else { tokio::runtime::Builder::new_multi_thread() };
+    let runtime = builder.enable_all().build()?;
+    let result = runtime.block_on(run(role));
+    runtime.shutdown_background();
+    result
+}
+
+async fn run(role: Role) -> anyhow::Result<()> {
+    match role {
+        Role::Host(args) => host::run(args).await?,
+        Role::Registry(args) => registry::run(args).await?,
+        Role::ControllerManager(args) => controllers::run(*args).await?,
+        Role::Agent(args) => agent::run(*args).await?,
+        Role::Network(args) => network::cni::run(args).await?,
+        Role::Proxy(args) => network::proxy::run(args).await?,
+        Role::Dns(args) => dns::run(args).await?,
+        Role::Lb(args) => network::lb::run(args).await?,
+        Role::Pause => pause::run().await?,
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_flags_of_all_roles_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}
