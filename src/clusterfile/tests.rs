@@ -291,6 +291,9 @@ fn an_even_number_of_masters_is_only_a_warning() {
 }
 
 proptest! {
+    // Its file would lie among the crates, where the workspace takes every folder for one.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn no_text_makes_the_parser_panic(text in "(?s).{0,200}") {
         let _ = parse(&text);

@@ -65,17 +65,27 @@ pub async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     let options = BuildOptions {
         kubefile: args.file.unwrap_or_else(|| args.context.join("Kubefile")),
         context: args.context,
-        build_contexts: args.build_contexts.into_iter().map(|(name, dir)| (name, dir.into())).collect(),
+        build_contexts: args
+            .build_contexts
+            .into_iter()
+            .map(|(name, dir)| (name, dir.into()))
+            .collect(),
         build_args: args.build_args.into_iter().collect::<BTreeMap<_, _>>(),
         platform: args.platform.unwrap_or_else(image::host_platform),
         insecure_registries: args.insecure_registries,
         tag: args.tag,
     };
-    let show = Arc::new(Show { out: context.out.clone() });
+    let show = Arc::new(Show {
+        out: context.out.clone(),
+    });
     let built = image::build(&store, options, show).await?;
     context.out.json(&serde_json::json!({"event": "built", "image": built}));
     let (size, time) = (table::size(built.size), table::time(start.elapsed()));
-    context.out.note(format!("{} carries {} images, {size}, built in {time}", built.reference.familiar(), built.carried));
+    context.out.note(format!(
+        "{} carries {} images, {size}, built in {time}",
+        built.reference.familiar(),
+        built.carried
+    ));
     context.out.result(built.digest.as_str());
     Ok(Exit::Done)
 }
@@ -89,8 +99,13 @@ impl Progress for Show {
         match event {
             Event::Step { number, total, text } => self.out.note(format!("[{number:>2}/{total}] {text}")),
             Event::Output(line) => self.out.note(format!("        {line}")),
-            Event::Layer { digest, size, cached: false } => {
-                self.out.note(format!("        layer {} {}", digest.short(), table::size(size)));
+            Event::Layer {
+                digest,
+                size,
+                cached: false,
+            } => {
+                self.out
+                    .note(format!("        layer {} {}", digest.short(), table::size(size)));
             }
             _ => {}
         }

@@ -31,7 +31,9 @@ pub async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     context.out.json(&loaded);
     for (reference, digest) in &loaded.images {
         let (name, new) = (reference.familiar(), table::size(loaded.new_bytes));
-        context.out.result(format!("{name} {digest} ({} new blobs, {new})", loaded.new_blobs));
+        context
+            .out
+            .result(format!("{name} {digest} ({} new blobs, {new})", loaded.new_blobs));
     }
     Ok(Exit::Done)
 }

@@ -16,7 +16,11 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let store = Store::open(&context.store)?;
     for image in &args.images {
         let removed = store.remove(image)?;
-        context.out.note(format!("{image}: {} blobs removed, {} freed", removed.blobs, table::size(removed.bytes)));
+        context.out.note(format!(
+            "{image}: {} blobs removed, {} freed",
+            removed.blobs,
+            table::size(removed.bytes)
+        ));
     }
     Ok(Exit::Done)
 }

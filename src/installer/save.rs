@@ -40,7 +40,10 @@ pub struct Bar {
 impl Bar {
     /// Shows progress on `task`.
     pub fn new(task: Task) -> Self {
-        Bar { task, done: AtomicU64::new(0) }
+        Bar {
+            task,
+            done: AtomicU64::new(0),
+        }
     }
 
     /// Ends the bar.

@@ -19,6 +19,8 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let store = Store::open(&context.store)?;
     let index = store.resolve(&args.image)?;
     store.tag(&args.name, &index)?;
-    context.out.note(format!("{} is {}", args.name.familiar(), index.digest));
+    context
+        .out
+        .note(format!("{} is {}", args.name.familiar(), index.digest));
     Ok(Exit::Done)
 }
