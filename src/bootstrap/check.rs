@@ -22,14 +22,27 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// # Errors
 /// When hosts or the API server cannot be reached; what is wrong with the cluster is in the checks.
 pub async fn run(clusterfile: &Clusterfile, options: &Options, patience: Duration) -> Result<Vec<Check>> {
-    let targets: Vec<_> = clusterfile.cluster.hosts.iter().map(|host| (host.ip, host.ssh.clone())).collect();
+    let targets: Vec<_> = clusterfile
+        .cluster
+        .hosts
+        .iter()
+        .map(|host| (host.ip, host.ssh.clone()))
+        .collect();
     let sessions = install::connect(&targets, options, None).await?;
     let scope = wish::scope(clusterfile);
     let found = install::each(&sessions, |session| {
         let scope = &scope;
         async move {
-            session.client.open(scope, Mode::Read).await.map_err(session.failed("opening the host"))?;
-            let facts = session.client.facts(&Query::default()).await.map_err(session.failed("looking at the host"))?;
+            session
+                .client
+                .open(scope, Mode::Read)
+                .await
+                .map_err(session.failed("opening the host"))?;
+            let facts = session
+                .client
+                .facts(&Query::default())
+                .await
+                .map_err(session.failed("looking at the host"))?;
             Ok((facts, Seen::default()))
         }
     })

@@ -1,19 +1,16 @@
 //! The cluster as its API server shows it, reached through a tunnel with the administrator's credentials, which stay in memory.
 
-use crate::{
-    Error, Result, paths,
-    session::Session,
-};
+use crate::{Error, Result, paths, session::Session};
 use kube::{Client, config::Kubeconfig};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
 pub mod api;
+mod apply;
 pub mod nodes;
 pub mod objects;
 pub mod pki;
 pub mod record;
-mod apply;
 mod token;
 mod tunnel;
 
@@ -56,13 +53,18 @@ impl Cluster {
 /// When it cannot be read: the host is no master, or not yet.
 pub async fn admin_kubeconfig(session: &Session) -> Result<Zeroizing<String>> {
     let doing = format!("reading {}", paths::ADMIN_CONF);
-    let bytes = session.client.read_file(paths::ADMIN_CONF, KUBECONFIG_LIMIT).await.map_err(session.failed(doing))?;
+    let bytes = session
+        .client
+        .read_file(paths::ADMIN_CONF, KUBECONFIG_LIMIT)
+        .await
+        .map_err(session.failed(doing))?;
     let text = String::from_utf8(bytes.to_vec()).map_err(|_| Error::on(session.ip, "its admin.conf is not text"))?;
     Ok(Zeroizing::new(text))
 }
 
 async fn client(session: &Session, kubeconfig: &str, server: &str) -> Result<Client> {
-    let bad = |e: &dyn std::fmt::Display| Error::on(session.ip, format!("its {} is not usable: {e}", paths::ADMIN_CONF));
+    let bad =
+        |e: &dyn std::fmt::Display| Error::on(session.ip, format!("its {} is not usable: {e}", paths::ADMIN_CONF));
     let kubeconfig = Kubeconfig::from_yaml(kubeconfig).map_err(|e| bad(&e))?;
     let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
         .await

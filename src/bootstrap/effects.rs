@@ -17,8 +17,7 @@ pub use registry::registry;
 pub use runtime::runtime;
 
 use crate::{
-    Result,
-    render,
+    Result, render,
     site::{Seat, Site},
 };
 use host::{
@@ -69,3 +68,6 @@ fn service(site: &Site, seat: &Seat, name: &str, triggers: &[&str]) -> Result<Ef
     let triggers = triggers.iter().map(|path| (*path).to_owned()).collect();
     Ok(Effect::Unit(Unit::service(name, content, triggers)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -51,7 +51,10 @@ pub fn open(store_dir: &Path, reference: &str, platform: &Platform) -> Result<Op
     let image = ClusterImage::open(&store, reference, platform).map_err(|e| bad(e.to_string()))?;
     let report = image.verify(false);
     if !report.problems.is_empty() {
-        return Err(bad(format!("it is damaged: {}; build or load it again", report.problems.join("; "))));
+        return Err(bad(format!(
+            "it is damaged: {}; build or load it again",
+            report.problems.join("; ")
+        )));
     }
     let cache = store_dir.join("cache");
     let extract = extract(&image, &cache).map_err(|e| bad(e.to_string()))?;
@@ -94,7 +97,9 @@ fn blob(descriptor: &Descriptor) -> Blob {
 fn registry_blobs(image: &ClusterImage) -> Vec<Blob> {
     let mut seen = BTreeSet::new();
     let all = image.carried.iter().flat_map(|carried| &carried.blobs);
-    all.filter(|descriptor| seen.insert(descriptor.digest.clone())).map(blob).collect()
+    all.filter(|descriptor| seen.insert(descriptor.digest.clone()))
+        .map(blob)
+        .collect()
 }
 
 /// The list of images a registry host serves.
@@ -107,14 +112,18 @@ fn layout(image: &ClusterImage) -> Index {
 
 fn extract(image: &ClusterImage, cache: &Path) -> Result<Extract, image::Error> {
     let path = cache.join(format!("{}.json", image.rootfs.manifest.digest.short()));
-    let kept = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let kept = std::fs::read(&path)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
     if let Some(extract) = kept {
         return Ok(extract);
     }
     let mut files = BTreeMap::new();
     for folder in TEXTS {
         for entry in image.list(folder)? {
-            let FileKind::File { size, .. } = entry.kind else { continue };
+            let FileKind::File { size, .. } = entry.kind else {
+                continue;
+            };
             if size <= TEXT_LIMIT
                 && let Ok(text) = String::from_utf8(image.read_file(&entry.path)?.to_vec())
             {
@@ -125,7 +134,8 @@ fn extract(image: &ClusterImage, cache: &Path) -> Result<Extract, image::Error> 
     let clusterd = clusterd(image)?;
     let extract = Extract { files, clusterd };
     // Only a shortcut for the next time.
-    let _ = std::fs::create_dir_all(cache).and_then(|()| std::fs::write(&path, serde_json::to_vec(&extract).unwrap_or_default()));
+    let _ = std::fs::create_dir_all(cache)
+        .and_then(|()| std::fs::write(&path, serde_json::to_vec(&extract).unwrap_or_default()));
     Ok(extract)
 }
 
@@ -223,7 +233,10 @@ pub fn check(image: &site::Image) -> Result<()> {
     }
     Err(Error::Image {
         image: image.reference.clone(),
-        message: format!("its rootfs lacks {}; build it FROM an image that has them", lacking.join(", ")),
+        message: format!(
+            "its rootfs lacks {}; build it FROM an image that has them",
+            lacking.join(", ")
+        ),
     })
 }
 
@@ -233,7 +246,10 @@ mod tests {
 
     #[test]
     fn links_lead_to_files_of_the_same_root() {
-        assert_eq!(resolve("bin/clusterd", "../usr/local/bin/clusterd"), "usr/local/bin/clusterd");
+        assert_eq!(
+            resolve("bin/clusterd", "../usr/local/bin/clusterd"),
+            "usr/local/bin/clusterd"
+        );
         assert_eq!(resolve("bin/clusterd", "/usr/bin/clusterd"), "usr/bin/clusterd");
         assert_eq!(resolve("bin/clusterd", "x"), "bin/x");
     }

@@ -64,17 +64,33 @@ pub async fn prepare(clusterfile: &Clusterfile, options: &Options, writing: bool
     wish::check(clusterfile)?;
     let opened = open_image(clusterfile, options).await?;
     crate::image::check(&opened.image)?;
-    let targets: Vec<_> = clusterfile.cluster.hosts.iter().map(|host| (host.ip, host.ssh.clone())).collect();
+    let targets: Vec<_> = clusterfile
+        .cluster
+        .hosts
+        .iter()
+        .map(|host| (host.ip, host.ssh.clone()))
+        .collect();
     let sessions = connect(&targets, options, Some(&opened.program)).await?;
     let scope = wish::scope(clusterfile);
-    let mode = if writing { Mode::Write { who: options.who.clone() } } else { Mode::Read };
+    let mode = if writing {
+        Mode::Write {
+            who: options.who.clone(),
+        }
+    } else {
+        Mode::Read
+    };
     let now_ms = jiff::Timestamp::now().as_millisecond();
     let query = query(clusterfile);
     let found = each(&sessions, |session| look(session, &scope, &mode, &query)).await?;
     let site = wish::site(clusterfile, opened.image, found)?;
     let wanted = site.seats.iter().map(|seat| plan::wanted_blobs(&site, seat)).collect();
     let missing = transfer::missing_everywhere(&sessions, wanted).await?;
-    let sending = site.seats.iter().zip(&missing).map(|(seat, missing)| (seat.ip, transfer::outstanding(missing))).collect();
+    let sending = site
+        .seats
+        .iter()
+        .zip(&missing)
+        .map(|(seat, missing)| (seat.ip, transfer::outstanding(missing)))
+        .collect();
     let findings = preflight::look(&site, now_ms, &sending, &options.ignored);
     let learned = learned(&site);
     let cluster = tokio::sync::OnceCell::new();
@@ -125,7 +141,11 @@ async fn open_image(clusterfile: &Clusterfile, options: &Options) -> Result<Open
 ///
 /// # Errors
 /// When any of them cannot be talked to.
-pub async fn connect(targets: &[(Ipv4Addr, clusterfile::Ssh)], options: &Options, program: Option<&session::Program>) -> Result<Vec<Session>> {
+pub async fn connect(
+    targets: &[(Ipv4Addr, clusterfile::Ssh)],
+    options: &Options,
+    program: Option<&session::Program>,
+) -> Result<Vec<Session>> {
     let opened = session::open_all(targets, &options.access, program).await;
     let opened = opened.into_iter().map(|opened| async { opened }.boxed()).collect();
     fan::all_good(opened).await
@@ -144,10 +164,24 @@ where
 }
 
 fn query(clusterfile: &Clusterfile) -> Query {
-    let mut ports = vec![6444, 10250, 10248, 10256, paths::API_PORT, 2379, 2380, 2381, 10257, 10259];
+    let mut ports = vec![
+        6444,
+        10250,
+        10248,
+        10256,
+        paths::API_PORT,
+        2379,
+        2380,
+        2381,
+        10257,
+        10259,
+    ];
     ports.push(wish::registry(clusterfile).port);
     Query {
-        disks: vec![clusterfile.cluster.data_root.display().to_string(), "/var/lib/kubelet".to_owned()],
+        disks: vec![
+            clusterfile.cluster.data_root.display().to_string(),
+            "/var/lib/kubelet".to_owned(),
+        ],
         ports,
         paths: Vec::new(),
         names: Vec::new(),
@@ -155,15 +189,28 @@ fn query(clusterfile: &Clusterfile) -> Query {
 }
 
 async fn look(session: &Session, scope: &Scope, mode: &Mode, query: &Query) -> Result<(Facts, Seen)> {
-    session.client.open(scope, mode.clone()).await.map_err(session.failed("opening the host"))?;
-    let facts = async { session.client.facts(query).await.map_err(session.failed("looking at the host")) };
+    session
+        .client
+        .open(scope, mode.clone())
+        .await
+        .map_err(session.failed("opening the host"))?;
+    let facts = async {
+        session
+            .client
+            .facts(query)
+            .await
+            .map_err(session.failed("looking at the host"))
+    };
     let (facts, kubelet, ca, cert) = tokio::try_join!(
         facts,
         pki::read_optional(session, paths::KUBELET_CONF),
         pki::read_optional(session, paths::CA_CERT),
         pki::read_optional(session, paths::KUBELET_CERT),
     )?;
-    let ours = facts.installed.iter().any(|installed| installed.cluster == scope.cluster);
+    let ours = facts
+        .installed
+        .iter()
+        .any(|installed| installed.cluster == scope.cluster);
     let seen = Seen {
         joined: ours && kubelet.is_some(),
         ca: ca.filter(|_| ours),
@@ -182,7 +229,12 @@ fn learned(site: &Site) -> Learned {
     };
     for seat in &site.seats {
         let sans = effects::serving_subject(seat).sans;
-        if let Some(cert) = seat.seen.kubelet_cert.as_ref().filter(|cert| pki::is_good(cert, &ca, &sans, now)) {
+        if let Some(cert) = seat
+            .seen
+            .kubelet_cert
+            .as_ref()
+            .filter(|cert| pki::is_good(cert, &ca, &sans, now))
+        {
             learned.kubelet_certs.insert(seat.ip, cert.clone());
         }
     }
@@ -269,7 +321,9 @@ pub async fn exec(
         let config = session::ssh_config(ip, &ssh, &options.access)?;
         let connection = ssh::Connection::connect(&config).await?;
         let elevate = session::elevate(&ip.to_string(), &ssh)?;
-        let output = connection.exec(&ssh::Command::new(argv).elevate(elevate).timeout(timeout)).await?;
+        let output = connection
+            .exec(&ssh::Command::new(argv).elevate(elevate).timeout(timeout))
+            .await?;
         Ok(Ran {
             success: output.status.success(),
             ended: output.status.to_string(),

@@ -11,10 +11,17 @@ use zeroize::Zeroizing;
 /// # Errors
 /// When the master cannot be reached or has none.
 pub async fn fetch(clusterfile: &Clusterfile, options: &Options) -> Result<Zeroizing<String>> {
-    let master = clusterfile.masters().next().ok_or_else(|| Error::Wish("the Clusterfile has no master".to_owned()))?;
+    let master = clusterfile
+        .masters()
+        .next()
+        .ok_or_else(|| Error::Wish("the Clusterfile has no master".to_owned()))?;
     let sessions = install::connect(&[(master.ip, master.ssh.clone())], options, None).await?;
     let session = &sessions[0];
-    session.client.open(&wish::scope(clusterfile), Mode::Read).await.map_err(session.failed("opening the host"))?;
+    session
+        .client
+        .open(&wish::scope(clusterfile), Mode::Read)
+        .await
+        .map_err(session.failed("opening the host"))?;
     let text = cluster::admin_kubeconfig(session).await?;
     let server = format!("https://{}:{}", master.ip, paths::API_PORT);
     named(&text, &clusterfile.cluster.name, &server)
@@ -55,10 +62,17 @@ pub fn named(text: &str, name: &str, server: &str) -> Result<Zeroizing<String>> 
 pub fn merged(old: &str, new: &str) -> Result<Zeroizing<String>> {
     let bad = |e: &dyn std::fmt::Display| Error::Wish(format!("it is no kubeconfig: {e}"));
     let new = Kubeconfig::from_yaml(new).map_err(|e| bad(&e))?;
-    let mut old = if old.trim().is_empty() { Kubeconfig::default() } else { Kubeconfig::from_yaml(old).map_err(|e| bad(&e))? };
-    old.clusters.retain(|entry| !new.clusters.iter().any(|n| n.name == entry.name));
-    old.auth_infos.retain(|entry| !new.auth_infos.iter().any(|n| n.name == entry.name));
-    old.contexts.retain(|entry| !new.contexts.iter().any(|n| n.name == entry.name));
+    let mut old = if old.trim().is_empty() {
+        Kubeconfig::default()
+    } else {
+        Kubeconfig::from_yaml(old).map_err(|e| bad(&e))?
+    };
+    old.clusters
+        .retain(|entry| !new.clusters.iter().any(|n| n.name == entry.name));
+    old.auth_infos
+        .retain(|entry| !new.auth_infos.iter().any(|n| n.name == entry.name));
+    old.contexts
+        .retain(|entry| !new.contexts.iter().any(|n| n.name == entry.name));
     old.clusters.extend(new.clusters);
     old.auth_infos.extend(new.auth_infos);
     old.contexts.extend(new.contexts);

@@ -108,30 +108,91 @@ impl Phase {
 /// The phases, in the order in which they are told.
 pub static PHASES: &[Phase] = &[
     phase("prepare", "preparing the host", On::Every, &[]).wants(effects::prepare),
-    phase("pki", "making keys and certificates", On::First, &[]).wants(effects::pki).does(cluster::pki::make),
+    phase("pki", "making keys and certificates", On::First, &[])
+        .wants(effects::pki)
+        .does(cluster::pki::make),
     phase("blobs", "sending the rootfs", On::Every, &[]).does(transfer::host_blobs),
     phase("images", "sending container images", On::Registries, &[Here("blobs")]).does(transfer::registry_blobs),
     phase("rootfs", "unpacking the rootfs", On::Every, &[Here("blobs")]).wants(effects::rootfs),
-    phase("trust", "signing certificates", On::Every, &[First("pki")]).wants(effects::trust).does(cluster::pki::trust),
-    phase("registry", "starting the private registry", On::Registries, &[Here("rootfs"), Here("trust"), Here("prepare"), Here("images")])
-        .wants(effects::registry),
-    phase("runtime", "starting the container runtime", On::Every, &[Here("rootfs"), Here("trust"), Here("prepare")])
-        .wants(effects::runtime),
-    phase("balancer", "starting the way to the API servers", On::Every, &[Here("rootfs")]).wants(effects::balancer),
-    phase("control-plane", "placing the control plane", On::Masters, &[Here("pki")]).wants(effects::control_plane),
+    phase("trust", "signing certificates", On::Every, &[First("pki")])
+        .wants(effects::trust)
+        .does(cluster::pki::trust),
+    phase(
+        "registry",
+        "starting the private registry",
+        On::Registries,
+        &[Here("rootfs"), Here("trust"), Here("prepare"), Here("images")],
+    )
+    .wants(effects::registry),
+    phase(
+        "runtime",
+        "starting the container runtime",
+        On::Every,
+        &[Here("rootfs"), Here("trust"), Here("prepare")],
+    )
+    .wants(effects::runtime),
+    phase(
+        "balancer",
+        "starting the way to the API servers",
+        On::Every,
+        &[Here("rootfs")],
+    )
+    .wants(effects::balancer),
+    phase(
+        "control-plane",
+        "placing the control plane",
+        On::Masters,
+        &[Here("pki")],
+    )
+    .wants(effects::control_plane),
     phase(
         "agent",
         "starting the node agent",
         On::Every,
-        &[Here("runtime"), Here("balancer"), Here("control-plane"), Everywhere("registry")],
+        &[
+            Here("runtime"),
+            Here("balancer"),
+            Here("control-plane"),
+            Everywhere("registry"),
+        ],
     )
     .wants(effects::agent),
     phase("api", "waiting for the API server", On::Cluster, &[First("agent")]).does(cluster::api::come_up),
-    phase("manifests", "applying the image's manifests", On::Cluster, &[First("api")]).does(cluster::objects::manifests),
-    phase("nodes", "waiting for the nodes", On::Cluster, &[First("api"), Everywhere("agent")]).does(cluster::nodes::join),
-    phase("verify", "proving that the cluster works", On::Cluster, &[First("manifests"), First("nodes")]).does(verify::phase),
-    phase("applications", "launching applications", On::Cluster, &[First("verify")]).does(cluster::objects::applications),
-    phase("record", "storing the Clusterfile", On::Cluster, &[First("applications")]).does(cluster::record::store),
+    phase(
+        "manifests",
+        "applying the image's manifests",
+        On::Cluster,
+        &[First("api")],
+    )
+    .does(cluster::objects::manifests),
+    phase(
+        "nodes",
+        "waiting for the nodes",
+        On::Cluster,
+        &[First("api"), Everywhere("agent")],
+    )
+    .does(cluster::nodes::join),
+    phase(
+        "verify",
+        "proving that the cluster works",
+        On::Cluster,
+        &[First("manifests"), First("nodes")],
+    )
+    .does(verify::phase),
+    phase(
+        "applications",
+        "launching applications",
+        On::Cluster,
+        &[First("verify")],
+    )
+    .does(cluster::objects::applications),
+    phase(
+        "record",
+        "storing the Clusterfile",
+        On::Cluster,
+        &[First("applications")],
+    )
+    .does(cluster::record::store),
 ];
 
 /// The phase called `name`.
@@ -151,7 +212,11 @@ mod tests {
                 let at = PHASES.iter().position(|other| other.name == *name);
                 assert!(at.is_some_and(|at| at < index), "{} needs {name}", phase.name);
             }
-            assert!(phase.effects.is_some() || phase.work.is_some(), "{} does nothing", phase.name);
+            assert!(
+                phase.effects.is_some() || phase.work.is_some(),
+                "{} does nothing",
+                phase.name
+            );
         }
     }
 

@@ -12,7 +12,10 @@ use crate::{
     transfer,
 };
 use futures::FutureExt as _;
-use host::{Action, Change, Effect, proto::{Blob, Missing}};
+use host::{
+    Action, Change, Effect,
+    proto::{Blob, Missing},
+};
 use serde::Serialize;
 
 /// See the head of this file.
@@ -123,7 +126,11 @@ pub fn effects(site: &Site, seat: &Seat, learned: &Learned) -> Result<Vec<(&'sta
     let mut all = Vec::new();
     for phase in PHASES.iter().filter(|phase| happens(phase, site, seat)) {
         if let Some(wanted) = phase.effects {
-            all.extend(wanted(site, seat, learned)?.into_iter().map(|effect| (phase.name, effect)));
+            all.extend(
+                wanted(site, seat, learned)?
+                    .into_iter()
+                    .map(|effect| (phase.name, effect)),
+            );
         }
     }
     Ok(all)
@@ -142,14 +149,33 @@ pub fn wanted_blobs(site: &Site, seat: &Seat) -> Vec<Blob> {
 ///
 /// # Errors
 /// When a host does not answer or a template cannot be rendered.
-pub async fn hosts(site: &Site, sessions: &[Session], learned: &Learned, missing: &[Vec<Missing>]) -> Result<Vec<HostPlan>> {
+pub async fn hosts(
+    site: &Site,
+    sessions: &[Session],
+    learned: &Learned,
+    missing: &[Vec<Missing>],
+) -> Result<Vec<HostPlan>> {
     let each = site.seats.iter().zip(sessions).zip(missing);
-    fan::all_good(each.map(|((seat, session), missing)| host_plan(site, seat, session, learned, missing).boxed()).collect()).await
+    fan::all_good(
+        each.map(|((seat, session), missing)| host_plan(site, seat, session, learned, missing).boxed())
+            .collect(),
+    )
+    .await
 }
 
-async fn host_plan(site: &Site, seat: &Seat, session: &Session, learned: &Learned, missing: &[Missing]) -> Result<HostPlan> {
+async fn host_plan(
+    site: &Site,
+    seat: &Seat,
+    session: &Session,
+    learned: &Learned,
+    missing: &[Missing],
+) -> Result<HostPlan> {
     let (phases, effects): (Vec<_>, Vec<_>) = effects(site, seat, learned)?.into_iter().unzip();
-    let previewed = session.client.preview(effects).await.map_err(session.failed("looking at what would change"))?;
+    let previewed = session
+        .client
+        .preview(effects)
+        .await
+        .map_err(session.failed("looking at what would change"))?;
     let changed = phases.into_iter().zip(previewed).filter(|(_, change)| change.changed());
     let mut changes: Vec<PhaseChange> = changed.map(|(phase, change)| PhaseChange { phase, change }).collect();
     let signs_for_itself = site.seats[site.first_master()].ip == seat.ip;
@@ -158,7 +184,11 @@ async fn host_plan(site: &Site, seat: &Seat, session: &Session, learned: &Learne
             phase: "trust",
             change: Change {
                 what: crate::paths::KUBELET_CERT.to_owned(),
-                action: if seat.seen.kubelet_cert.is_some() { Action::Modify } else { Action::Create },
+                action: if seat.seen.kubelet_cert.is_some() {
+                    Action::Modify
+                } else {
+                    Action::Create
+                },
                 detail: "signed by the first master".to_owned(),
                 diff: None,
             },
@@ -179,7 +209,11 @@ async fn host_plan(site: &Site, seat: &Seat, session: &Session, learned: &Learne
 ///
 /// # Errors
 /// When the API server does not answer.
-pub async fn cluster(site: &Site, cluster: &Cluster, record: &serde_json::Value) -> Result<(Vec<ObjectChange>, Vec<Leaving>)> {
+pub async fn cluster(
+    site: &Site,
+    cluster: &Cluster,
+    record: &serde_json::Value,
+) -> Result<(Vec<ObjectChange>, Vec<Leaving>)> {
     let mut wanted = crate::cluster::api::bindings();
     wanted.extend(objects::system_objects(site)?);
     for app in &site.image.launch.apps {
@@ -195,7 +229,11 @@ pub async fn cluster(site: &Site, cluster: &Cluster, record: &serde_json::Value)
         .into_iter()
         .map(|(object, applied)| ObjectChange {
             object,
-            action: if applied == Applied::Created { "create" } else { "modify" },
+            action: if applied == Applied::Created {
+                "create"
+            } else {
+                "modify"
+            },
         })
         .collect();
     let mut leaving = Vec::new();
@@ -215,7 +253,11 @@ pub async fn cluster(site: &Site, cluster: &Cluster, record: &serde_json::Value)
     }
     // A host that thinks it has joined but that the cluster does not know has to come again.
     for seat in site.seats.iter().filter(|seat| seat.seen.joined) {
-        if !nodes.items.iter().any(|node| node.metadata.name.as_deref() == Some(&seat.name)) {
+        if !nodes
+            .items
+            .iter()
+            .any(|node| node.metadata.name.as_deref() == Some(&seat.name))
+        {
             changes.push(ObjectChange {
                 object: format!("node {}", seat.name),
                 action: "create",

@@ -103,7 +103,10 @@ fn platform(site: &Site, seat: &Seat, findings: &mut Vec<Finding>) {
         findings.push(error(
             seat,
             "arch",
-            format!("the host is {}, the cluster image is for {}", facts.arch, site.image.arch),
+            format!(
+                "the host is {}, the cluster image is for {}",
+                facts.arch, site.image.arch
+            ),
             "use a cluster image built for this architecture",
         ));
     }
@@ -116,10 +119,17 @@ fn platform(site: &Site, seat: &Seat, findings: &mut Vec<Finding>) {
         ));
     }
     if facts.cgroup.mode == CgroupMode::None {
-        findings.push(error(seat, "cgroups", "no control groups are mounted", "mount /sys/fs/cgroup (systemd does so at boot)"));
+        findings.push(error(
+            seat,
+            "cgroups",
+            "no control groups are mounted",
+            "mount /sys/fs/cgroup (systemd does so at boot)",
+        ));
     } else {
-        let lacking: Vec<&str> =
-            ["cpu", "memory", "pids"].into_iter().filter(|c| !facts.cgroup.controllers.iter().any(|have| have == c)).collect();
+        let lacking: Vec<&str> = ["cpu", "memory", "pids"]
+            .into_iter()
+            .filter(|c| !facts.cgroup.controllers.iter().any(|have| have == c))
+            .collect();
         if !lacking.is_empty() {
             findings.push(error(
                 seat,
@@ -129,8 +139,10 @@ fn platform(site: &Site, seat: &Seat, findings: &mut Vec<Finding>) {
             ));
         }
     }
-    let kernel: Vec<&str> =
-        ["overlay", "nf_tables", "veth"].into_iter().filter(|name| facts.features.get(*name) == Some(&false)).collect();
+    let kernel: Vec<&str> = ["overlay", "nf_tables", "veth"]
+        .into_iter()
+        .filter(|name| facts.features.get(*name) == Some(&false))
+        .collect();
     if !kernel.is_empty() {
         findings.push(error(
             seat,
@@ -145,7 +157,12 @@ fn platform(site: &Site, seat: &Seat, findings: &mut Vec<Finding>) {
 fn unique(site: &Site, findings: &mut Vec<Finding>) {
     type Property = (&'static str, &'static str, fn(&Seat) -> &str, &'static str);
     let properties: [Property; 3] = [
-        ("names", "host name", |seat| &seat.name, "give each host a name of its own: hostnamectl set-hostname NAME"),
+        (
+            "names",
+            "host name",
+            |seat| &seat.name,
+            "give each host a name of its own: hostnamectl set-hostname NAME",
+        ),
         (
             "machine-id",
             "machine id",
@@ -166,11 +183,20 @@ fn unique(site: &Site, findings: &mut Vec<Finding>) {
         }
         for (value, seats) in owners.into_iter().filter(|(_, seats)| seats.len() > 1) {
             // Hosts of one machine share its boot id; only if the machine id is the same too is it the same host.
-            if check == "address" && seats.windows(2).any(|two| two[0].facts.machine_id != two[1].facts.machine_id) {
+            if check == "address"
+                && seats
+                    .windows(2)
+                    .any(|two| two[0].facts.machine_id != two[1].facts.machine_id)
+            {
                 continue;
             }
             let all: Vec<String> = seats.iter().map(|seat| seat.ip.to_string()).collect();
-            findings.push(error(seats[0], check, format!("{what} {value} is that of {}", all.join(" and ")), remedy));
+            findings.push(error(
+                seats[0],
+                check,
+                format!("{what} {value} is that of {}", all.join(" and ")),
+                remedy,
+            ));
         }
     }
     for seat in &site.seats {

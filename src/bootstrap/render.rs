@@ -68,7 +68,11 @@ fn merge_text(path: &str, base: &str, over: &str) -> Result<String> {
 /// When it cannot be parsed, with file and line.
 pub fn documents(path: &str, text: &str) -> Result<Vec<Value>> {
     let nodes = clusterfile::yaml::parse(text).map_err(|e| Error::Wish(format!("{path}: {e}")))?;
-    Ok(nodes.iter().map(clusterfile::yaml::Node::to_json).filter(|value| !value.is_null()).collect())
+    Ok(nodes
+        .iter()
+        .map(clusterfile::yaml::Node::to_json)
+        .filter(|value| !value.is_null())
+        .collect())
 }
 
 /// A value as YAML.

@@ -63,10 +63,16 @@ pub async fn reset(clusterfile: &Clusterfile, options: &Options, request: &Reque
     let targets = targets(clusterfile, request)?;
     let opened = session::open_all(&targets, &options.access, None).await;
     // A host on which nothing of ours is has nothing to be undone.
-    let unreachable: Vec<&Error> = opened.iter().filter_map(|opened| opened.as_ref().err()).filter(|e| !is_bare(e)).collect();
+    let unreachable: Vec<&Error> = opened
+        .iter()
+        .filter_map(|opened| opened.as_ref().err())
+        .filter(|e| !is_bare(e))
+        .collect();
     if !unreachable.is_empty() && !request.force {
         let list: String = unreachable.iter().map(|e| format!("\n  {e}")).collect();
-        return Err(Error::Wish(format!("hosts cannot be reached; nothing was done. With --force the others are reset:{list}")));
+        return Err(Error::Wish(format!(
+            "hosts cannot be reached; nothing was done. With --force the others are reset:{list}"
+        )));
     }
     if !request.nodes.is_empty() {
         leave(clusterfile, options, request, &targets).await?;
@@ -104,7 +110,11 @@ fn targets(clusterfile: &Clusterfile, request: &Request) -> Result<Vec<(Ipv4Addr
         return Ok(hosts.iter().map(|host| (host.ip, host.ssh.clone())).collect());
     }
     let masters: Vec<Ipv4Addr> = clusterfile.masters().map(|host| host.ip).collect();
-    if let Some(master) = masters.iter().find(|ip| request.nodes.contains(ip)).filter(|_| masters.len() == 1) {
+    if let Some(master) = masters
+        .iter()
+        .find(|ip| request.nodes.contains(ip))
+        .filter(|_| masters.len() == 1)
+    {
         return Err(Error::Wish(format!(
             "{master} is the only master: without it there is no cluster. To remove the whole cluster leave out --nodes"
         )));
@@ -118,7 +128,12 @@ fn targets(clusterfile: &Clusterfile, request: &Request) -> Result<Vec<(Ipv4Addr
 }
 
 /// Drains the nodes and takes them out of the cluster.
-async fn leave(clusterfile: &Clusterfile, options: &Options, request: &Request, targets: &[(Ipv4Addr, Ssh)]) -> Result<()> {
+async fn leave(
+    clusterfile: &Clusterfile,
+    options: &Options,
+    request: &Request,
+    targets: &[(Ipv4Addr, Ssh)],
+) -> Result<()> {
     let left = match open_cluster(clusterfile, options).await {
         Ok(cluster) => {
             let ips: Vec<Ipv4Addr> = targets.iter().map(|(ip, _)| *ip).collect();
@@ -139,9 +154,16 @@ async fn leave(clusterfile: &Clusterfile, options: &Options, request: &Request, 
 }
 
 async fn open_cluster(clusterfile: &Clusterfile, options: &Options) -> Result<Cluster> {
-    let master = clusterfile.masters().next().ok_or_else(|| Error::Wish("the Clusterfile has no master".to_owned()))?;
+    let master = clusterfile
+        .masters()
+        .next()
+        .ok_or_else(|| Error::Wish("the Clusterfile has no master".to_owned()))?;
     let session = Session::open(master.ip, &master.ssh, &options.access, None).await?;
-    session.client.open(&wish::scope(clusterfile), Mode::Read).await.map_err(session.failed("opening the host"))?;
+    session
+        .client
+        .open(&wish::scope(clusterfile), Mode::Read)
+        .await
+        .map_err(session.failed("opening the host"))?;
     cluster::api::wait_ready(&session, ANSWER).await?;
     Cluster::open(&session).await
 }
@@ -149,8 +171,14 @@ async fn open_cluster(clusterfile: &Clusterfile, options: &Options) -> Result<Cl
 /// Stops what runs and plays the journal backwards.
 async fn undo(session: &Session, scope: &host::Scope, options: &Options) -> Result<HostReset> {
     let host = session.ip.to_string();
-    let mode = Mode::Write { who: options.who.clone() };
-    session.client.open(scope, mode).await.map_err(session.failed("opening the host"))?;
+    let mode = Mode::Write {
+        who: options.who.clone(),
+    };
+    session
+        .client
+        .open(scope, mode)
+        .await
+        .map_err(session.failed("opening the host"))?;
     options.observer.event(Event::PhaseStarted {
         phase: "reset",
         title: "stopping what runs and undoing every change",

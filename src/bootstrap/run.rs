@@ -58,7 +58,11 @@ impl Run {
             return Ok(Outcome::default());
         }
         let session = &self.sessions[index];
-        let changes = session.client.apply(effects).await.map_err(session.failed(phase.title))?;
+        let changes = session
+            .client
+            .apply(effects)
+            .await
+            .map_err(session.failed(phase.title))?;
         Ok(Outcome {
             changes: changes.iter().filter(|change| change.changed()).count(),
             bytes: 0,
@@ -70,7 +74,9 @@ impl Run {
     /// # Errors
     /// When there is none yet.
     pub fn cluster(&self) -> Result<&Cluster> {
-        self.cluster.get().ok_or(Error::Interrupted("the way to the API server"))
+        self.cluster
+            .get()
+            .ok_or(Error::Interrupted("the way to the API server"))
     }
 
     /// Tells something about a host, or the cluster.
@@ -114,7 +120,9 @@ type Signals = HashMap<Place, watch::Receiver<Option<bool>>>;
 fn places(site: &Site, phase: &Phase) -> Vec<Option<usize>> {
     let hosts = |wanted: fn(&crate::site::Seat) -> bool| {
         let all = site.seats.iter().enumerate();
-        all.filter(|(_, seat)| wanted(seat)).map(|(index, _)| Some(index)).collect()
+        all.filter(|(_, seat)| wanted(seat))
+            .map(|(index, _)| Some(index))
+            .collect()
     };
     match phase.on {
         On::Every => hosts(|_| true),
@@ -177,7 +185,10 @@ pub async fn all(run: &Arc<Run>) -> Result<Vec<Timing>> {
 
 async fn all_done(needs: Vec<watch::Receiver<Option<bool>>>) -> bool {
     for mut need in needs {
-        let done = need.wait_for(Option::is_some).await.is_ok_and(|done| *done == Some(true));
+        let done = need
+            .wait_for(Option::is_some)
+            .await
+            .is_ok_and(|done| *done == Some(true));
         if !done {
             return false;
         }

@@ -7,12 +7,7 @@ use clusterfile::{Jump, Ssh};
 use futures::FutureExt as _;
 use host::{CLUSTERD, Client, Hello};
 use ssh::{Auth, Become, Command, Connection, HostKeyPolicy};
-use std::{
-    net::Ipv4Addr,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
 /// A program that does not greet within this time is not ours.
 const GREETING: Duration = Duration::from_secs(15);
@@ -77,7 +72,10 @@ pub fn ssh_config(ip: Ipv4Addr, ssh: &Ssh, access: &Access) -> Result<ssh::Confi
     let mut config = base(&host, ssh.port, &ssh.user);
     config.jump = jump;
     if let Some(key) = ssh.host_key.first() {
-        config.host_key.pinned = Some(key.parse().map_err(|e: String| Error::on(&host, format!("hostKey: {e}")))?);
+        config.host_key.pinned = Some(
+            key.parse()
+                .map_err(|e: String| Error::on(&host, format!("hostKey: {e}")))?,
+        );
     }
     Ok(config)
 }
@@ -123,7 +121,11 @@ pub(crate) fn elevate(host: &str, ssh: &Ssh) -> Result<Become> {
     if ssh.user == "root" || !ssh.sudo {
         return Ok(Become::User);
     }
-    let source = if ssh.sudo_passwd.is_none() { &ssh.passwd } else { &ssh.sudo_passwd };
+    let source = if ssh.sudo_passwd.is_none() {
+        &ssh.passwd
+    } else {
+        &ssh.sudo_passwd
+    };
     let secret = source.resolve().map_err(|source| Error::Secret {
         host: host.to_owned(),
         source,
@@ -158,7 +160,10 @@ impl Session {
         if hello.uid != 0 {
             return Err(Error::on(
                 ip,
-                format!("user {} is not root there; set ssh.sudo: true, or log in as root", ssh.user),
+                format!(
+                    "user {} is not root there; set ssh.sudo: true, or log in as root",
+                    ssh.user
+                ),
             ));
         }
         Ok(Self {
@@ -190,29 +195,38 @@ async fn start(ip: Ipv4Addr, connection: &Connection, elevate: &Become) -> Resul
             let last = stderr.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
             Err(match last {
                 "" => Error::host(ip, format!("starting {CLUSTERD}"))(source),
-                line if line.contains("not found") || line.contains("No such file") => Error::NoProgram { host: ip.to_string() },
+                line if line.contains("not found") || line.contains("No such file") => {
+                    Error::NoProgram { host: ip.to_string() }
+                }
                 line => Error::on(ip, format!("cannot run {CLUSTERD}: {line}")),
             })
         }
-        Err(_) => Err(Error::on(ip, format!("{CLUSTERD} did not greet within {} s", GREETING.as_secs()))),
+        Err(_) => Err(Error::on(
+            ip,
+            format!("{CLUSTERD} did not greet within {} s", GREETING.as_secs()),
+        )),
     }
 }
 
 async fn push(ip: Ipv4Addr, connection: &Connection, elevate: &Become, program: &Program) -> Result<()> {
     tracing::info!(host = %ip, digest = program.digest.short(), "sending clusterd");
-    let file = tokio::fs::File::open(&program.path).await.map_err(|source| Error::Local {
-        what: format!("cannot read {}", program.path.display()),
-        source,
-    })?;
+    let file = tokio::fs::File::open(&program.path)
+        .await
+        .map_err(|source| Error::Local {
+            what: format!("cannot read {}", program.path.display()),
+            source,
+        })?;
     connection.upload(CLUSTERD, 0o755, file, elevate).await?;
     Ok(())
 }
 
 /// Connects to all hosts at once, bounded. The result is in the order of `hosts`.
-pub async fn open_all(
-    hosts: &[(Ipv4Addr, Ssh)],
-    access: &Access,
-    program: Option<&Program>,
-) -> Vec<Result<Session>> {
-    fan::all(hosts.iter().map(|(ip, ssh)| Session::open(*ip, ssh, access, program).boxed()).collect()).await
+pub async fn open_all(hosts: &[(Ipv4Addr, Ssh)], access: &Access, program: Option<&Program>) -> Vec<Result<Session>> {
+    fan::all(
+        hosts
+            .iter()
+            .map(|(ip, ssh)| Session::open(*ip, ssh, access, program).boxed())
+            .collect(),
+    )
+    .await
 }

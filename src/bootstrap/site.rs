@@ -153,7 +153,10 @@ impl Site {
             ("EtcdInitialCluster", format!("{}=https://{}:2380", seat.name, seat.ip)),
             ("EtcdInitialClusterState", "new".to_owned()),
             ("RestrictOomScoreAdj", flag(!seat.facts.can_lower_oom_score)),
-            ("RuntimeOomScore", if seat.facts.can_lower_oom_score { "-999" } else { "0" }.to_owned()),
+            (
+                "RuntimeOomScore",
+                if seat.facts.can_lower_oom_score { "-999" } else { "0" }.to_owned(),
+            ),
             ("RegisterFlags", self.register_flags(seat)),
         ];
         variables.extend(computed.map(|(name, value)| (name.to_owned(), value)));

@@ -62,7 +62,9 @@ fn value<'v>(inner: &str, variables: &'v Variables) -> Result<&'v str, String> {
         .trim()
         .strip_prefix('.')
         .filter(|name| is_name(name))
-        .ok_or_else(|| format!("`{{{{{inner}}}}}`: only `{{{{ .Name }}}}` is understood, no other template construct"))?;
+        .ok_or_else(|| {
+            format!("`{{{{{inner}}}}}`: only `{{{{ .Name }}}}` is understood, no other template construct")
+        })?;
     variables.get(name).map(String::as_str).ok_or_else(|| {
         let nearest = clusterfile::names::nearest(name, variables.keys().map(String::as_str));
         let hint = nearest.map_or_else(String::new, |n| format!(", did you mean `.{n}`?"));
@@ -99,7 +101,10 @@ mod tests {
     fn every_unknown_construct_is_named_with_its_line() {
         let error = check("x\n{{ .HostIp }}\n{{ if .HostIP }}y{{ end }}\n{{- .HostIP }}\n{{ .HostIP").unwrap_err();
         let lines: Vec<&str> = error.lines().collect();
-        assert_eq!(lines[0], "etc/x.tmpl:2: unknown variable `.HostIp`, did you mean `.HostIP`?");
+        assert_eq!(
+            lines[0],
+            "etc/x.tmpl:2: unknown variable `.HostIp`, did you mean `.HostIP`?"
+        );
         assert!(lines[1].starts_with("etc/x.tmpl:3: `{{ if .HostIP }}`"), "{error}");
         assert!(lines[2].starts_with("etc/x.tmpl:3: `{{ end }}`"), "{error}");
         assert!(lines[3].starts_with("etc/x.tmpl:4:"), "{error}");

@@ -48,7 +48,11 @@ pub fn registry_blobs(run: Arc<Run>, _: &'static Phase, place: Option<usize>) ->
 
 async fn send(run: &Arc<Run>, index: usize, wanted: Vec<Blob>) -> Result<Outcome> {
     let session = &run.sessions[index];
-    let mut missing = session.client.missing_blobs(wanted).await.map_err(session.failed("asking which blobs it lacks"))?;
+    let mut missing = session
+        .client
+        .missing_blobs(wanted)
+        .await
+        .map_err(session.failed("asking which blobs it lacks"))?;
     // Large ones first, so that the last one is not what all wait for.
     missing.sort_by_key(|m| std::cmp::Reverse(m.blob.size));
     let bytes = outstanding(&missing);
@@ -67,7 +71,10 @@ async fn send(run: &Arc<Run>, index: usize, wanted: Vec<Blob>) -> Result<Outcome
 async fn put(run: &Arc<Run>, session: &Session, index: usize, missing: Missing) -> Result<()> {
     let path = run.blobs.path(&missing.blob.digest);
     let local = |source| Error::Local {
-        what: format!("cannot read {}; if it is damaged, load or build the image again", path.display()),
+        what: format!(
+            "cannot read {}; if it is damaged, load or build the image again",
+            path.display()
+        ),
         source,
     };
     let mut file = tokio::fs::File::open(&path).await.map_err(local)?;
@@ -81,7 +88,11 @@ async fn put(run: &Arc<Run>, session: &Session, index: usize, missing: Missing) 
         host: run.host_name(index),
     };
     let doing = format!("receiving blob {}", missing.blob.digest.short());
-    session.client.put_blob(&missing.blob, missing.have, counted).await.map_err(session.failed(doing))
+    session
+        .client
+        .put_blob(&missing.blob, missing.have, counted)
+        .await
+        .map_err(session.failed(doing))
 }
 
 /// Tells how many bytes were taken.
@@ -111,9 +122,15 @@ impl<R: AsyncRead + Unpin> AsyncRead for Counted<R> {
 /// # Errors
 /// When a host does not answer.
 pub async fn missing_everywhere(sessions: &[Session], wanted: Vec<Vec<Blob>>) -> Result<Vec<Vec<Missing>>> {
-    let ask = sessions.iter().zip(wanted).map(|(session, wanted)| async move {
-        session.client.missing_blobs(wanted).await.map_err(session.failed("asking which blobs it lacks"))
-    }
-    .boxed());
+    let ask = sessions.iter().zip(wanted).map(|(session, wanted)| {
+        async move {
+            session
+                .client
+                .missing_blobs(wanted)
+                .await
+                .map_err(session.failed("asking which blobs it lacks"))
+        }
+        .boxed()
+    });
     fan::all_good(ask.collect()).await
 }

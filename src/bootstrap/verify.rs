@@ -58,7 +58,11 @@ impl Check {
 pub async fn look(site: &Site, sessions: &[Session], cluster: &Cluster, patience: Duration) -> Result<Vec<Check>> {
     let deadline = tokio::time::Instant::now() + patience;
     let (mut checks, pods) = system::settle(site, &cluster.client, deadline).await?;
-    let probes = site.seats.iter().zip(sessions).map(|(seat, session)| probes::from(site, seat, session, &pods, deadline).boxed());
+    let probes = site
+        .seats
+        .iter()
+        .zip(sessions)
+        .map(|(seat, session)| probes::from(site, seat, session, &pods, deadline).boxed());
     checks.extend(fan::all(probes.collect()).await.into_iter().flatten());
     Ok(checks)
 }

@@ -16,17 +16,25 @@ pub fn check(clusterfile: &Clusterfile) -> Result<()> {
     let mut refused: Vec<String> = Vec::new();
     let masters = clusterfile.masters().count();
     if masters > 1 {
-        refused.push(format!("{masters} masters: this version sets up one; give the others the role node"));
+        refused.push(format!(
+            "{masters} masters: this version sets up one; give the others the role node"
+        ));
     }
     if cluster.container_runtime == ContainerRuntime::Docker {
         refused.push("containerRuntime docker: this version brings its own containerd; a Docker that runs on a host is left alone".to_owned());
     }
     match &cluster.registry {
         Registry::ExternalRegistry(_) => {
-            refused.push("registry.externalRegistry: this version runs the private registry itself; use registry.localRegistry".to_owned());
+            refused.push(
+                "registry.externalRegistry: this version runs the private registry itself; use registry.localRegistry"
+                    .to_owned(),
+            );
         }
         Registry::LocalRegistry(local) if local.username.is_some() => {
-            refused.push("registry.localRegistry.username: the private registry of this version asks for no login; leave it out".to_owned());
+            refused.push(
+                "registry.localRegistry.username: the private registry of this version asks for no login; leave it out"
+                    .to_owned(),
+            );
         }
         Registry::LocalRegistry(_) => {}
     }
@@ -35,17 +43,26 @@ pub fn check(clusterfile: &Clusterfile) -> Result<()> {
         if matches!(plugin.action, UpgradeCluster | UpgradeHost | RollbackCluster) {
             continue;
         }
-        refused.push(format!("Plugin {}: this version runs no hooks; use LAUNCH or CMDS of the Kubefile, or remove it", plugin.name));
+        refused.push(format!(
+            "Plugin {}: this version runs no hooks; use LAUNCH or CMDS of the Kubefile, or remove it",
+            plugin.name
+        ));
     }
     for application in &clusterfile.applications {
         if !application.configs.is_empty() {
-            refused.push(format!("Application {}: settings of applications are not done yet; remove its configs", application.name));
+            refused.push(format!(
+                "Application {}: settings of applications are not done yet; remove its configs",
+                application.name
+            ));
         }
     }
     if refused.is_empty() {
         return Ok(());
     }
-    Err(Error::Wish(format!("this cannot be done:{}", refused.iter().map(|r| format!("\n  {r}")).collect::<String>())))
+    Err(Error::Wish(format!(
+        "this cannot be done:{}",
+        refused.iter().map(|r| format!("\n  {r}")).collect::<String>()
+    )))
 }
 
 /// Scope of a Clusterfile on its hosts.
@@ -82,23 +99,33 @@ pub fn registry_hosts(clusterfile: &Clusterfile) -> Vec<bool> {
 /// When the address plan is none, or the image has no such application.
 pub fn site(clusterfile: &Clusterfile, mut image: Image, found: Vec<(Facts, Seen)>) -> Result<Site> {
     let cluster = &clusterfile.cluster;
-    let networks = clusterfile.networks(&image.env).map_err(|e| Error::Wish(e.to_string()))?;
+    let networks = clusterfile
+        .networks(&image.env)
+        .map_err(|e| Error::Wish(e.to_string()))?;
     let (Some(kubernetes_ip), Some(dns_ip)) = (networks.kubernetes_service_ip(), networks.dns_service_ip()) else {
-        return Err(Error::Wish(format!("the service block {} is too small", networks.service_cidr)));
+        return Err(Error::Wish(format!(
+            "the service block {} is too small",
+            networks.service_cidr
+        )));
     };
     image.launch = launch(clusterfile, &image)?;
     let registries = registry_hosts(clusterfile);
-    let seats = cluster.hosts.iter().zip(registries).zip(found).map(|((host, registry), (facts, seen))| Seat {
-        ip: host.ip,
-        name: facts.hostname.to_lowercase(),
-        master: host.is_master(),
-        registry,
-        labels: host.labels.clone(),
-        taints: host.taints.clone(),
-        env: host.env.clone(),
-        facts,
-        seen,
-    });
+    let seats = cluster
+        .hosts
+        .iter()
+        .zip(registries)
+        .zip(found)
+        .map(|((host, registry), (facts, seen))| Seat {
+            ip: host.ip,
+            name: facts.hostname.to_lowercase(),
+            master: host.is_master(),
+            registry,
+            labels: host.labels.clone(),
+            taints: host.taints.clone(),
+            env: host.env.clone(),
+            facts,
+            seen,
+        });
     Ok(Site {
         scope: scope(clusterfile),
         networks,
@@ -116,7 +143,11 @@ pub fn site(clusterfile: &Clusterfile, mut image: Image, found: Vec<(Facts, Seen
 /// The image's choice of applications and commands, unless the Clusterfile says otherwise.
 fn launch(clusterfile: &Clusterfile, image: &Image) -> Result<Launch> {
     let mut launch = image.launch.clone();
-    let named: Vec<String> = clusterfile.applications.iter().flat_map(|a| a.launch_apps.clone()).collect();
+    let named: Vec<String> = clusterfile
+        .applications
+        .iter()
+        .flat_map(|a| a.launch_apps.clone())
+        .collect();
     for names in [&clusterfile.cluster.app_names, &named] {
         if !names.is_empty() {
             launch.apps.clone_from(names);

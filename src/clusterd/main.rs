@@ -39,8 +39,13 @@ enum Role {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let level = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr).with_ansi(false).init();
+    let level = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     match start(cli.role) {
         Ok(()) => ExitCode::SUCCESS,
@@ -54,8 +59,11 @@ fn main() -> ExitCode {
 fn start(role: Role) -> anyhow::Result<()> {
     // What only waits needs one thread; each further one costs memory in every pod.
     let small = matches!(role, Role::Pause | Role::Lb(_) | Role::Network(_) | Role::Proxy(_));
-    let mut builder =
-        if small { tokio::runtime::Builder::new_current_thread() } else { tokio::runtime::Builder::new_multi_thread() };
+    let mut builder = if small {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        tokio::runtime::Builder::new_multi_thread()
+    };
     let runtime = builder.enable_all().build()?;
     let result = runtime.block_on(run(role));
     runtime.shutdown_background();

@@ -60,7 +60,12 @@ pub async fn bring_up(
     };
     if plan.is_empty() {
         out.json(&serde_json::json!({"event": "done", "changes": 0, "ms": start.elapsed().as_millis()}));
-        out.result(format!("nothing to do: {} is as {} says ({})", plan.cluster, cluster.file.display(), table::time(start.elapsed())));
+        out.result(format!(
+            "nothing to do: {} is as {} says ({})",
+            plan.cluster,
+            cluster.file.display(),
+            table::time(start.elapsed())
+        ));
         return leaving(context, clusterfile, &options, plan, yes).await;
     }
     if out.is_json() {
@@ -96,7 +101,10 @@ async fn leaving(
         return Ok(Exit::Done);
     }
     report::leaving(&context.out, plan);
-    let question = format!("remove {} nodes that are not in the Clusterfile: drain them, and undo everything on them?", nodes.len());
+    let question = format!(
+        "remove {} nodes that are not in the Clusterfile: drain them, and undo everything on them?",
+        nodes.len()
+    );
     match confirm(context, &question, yes) {
         Ok(true) => {}
         Ok(false) => return Ok(Exit::Done),

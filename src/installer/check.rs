@@ -29,5 +29,9 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let clusterfile = args.cluster.load(context)?;
     let options: install::Options = args.cluster.options(context, "check", &clusterfile.cluster.name, &[]);
     let checks = check::run(&clusterfile, &options, Duration::from_secs(args.timeout)).await?;
-    Ok(if report::checks(&context.out, &checks) { Exit::Done } else { Exit::Unhealthy })
+    Ok(if report::checks(&context.out, &checks) {
+        Exit::Done
+    } else {
+        Exit::Unhealthy
+    })
 }

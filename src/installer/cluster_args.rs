@@ -26,7 +26,10 @@ fn known_check(name: &str) -> Result<String, String> {
     if name == "all" || preflight::CHECKS.contains(&name) {
         return Ok(name.to_owned());
     }
-    Err(format!("no such check; there are all, {}", preflight::CHECKS.join(", ")))
+    Err(format!(
+        "no such check; there are all, {}",
+        preflight::CHECKS.join(", ")
+    ))
 }
 
 impl ClusterArgs {
@@ -51,7 +54,11 @@ impl ClusterArgs {
             store: context.store.clone(),
             ignored: ignored.to_vec(),
             observer: Arc::new(Show::new(context.out.clone())),
-            who: format!("installer {command} of {cluster} by {}@{}", variable("USER"), machine.trim()),
+            who: format!(
+                "installer {command} of {cluster} by {}@{}",
+                variable("USER"),
+                machine.trim()
+            ),
         }
     }
 }
@@ -67,6 +74,8 @@ pub fn confirm(context: &Context, question: &str, yes: bool) -> anyhow::Result<b
     );
     context.out.ask(&format!("{question} [y/N] "));
     let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).context("cannot read your answer")?;
+    std::io::stdin()
+        .read_line(&mut answer)
+        .context("cannot read your answer")?;
     Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }

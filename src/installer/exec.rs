@@ -39,11 +39,23 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let nodes = addresses(&args.nodes)?;
     let role = |host: &clusterfile::Host| {
         let name = |role: &Role| if *role == Role::Master { "master" } else { "node" };
-        args.roles.is_empty() || host.roles.iter().any(|r| args.roles.iter().any(|wanted| wanted == name(r)))
+        args.roles.is_empty()
+            || host
+                .roles
+                .iter()
+                .any(|r| args.roles.iter().any(|wanted| wanted == name(r)))
     };
-    let chosen = clusterfile.cluster.hosts.iter().filter(|host| (nodes.is_empty() || nodes.contains(&host.ip)) && role(host));
+    let chosen = clusterfile
+        .cluster
+        .hosts
+        .iter()
+        .filter(|host| (nodes.is_empty() || nodes.contains(&host.ip)) && role(host));
     let targets: Vec<_> = chosen.map(|host| (host.ip, host.ssh.clone())).collect();
-    anyhow::ensure!(!targets.is_empty(), "no host of {} is meant by --nodes and --roles", args.cluster.file.display());
+    anyhow::ensure!(
+        !targets.is_empty(),
+        "no host of {} is meant by --nodes and --roles",
+        args.cluster.file.display()
+    );
     let options = args.cluster.options(context, "exec", &clusterfile.cluster.name, &[]);
     let outputs = install::exec(&targets, &options, &args.argv, Duration::from_secs(args.timeout)).await;
     let mut good = true;
@@ -56,7 +68,9 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
             }
             Err(error) => {
                 good = false;
-                context.out.json(&serde_json::json!({"host": host, "error": error.to_string()}));
+                context
+                    .out
+                    .json(&serde_json::json!({"host": host, "error": error.to_string()}));
                 context.out.error(&error.to_string());
             }
         }
@@ -65,7 +79,9 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
 }
 
 fn print(context: &Context, host: &str, output: &install::Ran) {
-    context.out.json(&serde_json::json!({"host": host, "ended": output.ended, "stdout": output.stdout, "stderr": output.stderr}));
+    context.out.json(
+        &serde_json::json!({"host": host, "ended": output.ended, "stdout": output.stdout, "stderr": output.stderr}),
+    );
     for line in output.stdout.lines() {
         context.out.result(format!("{host} | {line}"));
     }

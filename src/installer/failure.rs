@@ -68,7 +68,9 @@ mod tests {
 
     #[test]
     fn a_cause_that_is_said_already_is_not_repeated() {
-        let error = anyhow::anyhow!("disk full").context("a.txt: disk full").context("cannot save");
+        let error = anyhow::anyhow!("disk full")
+            .context("a.txt: disk full")
+            .context("cannot save");
         assert_eq!(causes(&error), ["cannot save", "a.txt: disk full"]);
         assert_eq!(render(&causes(&error)), "cannot save\n  because: a.txt: disk full");
     }

@@ -39,7 +39,9 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let mut added = Vec::new();
     for ip in addresses(&args.nodes)? {
         if clusterfile.cluster.hosts.iter().any(|host| host.ip == ip) {
-            context.out.note(format!("{ip} is in {} already", args.cluster.file.display()));
+            context
+                .out
+                .note(format!("{ip} is in {} already", args.cluster.file.display()));
             continue;
         }
         clusterfile.cluster.hosts.push(Host {
@@ -54,7 +56,11 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     }
     let exit = apply::bring_up(&args.cluster, &args.preflight, context, "join", &clusterfile, false).await?;
     if exit == Exit::Done && !added.is_empty() {
-        context.out.note(format!("add {} to {} to keep what it says true", added.join(", "), args.cluster.file.display()));
+        context.out.note(format!(
+            "add {} to {} to keep what it says true",
+            added.join(", "),
+            args.cluster.file.display()
+        ));
     }
     Ok(exit)
 }

@@ -33,14 +33,19 @@ pub struct Args {
 /// Fetches it from the first master.
 pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let clusterfile = args.cluster.load(context)?;
-    let options = args.cluster.options(context, "kubeconfig", &clusterfile.cluster.name, &[]);
+    let options = args
+        .cluster
+        .options(context, "kubeconfig", &clusterfile.cluster.name, &[]);
     let text = kubeconfig::fetch(&clusterfile, &options).await?;
     if let Some(path) = &args.merge {
         let old = match std::fs::read_to_string(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
             read => read.with_context(|| format!("cannot read {}", path.display()))?,
         };
-        write(path, &kubeconfig::merged(&old, &text).with_context(|| path.display().to_string())?)?;
+        write(
+            path,
+            &kubeconfig::merged(&old, &text).with_context(|| path.display().to_string())?,
+        )?;
         context.out.result(path.display().to_string());
     } else if let Some(path) = &args.out {
         write(path, &text)?;
@@ -58,7 +63,12 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
         std::fs::create_dir_all(folder).with_context(cannot)?;
     }
     let partial = path.with_extension(format!("part{}", std::process::id()));
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial).with_context(cannot)?;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&partial)
+        .with_context(cannot)?;
     file.write_all(text.as_bytes()).with_context(cannot)?;
     std::fs::rename(&partial, path).with_context(cannot)
 }

@@ -105,7 +105,11 @@ impl Output {
         if self.is_json() {
             self.json(&serde_json::json!({"event": "warning", "message": text.as_ref()}));
         } else {
-            self.line(&format!("{} {}", console::style("warning:").yellow().bold(), text.as_ref()));
+            self.line(&format!(
+                "{} {}",
+                console::style("warning:").yellow().bold(),
+                text.as_ref()
+            ));
         }
     }
 

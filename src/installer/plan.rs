@@ -41,7 +41,9 @@ pub struct Args {
 pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let clusterfile = args.cluster.load(context)?;
     let name = clusterfile.cluster.name.clone();
-    let options = args.cluster.options(context, "plan", &name, &args.preflight.ignore_preflight);
+    let options = args
+        .cluster
+        .options(context, "plan", &name, &args.preflight.ignore_preflight);
     let prepared = install::prepare(&clusterfile, &options, false).await?;
     report::findings(&context.out, &prepared.findings);
     let Some(plan) = &prepared.plan else {

@@ -20,21 +20,34 @@ pub fn findings(out: &Output, findings: &[Finding]) {
             out.json(&serde_json::json!({"event": "finding", "finding": finding}));
             continue;
         }
-        let text = format!("{}: {} [{}]\n  remedy: {}", finding.host, finding.cause, finding.check, finding.remedy);
+        let text = format!(
+            "{}: {} [{}]\n  remedy: {}",
+            finding.host, finding.cause, finding.check, finding.remedy
+        );
         match finding.severity {
             Severity::Error => out.error(&text),
             Severity::Warning => out.warn(text),
         }
     }
-    let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
+    let errors = findings
+        .iter()
+        .filter(|finding| finding.severity == Severity::Error)
+        .count();
     if errors > 0 {
-        out.note(format!("{errors} findings stop us; nothing was changed. --ignore-preflight NAME passes over a check"));
+        out.note(format!(
+            "{errors} findings stop us; nothing was changed. --ignore-preflight NAME passes over a check"
+        ));
     }
 }
 
 /// What a plan says.
 pub fn plan(out: &Output, plan: &Plan, diff: bool) {
-    out.result(format!("cluster {} with image {} ({})", plan.cluster, plan.image, plan.digest.short()));
+    out.result(format!(
+        "cluster {} with image {} ({})",
+        plan.cluster,
+        plan.image,
+        plan.digest.short()
+    ));
     for host in plan.hosts.iter().filter(|host| !host.is_empty()) {
         host_plan(out, host, diff);
     }
@@ -58,7 +71,10 @@ pub fn plan(out: &Output, plan: &Plan, diff: bool) {
 pub fn leaving(out: &Output, plan: &Plan) {
     for node in &plan.leaving {
         let ip = node.ip.map(|ip| format!(" ({ip})")).unwrap_or_default();
-        out.result(format!("  - node {}{ip} is in the cluster but not in the Clusterfile", node.name));
+        out.result(format!(
+            "  - node {}{ip} is in the cluster but not in the Clusterfile",
+            node.name
+        ));
     }
 }
 
@@ -76,9 +92,20 @@ pub fn summary(plan: &Plan) -> String {
 
 fn host_plan(out: &Output, host: &HostPlan, diff: bool) {
     let joins = if host.joins { ", joins" } else { "" };
-    out.result(format!("{} {} ({}{joins}): {} in {} blobs", host.host, host.name, host.role, size(host.bytes), host.blobs));
+    out.result(format!(
+        "{} {} ({}{joins}): {} in {} blobs",
+        host.host,
+        host.name,
+        host.role,
+        size(host.bytes),
+        host.blobs
+    ));
     for change in &host.changes {
-        let detail = if change.change.detail.is_empty() { String::new() } else { format!(" ({})", change.change.detail) };
+        let detail = if change.change.detail.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", change.change.detail)
+        };
         let action = match change.change.action {
             Action::None => continue,
             Action::Create => "create",
@@ -127,7 +154,11 @@ pub fn timings(out: &Output, timings: &[Timing], total: Duration) {
         let sum = &sums[phase];
         table.row([
             phase.to_owned(),
-            if sum.hosts == 0 { "-".to_owned() } else { sum.hosts.to_string() },
+            if sum.hosts == 0 {
+                "-".to_owned()
+            } else {
+                sum.hosts.to_string()
+            },
             time(sum.from),
             time(sum.to),
             time(sum.longest),
@@ -136,7 +167,15 @@ pub fn timings(out: &Output, timings: &[Timing], total: Duration) {
         ]);
     }
     let bytes = timings.iter().map(|timing| timing.bytes).sum();
-    table.row(["total".to_owned(), String::new(), String::new(), time(total), String::new(), String::new(), size(bytes)]);
+    table.row([
+        "total".to_owned(),
+        String::new(),
+        String::new(),
+        time(total),
+        String::new(),
+        String::new(),
+        size(bytes),
+    ]);
     out.table(&table);
 }
 
@@ -153,7 +192,11 @@ struct Sum {
 
 impl Sum {
     fn add(&mut self, timing: &Timing) {
-        self.from = if self.any { self.from.min(timing.began) } else { timing.began };
+        self.from = if self.any {
+            self.from.min(timing.began)
+        } else {
+            timing.began
+        };
         self.any = true;
         self.to = self.to.max(timing.began + timing.took);
         self.longest = self.longest.max(timing.took);
@@ -172,7 +215,11 @@ pub fn checks(out: &Output, checks: &[Check]) -> bool {
     } else {
         let mut table = Table::new(["", "CHECK", "FROM", "DETAIL"]);
         for check in checks {
-            let mark = if check.ok { console::style("✔").green() } else { console::style("✘").red() };
+            let mark = if check.ok {
+                console::style("✔").green()
+            } else {
+                console::style("✘").red()
+            };
             let host = check.host.clone().unwrap_or_else(|| "API server".to_owned());
             table.row([mark.to_string(), check.check.to_owned(), host, check.detail.clone()]);
         }

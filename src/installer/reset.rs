@@ -44,10 +44,16 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let name = &clusterfile.cluster.name;
     let nodes = addresses(&args.nodes)?;
     let what = if nodes.is_empty() {
-        format!("remove the whole cluster {name} and its data from {} hosts?", clusterfile.cluster.hosts.len())
+        format!(
+            "remove the whole cluster {name} and its data from {} hosts?",
+            clusterfile.cluster.hosts.len()
+        )
     } else {
         let list: Vec<String> = nodes.iter().map(ToString::to_string).collect();
-        format!("drain {} and remove everything of the cluster {name} from it?", list.join(", "))
+        format!(
+            "drain {} and remove everything of the cluster {name} from it?",
+            list.join(", ")
+        )
     };
     if !confirm(context, &what, args.yes)? {
         context.out.note("nothing was done");
@@ -73,7 +79,11 @@ pub fn print(context: &Context, results: &[HostReset]) -> Exit {
             out.warn(format!("left out: {reason}"));
             continue;
         }
-        let left = if result.left.is_empty() { "nothing is left" } else { "something is left" };
+        let left = if result.left.is_empty() {
+            "nothing is left"
+        } else {
+            "something is left"
+        };
         out.result(format!("{}: {} changes undone, {left}", result.host, result.undone));
         for failure in &result.failed {
             out.error(&format!("{}: {failure}", result.host));

@@ -97,7 +97,10 @@ impl Line {
     /// Where there are bars the line goes back to what still goes on; plain lines tell what ended.
     fn ended(&self, phase: &str, tell: impl FnOnce(&str) -> String) {
         let mut active = self.active();
-        let title = active.iter().find(|(name, _)| *name == phase).map_or("", |(_, title)| *title);
+        let title = active
+            .iter()
+            .find(|(name, _)| *name == phase)
+            .map_or("", |(_, title)| *title);
         let text = tell(title);
         active.retain(|(name, _)| *name != phase);
         match active.last() {

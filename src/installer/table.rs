@@ -23,7 +23,6 @@ impl Table {
     pub fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
         self.rows.push(cells.into_iter().map(Into::into).collect());
     }
-
 }
 
 impl fmt::Display for Table {
@@ -84,7 +83,10 @@ mod tests {
         let mut table = Table::new(["HOST", "STATE"]);
         table.row(["10.0.0.1", "ok"]);
         table.row(["m", "not ready"]);
-        assert_eq!(table.to_string(), "HOST      STATE\n10.0.0.1  ok\nm         not ready\n");
+        assert_eq!(
+            table.to_string(),
+            "HOST      STATE\n10.0.0.1  ok\nm         not ready\n"
+        );
     }
 
     #[test]

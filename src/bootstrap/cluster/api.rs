@@ -56,7 +56,12 @@ pub async fn wait_ready(session: &Session, patience: Duration) -> Result<()> {
     };
     let mut last = error.to_string();
     if let Ok(unit) = session.client.unit_status(paths::unit::AGENT, 8).await {
-        last = format!("{last}\n  {} is {} ({}); it says:", paths::unit::AGENT, unit.active, unit.sub);
+        last = format!(
+            "{last}\n  {} is {} ({}); it says:",
+            paths::unit::AGENT,
+            unit.active,
+            unit.sub
+        );
         for line in unit.log {
             last = format!("{last}\n    {line}");
         }
@@ -82,7 +87,11 @@ pub fn bindings() -> Vec<Value> {
     let signing = "system:certificates.k8s.io:certificatesigningrequests";
     vec![
         binding("kubeadm:kubelet-bootstrap", "system:node-bootstrapper", token::GROUP),
-        binding("kubeadm:node-autoapprove-bootstrap", &format!("{signing}:nodeclient"), token::GROUP),
+        binding(
+            "kubeadm:node-autoapprove-bootstrap",
+            &format!("{signing}:nodeclient"),
+            token::GROUP,
+        ),
         binding(
             "kubeadm:node-autoapprove-certificate-rotation",
             &format!("{signing}:selfnodeclient"),
@@ -101,7 +110,8 @@ pub fn new_token() -> zeroize::Zeroizing<String> {
 /// # Errors
 /// When the server refuses; one that is gone already is none.
 pub async fn forget_token(run: &Run) -> Result<()> {
-    let secrets: kube::Api<k8s_openapi::api::core::v1::Secret> = kube::Api::namespaced(run.cluster()?.client.clone(), "kube-system");
+    let secrets: kube::Api<k8s_openapi::api::core::v1::Secret> =
+        kube::Api::namespaced(run.cluster()?.client.clone(), "kube-system");
     let name = token::secret_name(&run.learned().token);
     match secrets.delete(&name, &kube::api::DeleteParams::default()).await {
         Ok(_) => Ok(()),

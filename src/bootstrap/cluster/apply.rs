@@ -47,13 +47,17 @@ impl Applier {
     /// When the object is no object, its kind is unknown, or the server refuses.
     pub async fn apply(&self, object: &Value, dry: bool) -> Result<Applied> {
         let title = title(object);
-        let name = object["metadata"]["name"].as_str().ok_or_else(|| Error::Wish(format!("{title} has no name")))?;
+        let name = object["metadata"]["name"]
+            .as_str()
+            .ok_or_else(|| Error::Wish(format!("{title} has no name")))?;
         let api = self.api(object, &title).await?;
         let failed = |doing: &str| Error::api(format!("{doing} {title}"));
         let Some(live) = api.get_opt(name).await.map_err(failed("reading"))? else {
             if !dry {
                 let object: DynamicObject = typed(&annotated(object), &title)?;
-                api.create(&PostParams::default(), &object).await.map_err(failed("creating"))?;
+                api.create(&PostParams::default(), &object)
+                    .await
+                    .map_err(failed("creating"))?;
             }
             return Ok(Applied::Created);
         };
@@ -62,7 +66,9 @@ impl Applier {
             return Ok(Applied::Same);
         };
         if !dry {
-            let built_in = !object["apiVersion"].as_str().is_some_and(|v| v.contains('.') && !v.contains(".k8s.io/"));
+            let built_in = !object["apiVersion"]
+                .as_str()
+                .is_some_and(|v| v.contains('.') && !v.contains(".k8s.io/"));
             let params = PatchParams::default();
             let patched = match built_in {
                 true => api.patch(name, &params, &Patch::Strategic(&patch)).await,
@@ -81,8 +87,9 @@ impl Applier {
         let (resource, scope) = match known {
             Some(known) => known,
             None => {
-                let (resource, capabilities) =
-                    pinned_kind(&self.client, &gvk).await.map_err(Error::api(format!("finding the kind of {title}")))?;
+                let (resource, capabilities) = pinned_kind(&self.client, &gvk)
+                    .await
+                    .map_err(Error::api(format!("finding the kind of {title}")))?;
                 let found = (resource, capabilities.scope);
                 self.kinds.lock().await.insert(gvk, found.clone());
                 found

@@ -33,7 +33,9 @@ const OUR_TAINTS: &str = "installer.internal/taints";
 pub fn join(run: Arc<Run>, _: &'static Phase, _: Option<usize>) -> BoxFuture<'static, Result<Outcome>> {
     async move {
         let deadline = Instant::now() + PATIENCE;
-        let all = (0..run.site.seats.len()).map(|index| one(&run, index, deadline).boxed()).collect();
+        let all = (0..run.site.seats.len())
+            .map(|index| one(&run, index, deadline).boxed())
+            .collect();
         let changes = fan::all_good(all).await?.into_iter().sum();
         forget(&run).await?;
         Ok(Outcome { changes, bytes: 0 })
@@ -43,14 +45,26 @@ pub fn join(run: Arc<Run>, _: &'static Phase, _: Option<usize>) -> BoxFuture<'st
 
 /// The token is of no more use: neither to the API server nor on the hosts.
 async fn forget(run: &Run) -> Result<()> {
-    let new = run.site.seats.iter().zip(&run.sessions).filter(|(seat, _)| !seat.seen.joined);
+    let new = run
+        .site
+        .seats
+        .iter()
+        .zip(&run.sessions)
+        .filter(|(seat, _)| !seat.seen.joined);
     let gone = Effect::Absent {
         path: paths::BOOTSTRAP_CONF.to_owned(),
     };
     let removals = new.map(|(_, session)| {
         let gone = gone.clone();
-        async move { session.client.apply(vec![gone]).await.map(drop).map_err(session.failed("taking the bootstrap token away")) }
-            .boxed()
+        async move {
+            session
+                .client
+                .apply(vec![gone])
+                .await
+                .map(drop)
+                .map_err(session.failed("taking the bootstrap token away"))
+        }
+        .boxed()
     });
     fan::all_good(removals.collect()).await?;
     api::forget_token(run).await
@@ -59,7 +73,10 @@ async fn forget(run: &Run) -> Result<()> {
 async fn one(run: &Arc<Run>, index: usize, deadline: Instant) -> Result<usize> {
     let seat = &run.site.seats[index];
     let nodes: Api<Node> = Api::all(run.cluster()?.client.clone());
-    let node = wait(run, index, &nodes, deadline, "appear in the cluster", |node| node.is_some()).await?;
+    let node = wait(run, index, &nodes, deadline, "appear in the cluster", |node| {
+        node.is_some()
+    })
+    .await?;
     let patch = metadata_patch(&node, seat);
     let changes = usize::from(patch.is_some());
     if let Some(patch) = patch {
@@ -68,7 +85,10 @@ async fn one(run: &Arc<Run>, index: usize, deadline: Instant) -> Result<usize> {
             .await
             .map_err(Error::api(format!("labelling node {}", seat.name)))?;
     }
-    wait(run, index, &nodes, deadline, "become Ready", |node| node.is_some_and(is_ready)).await?;
+    wait(run, index, &nodes, deadline, "become Ready", |node| {
+        node.is_some_and(is_ready)
+    })
+    .await?;
     run.note(Some(index), "node is Ready");
     Ok(changes)
 }
@@ -93,7 +113,12 @@ async fn wait(
         Err(error) => error.to_string(),
     };
     if let Ok(unit) = session.client.unit_status(paths::unit::AGENT, 5).await {
-        last = format!("{last}\n  {} is {}; it says:\n    {}", paths::unit::AGENT, unit.active, unit.log.join("\n    "));
+        last = format!(
+            "{last}\n  {} is {}; it says:\n    {}",
+            paths::unit::AGENT,
+            unit.active,
+            unit.log.join("\n    ")
+        );
     }
     Err(Error::Timeout {
         what: format!("{} ({}): that its node {what}", seat.ip, seat.name),
@@ -112,13 +137,18 @@ pub fn is_ready(node: &Node) -> bool {
 pub fn not_ready_because(node: &Node) -> String {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
     let ready = conditions.and_then(|list| list.iter().find(|c| c.type_ == "Ready"));
-    ready.and_then(|c| c.message.clone()).unwrap_or_else(|| "it has not said whether it is Ready".to_owned())
+    ready
+        .and_then(|c| c.message.clone())
+        .unwrap_or_else(|| "it has not said whether it is Ready".to_owned())
 }
 
 /// The node's address as it says itself.
 pub fn internal_ip(node: &Node) -> Option<std::net::Ipv4Addr> {
     let addresses = node.status.as_ref()?.addresses.as_ref()?;
-    addresses.iter().filter(|a| a.type_ == "InternalIP").find_map(|a| a.address.parse().ok())
+    addresses
+        .iter()
+        .filter(|a| a.type_ == "InternalIP")
+        .find_map(|a| a.address.parse().ok())
 }
 
 /// The labels a seat's node shall have.
@@ -131,7 +161,11 @@ fn wished_labels(seat: &Seat) -> BTreeMap<String, String> {
 }
 
 fn wished_taints(seat: &Seat) -> Vec<(String, String, String)> {
-    let mut taints: Vec<_> = seat.taints.iter().map(|t| (t.key.clone(), t.value.clone(), t.effect.clone())).collect();
+    let mut taints: Vec<_> = seat
+        .taints
+        .iter()
+        .map(|t| (t.key.clone(), t.value.clone(), t.effect.clone()))
+        .collect();
     if seat.master {
         taints.push((CONTROL_PLANE.to_owned(), String::new(), "NoSchedule".to_owned()));
     }
@@ -144,7 +178,10 @@ pub fn metadata_patch(node: &Node, seat: &Seat) -> Option<Value> {
     let annotation = |name: &str| node.metadata.annotations.as_ref().and_then(|a| a.get(name)).cloned();
     let ours = |name: &str| -> Vec<String> {
         let text = annotation(name).unwrap_or_default();
-        text.split(',').filter(|key| !key.is_empty()).map(str::to_owned).collect()
+        text.split(',')
+            .filter(|key| !key.is_empty())
+            .map(str::to_owned)
+            .collect()
     };
     let labels = wished_labels(seat);
     let have = node.metadata.labels.clone().unwrap_or_default();
@@ -154,15 +191,23 @@ pub fn metadata_patch(node: &Node, seat: &Seat) -> Option<Value> {
             label_patch.insert(key.clone(), json!(value));
         }
     }
-    for key in ours(OUR_LABELS).into_iter().filter(|key| !labels.contains_key(key) && have.contains_key(key)) {
+    for key in ours(OUR_LABELS)
+        .into_iter()
+        .filter(|key| !labels.contains_key(key) && have.contains_key(key))
+    {
         label_patch.insert(key, Value::Null);
     }
     let taints = wished_taints(seat);
     let taint_patch = taint_list(node, &taints, &ours(OUR_TAINTS));
     let keys: Vec<&str> = labels.keys().map(String::as_str).collect();
-    let taint_keys: Vec<String> = taints.iter().map(|(key, _, effect)| format!("{key}:{effect}")).collect();
+    let taint_keys: Vec<String> = taints
+        .iter()
+        .map(|(key, _, effect)| format!("{key}:{effect}"))
+        .collect();
     let annotations = [(OUR_LABELS, keys.join(",")), (OUR_TAINTS, taint_keys.join(","))];
-    let same_notes = annotations.iter().all(|(name, text)| annotation(name).unwrap_or_default() == *text);
+    let same_notes = annotations
+        .iter()
+        .all(|(name, text)| annotation(name).unwrap_or_default() == *text);
     if label_patch.is_empty() && taint_patch.is_none() && same_notes {
         return None;
     }
@@ -180,7 +225,11 @@ pub fn metadata_patch(node: &Node, seat: &Seat) -> Option<Value> {
 
 /// The node's taints with ours in place, if that is a change.
 fn taint_list(node: &Node, wished: &[(String, String, String)], ours: &[String]) -> Option<Value> {
-    let have = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
+    let have = node
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.taints.clone())
+        .unwrap_or_default();
     let key = |key: &str, effect: &str| format!("{key}:{effect}");
     let is_wished = |k: &str, e: &str| wished.iter().any(|(key, _, effect)| key == k && effect == e);
     let mut list: Vec<Value> = Vec::new();
@@ -199,7 +248,8 @@ fn taint_list(node: &Node, wished: &[(String, String, String)], ours: &[String])
     }
     let same = have.len() == list.len()
         && wished.iter().all(|(k, v, e)| {
-            have.iter().any(|t| t.key == *k && t.effect == *e && t.value.as_deref().unwrap_or_default() == v)
+            have.iter()
+                .any(|t| t.key == *k && t.effect == *e && t.value.as_deref().unwrap_or_default() == v)
         })
         && have.len() - wished.len() == others;
     (!same).then(|| Value::Array(list))
@@ -232,10 +282,16 @@ mod tests {
     fn a_node_that_is_as_wished_is_left_alone() {
         let mut master = seat("10.0.0.1", "m1", true);
         master.labels.insert("disk".into(), "ssd".into());
-        let notes = [(OUR_LABELS, "disk,node-role.kubernetes.io/control-plane"), (OUR_TAINTS, "node-role.kubernetes.io/control-plane:NoSchedule")];
+        let notes = [
+            (OUR_LABELS, "disk,node-role.kubernetes.io/control-plane"),
+            (OUR_TAINTS, "node-role.kubernetes.io/control-plane:NoSchedule"),
+        ];
         let node = node(
             &[("disk", "ssd"), (CONTROL_PLANE, ""), ("other", "x")],
-            &[(CONTROL_PLANE, "NoSchedule"), ("node.kubernetes.io/not-ready", "NoExecute")],
+            &[
+                (CONTROL_PLANE, "NoSchedule"),
+                ("node.kubernetes.io/not-ready", "NoExecute"),
+            ],
             &notes,
         );
         assert_eq!(metadata_patch(&node, &master), None);
@@ -244,7 +300,11 @@ mod tests {
     #[test]
     fn what_we_gave_and_is_wanted_no_more_goes_and_what_others_gave_stays() {
         let worker = seat("10.0.0.2", "n1", false);
-        let node = node(&[("disk", "ssd"), ("other", "x")], &[("gpu", "NoSchedule"), ("theirs", "NoExecute")], &[(OUR_LABELS, "disk"), (OUR_TAINTS, "gpu:NoSchedule")]);
+        let node = node(
+            &[("disk", "ssd"), ("other", "x")],
+            &[("gpu", "NoSchedule"), ("theirs", "NoExecute")],
+            &[(OUR_LABELS, "disk"), (OUR_TAINTS, "gpu:NoSchedule")],
+        );
         let patch = metadata_patch(&node, &worker).unwrap();
         assert_eq!(patch["metadata"]["labels"], json!({"disk": null}));
         assert_eq!(patch["spec"]["taints"].as_array().unwrap().len(), 1);

@@ -2,8 +2,9 @@
 
 use super::apply::{Applied, Applier, title};
 use crate::{
-    Error, Result, paths, render,
+    Error, Result, paths,
     phases::{Outcome, Phase},
+    render,
     run::Run,
     site::Site,
 };
@@ -55,7 +56,12 @@ pub fn application_objects(site: &Site, app: &str) -> Result<Vec<Value>> {
 fn objects_below(site: &Site, folder: &str) -> Result<Vec<Value>> {
     let seat = &site.seats[site.first_master()];
     let mut objects = Vec::new();
-    for path in site.image.files.keys().filter(|path| path.starts_with(folder) && is_manifest(path)) {
+    for path in site
+        .image
+        .files
+        .keys()
+        .filter(|path| path.starts_with(folder) && is_manifest(path))
+    {
         let text = render::file(site, seat, path)?;
         for document in render::documents(path, &text)? {
             objects.extend(flatten(path, document)?);
@@ -78,7 +84,9 @@ fn flatten(path: &str, document: Value) -> Result<Vec<Value>> {
     if document["kind"].is_string() && document["apiVersion"].is_string() {
         return Ok(vec![document]);
     }
-    Err(Error::Wish(format!("{path}: a document is no Kubernetes object: it lacks kind or apiVersion")))
+    Err(Error::Wish(format!(
+        "{path}: a document is no Kubernetes object: it lacks kind or apiVersion"
+    )))
 }
 
 /// Launches what the image, or the Clusterfile, wants launched.
@@ -113,12 +121,23 @@ async fn command_on_first(run: &Run, line: &str) -> Result<()> {
         cwd: Some(host::CURRENT.to_owned()),
         timeout_ms: COMMAND_MS,
     };
-    let result = session.client.exec(exec).await.map_err(session.failed("running a launch command"))?;
+    let result = session
+        .client
+        .exec(exec)
+        .await
+        .map_err(session.failed("running a launch command"))?;
     if result.code == Some(0) {
         return Ok(());
     }
-    let why = if result.timed_out { "it took longer than 10 minutes" } else { result.stderr.trim() };
-    Err(Error::on(session.ip, format!("the launch command `{line}` failed: {why}")))
+    let why = if result.timed_out {
+        "it took longer than 10 minutes"
+    } else {
+        result.stderr.trim()
+    };
+    Err(Error::on(
+        session.ip,
+        format!("the launch command `{line}` failed: {why}"),
+    ))
 }
 
 /// What of the objects is not as wished: `create` or `change` by title.
@@ -141,5 +160,8 @@ pub async fn pending(client: kube::Client, objects: &[Value]) -> Result<BTreeMap
         }
     });
     let all: BTreeMap<String, Applied> = stream::iter(ask).buffered(16).try_collect().await?;
-    Ok(all.into_iter().filter(|(_, applied)| *applied != Applied::Same).collect())
+    Ok(all
+        .into_iter()
+        .filter(|(_, applied)| *applied != Applied::Same)
+        .collect())
 }

@@ -20,7 +20,11 @@ pub fn make(run: Arc<Run>, phase: &'static Phase, place: Option<usize>) -> BoxFu
         let index = place.unwrap_or_default();
         let outcome = run.apply(phase, index).await?;
         let session = &run.sessions[index];
-        let ca = session.client.read_file(paths::CA_CERT, CERT_LIMIT).await.map_err(session.failed("reading the authority"))?;
+        let ca = session
+            .client
+            .read_file(paths::CA_CERT, CERT_LIMIT)
+            .await
+            .map_err(session.failed("reading the authority"))?;
         let ca = String::from_utf8_lossy(&ca).into_owned();
         run.learn(|learned| learned.ca = ca);
         Ok(outcome)
@@ -68,19 +72,25 @@ pub fn is_good(cert: &str, ca: &str, sans: &[String], now: i64) -> bool {
     let (Ok(cert), Ok(ca)) = (cert.parse_x509(), ca.parse_x509()) else {
         return false;
     };
-    signed_by(&cert, &ca) && cert.validity().not_after.timestamp() - now > RENEW_BEFORE_SECONDS && has_names(&cert, sans)
+    signed_by(&cert, &ca)
+        && cert.validity().not_after.timestamp() - now > RENEW_BEFORE_SECONDS
+        && has_names(&cert, sans)
 }
 
 /// By name and key identifier; the signature itself is checked by whoever connects.
 fn signed_by(cert: &X509Certificate<'_>, ca: &X509Certificate<'_>) -> bool {
-    let issuer_key = cert.iter_extensions().find_map(|extension| match extension.parsed_extension() {
-        ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| id.0),
-        _ => None,
-    });
-    let own_key = ca.iter_extensions().find_map(|extension| match extension.parsed_extension() {
-        ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0),
-        _ => None,
-    });
+    let issuer_key = cert
+        .iter_extensions()
+        .find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| id.0),
+            _ => None,
+        });
+    let own_key = ca
+        .iter_extensions()
+        .find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0),
+            _ => None,
+        });
     cert.issuer() == ca.subject() && (issuer_key.is_none() || own_key.is_none() || issuer_key == own_key)
 }
 
@@ -90,7 +100,9 @@ fn has_names(cert: &X509Certificate<'_>, sans: &[String]) -> bool {
     };
     let text = |name: &GeneralName<'_>| match name {
         GeneralName::DNSName(name) => Some((*name).to_owned()),
-        GeneralName::IPAddress(bytes) => <[u8; 4]>::try_from(*bytes).ok().map(|b| std::net::Ipv4Addr::from(b).to_string()),
+        GeneralName::IPAddress(bytes) => <[u8; 4]>::try_from(*bytes)
+            .ok()
+            .map(|b| std::net::Ipv4Addr::from(b).to_string()),
         _ => None,
     };
     let have: Vec<String> = names.value.general_names.iter().filter_map(text).collect();
@@ -104,7 +116,13 @@ fn has_names(cert: &X509Certificate<'_>, sans: &[String]) -> bool {
 pub async fn read_optional(session: &crate::session::Session, path: &str) -> Result<Option<String>> {
     match session.client.read_file(path, CERT_LIMIT).await {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
-        Err(error) if error.fault().is_some_and(|fault| fault.kind == host::proto::FaultKind::NotFound) => Ok(None),
+        Err(error)
+            if error
+                .fault()
+                .is_some_and(|fault| fault.kind == host::proto::FaultKind::NotFound) =>
+        {
+            Ok(None)
+        }
         Err(error) => Err(Error::Host {
             host: session.ip.to_string(),
             doing: format!("reading {path}"),
@@ -136,7 +154,10 @@ mod tests {
         let names = |list: &[&str]| list.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
         let now = 1_700_000_000;
         assert!(is_good(&cert, &ca, &names(&["n1", "10.0.0.1"]), now));
-        assert!(!is_good(&cert, &other, &names(&["n1"]), now), "another authority of the same name");
+        assert!(
+            !is_good(&cert, &other, &names(&["n1"]), now),
+            "another authority of the same name"
+        );
         assert!(!is_good(&cert, &ca, &names(&["n2"]), now));
         assert!(!is_good(&cert, &ca, &names(&["n1"]), i64::MAX / 2), "expired");
         assert!(!is_good("", &ca, &[], now));

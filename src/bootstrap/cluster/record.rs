@@ -2,8 +2,9 @@
 
 use super::apply::{Applied, Applier};
 use crate::{
-    Error, Result, render,
+    Error, Result,
     phases::{Outcome, Phase},
+    render,
     run::Run,
     site::Site,
 };
@@ -19,7 +20,9 @@ pub const NAME: &str = "installer-clusterfile";
 pub fn store(run: Arc<Run>, _: &'static Phase, _: Option<usize>) -> BoxFuture<'static, Result<Outcome>> {
     async move {
         let object = object(&run.site, &run.record)?;
-        let applied = Applier::new(run.cluster()?.client.clone()).apply(&object, false).await?;
+        let applied = Applier::new(run.cluster()?.client.clone())
+            .apply(&object, false)
+            .await?;
         Ok(Outcome {
             changes: usize::from(applied != Applied::Same),
             bytes: 0,
@@ -61,7 +64,12 @@ fn fingerprint(commands: &[String]) -> String {
 /// When the API server does not answer.
 pub async fn was_launched(run: &Run, commands: &[String]) -> Result<bool> {
     let maps: kube::Api<ConfigMap> = kube::Api::namespaced(run.cluster()?.client.clone(), "kube-system");
-    let map = maps.get_opt(NAME).await.map_err(Error::api("reading what was launched"))?;
-    let launched = map.and_then(|map| map.data).and_then(|data| data.get("launched").cloned());
+    let map = maps
+        .get_opt(NAME)
+        .await
+        .map_err(Error::api("reading what was launched"))?;
+    let launched = map
+        .and_then(|map| map.data)
+        .and_then(|data| data.get("launched").cloned());
     Ok(launched == Some(fingerprint(commands)))
 }

@@ -15,7 +15,11 @@ pub const GROUP: &str = "system:bootstrappers:kubeadm:default-node-token";
 pub fn generate() -> Zeroizing<String> {
     const LETTERS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
     let mut rng = rand::rng();
-    let mut letters = |count: usize| -> String { (0..count).map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())])).collect() };
+    let mut letters = |count: usize| -> String {
+        (0..count)
+            .map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())]))
+            .collect()
+    };
     Zeroizing::new(format!("{}.{}", letters(6), letters(16)))
 }
 

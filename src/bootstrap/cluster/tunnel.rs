@@ -53,7 +53,9 @@ async fn serve(listener: TcpListener, connection: Connection, host: String, port
     let free = Arc::new(Semaphore::new(CONNECTIONS));
     let mut streams = JoinSet::new();
     loop {
-        let Ok(permit) = Arc::clone(&free).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&free).acquire_owned().await else {
+            return;
+        };
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else { continue };

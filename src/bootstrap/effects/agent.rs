@@ -90,7 +90,10 @@ fn kubelet_config(site: &Site, seat: &Seat) -> Result<String> {
     if site.kubeadm.kubelet.is_empty() {
         return Ok(text);
     }
-    let mut document = render::documents(paths::source::KUBELET, &text)?.into_iter().next().unwrap_or_default();
+    let mut document = render::documents(paths::source::KUBELET, &text)?
+        .into_iter()
+        .next()
+        .unwrap_or_default();
     if let Some(fields) = document.as_object_mut() {
         clusterfile::kubeadm::merge_kubelet(fields, &site.kubeadm);
     }

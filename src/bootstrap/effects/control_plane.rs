@@ -16,7 +16,11 @@ pub fn control_plane(site: &Site, seat: &Seat, _: &Learned) -> Result<Vec<Effect
         return Ok(Vec::new());
     }
     let mut effects = vec![owned_dir("/var/lib/etcd", 0o700)];
-    let pods = site.image.files.keys().filter(|path| path.starts_with(paths::source::STATIC_PODS));
+    let pods = site
+        .image
+        .files
+        .keys()
+        .filter(|path| path.starts_with(paths::source::STATIC_PODS));
     for path in pods {
         let name = path.strip_prefix(paths::source::STATIC_PODS).unwrap_or(path);
         let name = name.strip_suffix(".tmpl").unwrap_or(name);

@@ -19,10 +19,14 @@ pub fn prepare(site: &Site, seat: &Seat, _: &Learned) -> Result<Vec<Effect>> {
         .collect();
     effects.push(file(format!("/{}", paths::source::MODULES), &modules, 0o644));
     effects.push(file(format!("/{}", paths::source::SYSCTL), &sysctls, 0o644));
-    effects.extend(settings(&sysctls).filter_map(|line| line.split_once('=')).map(|(key, value)| Effect::Sysctl {
-        key: key.trim().to_owned(),
-        value: value.trim().to_owned(),
-    }));
+    effects.extend(
+        settings(&sysctls)
+            .filter_map(|line| line.split_once('='))
+            .map(|(key, value)| Effect::Sysctl {
+                key: key.trim().to_owned(),
+                value: value.trim().to_owned(),
+            }),
+    );
     if !seat.facts.swaps.is_empty() {
         effects.push(Effect::SwapOff);
     }
@@ -32,15 +36,25 @@ pub fn prepare(site: &Site, seat: &Seat, _: &Learned) -> Result<Vec<Effect>> {
 
 /// Lines that say something.
 fn settings(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with(['#', ';']))
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with(['#', ';']))
 }
 
 /// Every node by its name, the private registry by its own, and the user's aliases.
 fn hosts(site: &Site) -> Vec<HostsEntry> {
     let entry = |ip: String, names: Vec<String>| HostsEntry { ip, names };
-    let nodes = site.seats.iter().map(|seat| entry(seat.ip.to_string(), vec![seat.name.clone()]));
-    let registries = site.registries().map(|seat| entry(seat.ip.to_string(), vec![site.registry.domain.clone()]));
-    let aliases = site.aliases.iter().map(|alias| entry(alias.ip.to_string(), alias.hostnames.clone()));
+    let nodes = site
+        .seats
+        .iter()
+        .map(|seat| entry(seat.ip.to_string(), vec![seat.name.clone()]));
+    let registries = site
+        .registries()
+        .map(|seat| entry(seat.ip.to_string(), vec![site.registry.domain.clone()]));
+    let aliases = site
+        .aliases
+        .iter()
+        .map(|alias| entry(alias.ip.to_string(), alias.hostnames.clone()));
     nodes.chain(registries).chain(aliases).collect()
 }
 
@@ -54,7 +68,10 @@ pub fn rootfs(site: &Site, seat: &Seat, _: &Learned) -> Result<Vec<Effect>> {
     effects.push(owned_dir("/etc/cni/net.d", 0o755));
     if seat.master {
         for program in ["kubectl", "helm"] {
-            effects.push(link(&format!("/usr/local/bin/{program}"), &format!("/opt/installer/bin/{program}")));
+            effects.push(link(
+                &format!("/usr/local/bin/{program}"),
+                &format!("/opt/installer/bin/{program}"),
+            ));
         }
     }
     effects.extend(replaced(site, seat)?);
@@ -63,11 +80,21 @@ pub fn rootfs(site: &Site, seat: &Seat, _: &Learned) -> Result<Vec<Effect>> {
 
 /// Files of the rootfs that the Clusterfile replaces and that no phase turns into configuration anyway.
 fn replaced(site: &Site, seat: &Seat) -> Result<Vec<Effect>> {
-    let other = |path: &str| !site.image.files.keys().any(|ours| ours == path || ours.strip_suffix(".tmpl") == Some(path));
+    let other = |path: &str| {
+        !site
+            .image
+            .files
+            .keys()
+            .any(|ours| ours == path || ours.strip_suffix(".tmpl") == Some(path))
+    };
     let mut effects = Vec::new();
     for config in site.configs.iter().filter(|config| other(&config.path)) {
         let path = config.path.trim_start_matches("./");
-        effects.push(file(format!("{}/{path}", host::CURRENT), render::file(site, seat, path)?, 0o644));
+        effects.push(file(
+            format!("{}/{path}", host::CURRENT),
+            render::file(site, seat, path)?,
+            0o644,
+        ));
     }
     Ok(effects)
 }

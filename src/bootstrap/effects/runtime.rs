@@ -37,12 +37,20 @@ fn default_hosts(site: &Site) -> String {
 
 /// The private registry by its own name.
 fn registry_hosts(site: &Site) -> String {
-    let mut text = format!("server = \"{}://{}\"\n", site.registry_scheme(), site.registry.host_port());
+    let mut text = format!(
+        "server = \"{}://{}\"\n",
+        site.registry_scheme(),
+        site.registry.host_port()
+    );
     for url in urls(site) {
         host_table(&mut text, site, &url);
     }
     // With its own table the name itself needs the authority as well, or none at all.
-    host_table(&mut text, site, &format!("{}://{}", site.registry_scheme(), site.registry.host_port()));
+    host_table(
+        &mut text,
+        site,
+        &format!("{}://{}", site.registry_scheme(), site.registry.host_port()),
+    );
     text
 }
 

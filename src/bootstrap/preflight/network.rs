@@ -10,24 +10,41 @@ pub(super) fn look(site: &Site, seat: &Seat, findings: &mut Vec<Finding>) {
         findings.push(error(
             seat,
             "address",
-            format!("no interface of the host has the address {}; the cluster's nodes could not reach it", seat.ip),
+            format!(
+                "no interface of the host has the address {}; the cluster's nodes could not reach it",
+                seat.ip
+            ),
             "write the host's own address into the Clusterfile, not one that is translated to it",
         ));
     }
     // Our own routes and pod interfaces are no conflict.
-    if facts.installed.iter().any(|installed| installed.cluster == site.scope.cluster) {
+    if facts
+        .installed
+        .iter()
+        .any(|installed| installed.cluster == site.scope.cluster)
+    {
         return;
     }
     for (name, block) in [("pod", site.networks.pod_cidr), ("service", site.networks.service_cidr)] {
         for address in &facts.addresses {
             if address.ip.parse().is_ok_and(|ip| block.contains(ip)) {
-                let cause = format!("the {name} block {block} contains the host's address {} ({})", address.ip, address.interface);
+                let cause = format!(
+                    "the {name} block {block} contains the host's address {} ({})",
+                    address.ip, address.interface
+                );
                 findings.push(error(seat, "cidr", cause, remedy(name)));
             }
         }
         for route in &facts.routes {
-            if route.destination.parse::<Cidr>().is_ok_and(|route| route.overlaps(block)) {
-                let cause = format!("the {name} block {block} overlaps the host's route {}", route.destination);
+            if route
+                .destination
+                .parse::<Cidr>()
+                .is_ok_and(|route| route.overlaps(block))
+            {
+                let cause = format!(
+                    "the {name} block {block} overlaps the host's route {}",
+                    route.destination
+                );
                 findings.push(error(seat, "cidr", cause, remedy(name)));
             }
         }

@@ -24,19 +24,36 @@ pub(super) fn look(site: &Site, seat: &Seat, sending: u64, findings: &mut Vec<Fi
         findings.push(error(
             seat,
             "memory",
-            format!("{} MiB of memory, a {role} needs {} MiB", facts.memory_total / MIB, least / MIB),
+            format!(
+                "{} MiB of memory, a {role} needs {} MiB",
+                facts.memory_total / MIB,
+                least / MIB
+            ),
             "give the host more memory",
         ));
     }
-    let installed = facts.installed.iter().any(|installed| installed.cluster == site.scope.cluster);
+    let installed = facts
+        .installed
+        .iter()
+        .any(|installed| installed.cluster == site.scope.cluster);
     let spare = if installed { 0 } else { DISK_SPARE };
     let needed = sending * DISK_FACTOR + spare;
     // Several paths on one file system are one disk.
-    if let Some(disk) = facts.disks.iter().min_by_key(|disk| disk.free).filter(|disk| disk.free < needed) {
+    if let Some(disk) = facts
+        .disks
+        .iter()
+        .min_by_key(|disk| disk.free)
+        .filter(|disk| disk.free < needed)
+    {
         findings.push(error(
             seat,
             "disk",
-            format!("{} MiB free below {}, {} MiB are needed", disk.free / MIB, disk.path, needed / MIB),
+            format!(
+                "{} MiB free below {}, {} MiB are needed",
+                disk.free / MIB,
+                disk.path,
+                needed / MIB
+            ),
             "make room there, or set spec.dataRoot to a folder on a larger disk",
         ));
     }
@@ -52,7 +69,11 @@ pub(super) fn look(site: &Site, seat: &Seat, sending: u64, findings: &mut Vec<Fi
 
 pub(super) fn clock(seat: &Seat, now_ms: i64, findings: &mut Vec<Finding>) {
     let skew = seat.facts.time_ms - now_ms;
-    let cause = format!("its clock is {:.1} s {} this machine's", skew.abs() as f64 / 1000.0, if skew < 0 { "behind" } else { "ahead of" });
+    let cause = format!(
+        "its clock is {:.1} s {} this machine's",
+        skew.abs() as f64 / 1000.0,
+        if skew < 0 { "behind" } else { "ahead of" }
+    );
     let remedy = "set the clocks right: all hosts and this machine should follow one time server";
     if skew.abs() > CLOCK_ERROR_MS {
         findings.push(error(seat, "clock", cause, remedy));

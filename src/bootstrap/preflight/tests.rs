@@ -15,7 +15,10 @@ fn ready() -> Site {
 fn found(change: impl FnOnce(&mut Site)) -> Vec<(&'static str, Severity)> {
     let mut site = ready();
     change(&mut site);
-    look(&site, NOW, &BTreeMap::new(), &[]).iter().map(|finding| (finding.check, finding.severity)).collect()
+    look(&site, NOW, &BTreeMap::new(), &[])
+        .iter()
+        .map(|finding| (finding.check, finding.severity))
+        .collect()
 }
 
 #[test]
@@ -31,9 +34,17 @@ fn each_trouble_is_found_by_its_name() {
         ("arch", Error, |s| s.seats[1].facts.arch = "arm64".into()),
         ("systemd", Error, |s| s.seats[1].facts.systemd.version = 0),
         ("cgroups", Error, |s| s.seats[1].facts.cgroup.controllers.clear()),
-        ("kernel", Error, |s| drop(s.seats[1].facts.features.insert("overlay".into(), false))),
+        ("kernel", Error, |s| {
+            drop(s.seats[1].facts.features.insert("overlay".into(), false))
+        }),
         ("memory", Error, |s| s.seats[0].facts.memory_total = 100 << 20),
-        ("disk", Error, |s| s.seats[0].facts.disks.push(Disk { path: "/x".into(), free: 1 << 20, ..Disk::default() })),
+        ("disk", Error, |s| {
+            s.seats[0].facts.disks.push(Disk {
+                path: "/x".into(),
+                free: 1 << 20,
+                ..Disk::default()
+            })
+        }),
         ("swap", Warning, |s| s.seats[0].facts.swaps.push("/dev/sda2".into())),
         ("clock", Error, |s| s.seats[0].facts.time_ms += 120_000),
         ("clock", Warning, |s| s.seats[0].facts.time_ms -= 8_000),
@@ -41,11 +52,27 @@ fn each_trouble_is_found_by_its_name() {
         ("names", Error, |s| s.seats[1].name = "under_score".into()),
         ("machine-id", Error, |s| s.seats[1].facts.machine_id = "id-m1".into()),
         ("address", Error, |s| s.seats[1].facts.addresses.clear()),
-        ("cidr", Error, |s| s.seats[1].facts.routes.push(Route { destination: "100.64.3.0/24".into(), ..Route::default() })),
-        ("ports", Error, |s| s.seats[0].facts.listeners.push(Listener { port: 6443, process: "nginx".into(), ..Listener::default() })),
-        ("leftovers", Error, |s| s.seats[1].facts.leftovers.push("/etc/kubernetes".into())),
+        ("cidr", Error, |s| {
+            s.seats[1].facts.routes.push(Route {
+                destination: "100.64.3.0/24".into(),
+                ..Route::default()
+            })
+        }),
+        ("ports", Error, |s| {
+            s.seats[0].facts.listeners.push(Listener {
+                port: 6443,
+                process: "nginx".into(),
+                ..Listener::default()
+            })
+        }),
         ("leftovers", Error, |s| {
-            s.seats[1].facts.installed.push(Installed { cluster: "other".into(), ..Installed::default() });
+            s.seats[1].facts.leftovers.push("/etc/kubernetes".into())
+        }),
+        ("leftovers", Error, |s| {
+            s.seats[1].facts.installed.push(Installed {
+                cluster: "other".into(),
+                ..Installed::default()
+            });
         }),
     ];
     for (check, severity, change) in cases {
@@ -57,10 +84,19 @@ fn each_trouble_is_found_by_its_name() {
 fn a_host_of_ours_may_have_what_we_made() {
     let found = found(|site| {
         let facts = &mut site.seats[0].facts;
-        facts.installed.push(Installed { cluster: "demo".into(), ..Installed::default() });
+        facts.installed.push(Installed {
+            cluster: "demo".into(),
+            ..Installed::default()
+        });
         facts.leftovers.push("/etc/kubernetes".into());
-        facts.listeners.push(Listener { port: 6443, ..Listener::default() });
-        facts.routes.push(Route { destination: "100.64.1.0/24".into(), ..Route::default() });
+        facts.listeners.push(Listener {
+            port: 6443,
+            ..Listener::default()
+        });
+        facts.routes.push(Route {
+            destination: "100.64.1.0/24".into(),
+            ..Route::default()
+        });
     });
     assert_eq!(found, []);
 }
@@ -78,7 +114,10 @@ fn a_node_of_another_authority_is_told() {
     let found = found(|site| {
         for (index, ca) in ["new", "old"].into_iter().enumerate() {
             let seat = &mut site.seats[index];
-            seat.facts.installed.push(Installed { cluster: "demo".into(), ..Installed::default() });
+            seat.facts.installed.push(Installed {
+                cluster: "demo".into(),
+                ..Installed::default()
+            });
             seat.seen.ca = Some(ca.into());
         }
     });

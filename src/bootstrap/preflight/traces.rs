@@ -20,15 +20,29 @@ pub fn ports(site: &Site, master: bool, registry: bool) -> Vec<u16> {
 
 pub(super) fn look(site: &Site, seat: &Seat, findings: &mut Vec<Finding>) {
     let facts = &seat.facts;
-    for other in facts.installed.iter().filter(|installed| installed.cluster != site.scope.cluster) {
+    for other in facts
+        .installed
+        .iter()
+        .filter(|installed| installed.cluster != site.scope.cluster)
+    {
         findings.push(error(
             seat,
             "leftovers",
-            format!("the host belongs to the cluster {:?} ({})", other.cluster, other.data_root),
-            format!("reset it with that cluster's Clusterfile: installer reset --nodes {}", seat.ip),
+            format!(
+                "the host belongs to the cluster {:?} ({})",
+                other.cluster, other.data_root
+            ),
+            format!(
+                "reset it with that cluster's Clusterfile: installer reset --nodes {}",
+                seat.ip
+            ),
         ));
     }
-    if facts.installed.iter().any(|installed| installed.cluster == site.scope.cluster) {
+    if facts
+        .installed
+        .iter()
+        .any(|installed| installed.cluster == site.scope.cluster)
+    {
         foreign_authority(site, seat, findings);
         return;
     }
@@ -41,7 +55,11 @@ pub(super) fn look(site: &Site, seat: &Seat, findings: &mut Vec<Finding>) {
         ));
     }
     let wanted = ports(site, seat.master, seat.registry);
-    for listener in facts.listeners.iter().filter(|listener| wanted.contains(&listener.port)) {
+    for listener in facts
+        .listeners
+        .iter()
+        .filter(|listener| wanted.contains(&listener.port))
+    {
         let who = match (listener.process.as_str(), listener.unit.as_str()) {
             ("", "") => "someone".to_owned(),
             (process, "") => process.to_owned(),
@@ -68,7 +86,10 @@ fn foreign_authority(site: &Site, seat: &Seat, findings: &mut Vec<Finding>) {
         findings.push(error(
             seat,
             "foreign-ca",
-            format!("it joined a cluster with another authority than that of the master {}", first.ip),
+            format!(
+                "it joined a cluster with another authority than that of the master {}",
+                first.ip
+            ),
             format!("reset it first: installer reset --nodes {}", seat.ip),
         ));
     }

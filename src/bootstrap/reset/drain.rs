@@ -22,9 +22,18 @@ const AGAIN: Duration = Duration::from_secs(1);
 const TOO_MANY_REQUESTS: u16 = 429;
 
 /// Drains and deletes the nodes with these addresses. Those that the cluster does not know have left already.
-pub(super) async fn nodes(cluster: &Cluster, ips: &[Ipv4Addr], patience: Duration, force: bool, observer: &dyn Observer) -> Result<()> {
+pub(super) async fn nodes(
+    cluster: &Cluster,
+    ips: &[Ipv4Addr],
+    patience: Duration,
+    force: bool,
+    observer: &dyn Observer,
+) -> Result<()> {
     let api: Api<Node> = Api::all(cluster.client.clone());
-    let list = api.list(&ListParams::default()).await.map_err(Error::api("listing nodes"))?;
+    let list = api
+        .list(&ListParams::default())
+        .await
+        .map_err(Error::api("listing nodes"))?;
     let leaving: Vec<String> = list
         .items
         .iter()
@@ -34,7 +43,9 @@ pub(super) async fn nodes(cluster: &Cluster, ips: &[Ipv4Addr], patience: Duratio
     // All are cordoned first, so that pods do not move from one leaving node to the next.
     for name in &leaving {
         let patch = Patch::Merge(json!({"spec": {"unschedulable": true}}));
-        api.patch(name, &PatchParams::default(), &patch).await.map_err(Error::api(format!("cordoning {name}")))?;
+        api.patch(name, &PatchParams::default(), &patch)
+            .await
+            .map_err(Error::api(format!("cordoning {name}")))?;
     }
     for name in &leaving {
         observer.event(Event::PhaseStarted {
@@ -63,16 +74,24 @@ async fn drain(client: &Client, node: &str, patience: Duration) -> Result<()> {
     let deadline = Instant::now() + patience;
     let all: Api<Pod> = Api::all(client.clone());
     let params = ListParams::default().fields(&format!("spec.nodeName={node}"));
-    let pods = all.list(&params).await.map_err(Error::api(format!("listing the pods of {node}")))?;
+    let pods = all
+        .list(&params)
+        .await
+        .map_err(Error::api(format!("listing the pods of {node}")))?;
     let moving = pods.items.into_iter().filter(moves);
-    fan::all_good(moving.map(|pod| evict(client, pod, deadline).boxed()).collect()).await.map(drop)
+    fan::all_good(moving.map(|pod| evict(client, pod, deadline).boxed()).collect())
+        .await
+        .map(drop)
 }
 
 /// Pods of a DaemonSet and static pods belong to the node and go with it.
 fn moves(pod: &Pod) -> bool {
     let owners = pod.metadata.owner_references.clone().unwrap_or_default();
     let mirror = pod.annotations().contains_key("kubernetes.io/config.mirror");
-    !mirror && !owners.iter().any(|owner| owner.kind == "DaemonSet" && owner.controller == Some(true))
+    !mirror
+        && !owners
+            .iter()
+            .any(|owner| owner.kind == "DaemonSet" && owner.controller == Some(true))
 }
 
 async fn evict(client: &Client, pod: Pod, deadline: Instant) -> Result<()> {
@@ -117,7 +136,9 @@ mod tests {
         }]);
         assert!(!moves(&pod));
         let mut mirror = Pod::default();
-        mirror.annotations_mut().insert("kubernetes.io/config.mirror".into(), "x".into());
+        mirror
+            .annotations_mut()
+            .insert("kubernetes.io/config.mirror".into(), "x".into());
         assert!(!moves(&mirror));
     }
 }

@@ -38,7 +38,9 @@ fn answer(message: &[u8], question_length: usize) -> Result<std::net::Ipv4Addr, 
     for _ in 0..word(6).unwrap_or(0) {
         at = skip_name(message, at).ok_or("the answer is cut short")?;
         let (kind, length) = (word(at), usize::from(word(at + 8).ok_or("the answer is cut short")?));
-        let data = message.get(at + 10..at + 10 + length).ok_or("the answer is cut short")?;
+        let data = message
+            .get(at + 10..at + 10 + length)
+            .ok_or("the answer is cut short")?;
         if kind == Some(1)
             && let Ok(octets) = <[u8; 4]>::try_from(data)
         {
@@ -60,7 +62,10 @@ fn skip_name(message: &[u8], mut at: usize) -> Option<usize> {
 }
 
 /// Asks for the address of `name`.
-pub(super) async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, name: &str) -> Result<std::net::Ipv4Addr, String> {
+pub(super) async fn ask(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    name: &str,
+) -> Result<std::net::Ipv4Addr, String> {
     let question = question(name);
     let lost = |e: std::io::Error| format!("the connection to the name server was lost: {e}");
     stream.write_all(&question).await.map_err(lost)?;
@@ -98,7 +103,10 @@ mod tests {
     #[test]
     fn refusals_and_rubbish_are_told_apart() {
         let id = ID.to_be_bytes();
-        assert_eq!(answer(&[id[0], id[1], 0x81, 3, 0, 1, 0, 0], 8).unwrap_err(), "no such name");
+        assert_eq!(
+            answer(&[id[0], id[1], 0x81, 3, 0, 1, 0, 0], 8).unwrap_err(),
+            "no such name"
+        );
         assert!(answer(&[0, 0, 0, 0], 4).unwrap_err().contains("not to our question"));
         assert!(answer(&[id[0], id[1], 0x81, 0, 0, 1, 0, 1], 8).is_err());
     }

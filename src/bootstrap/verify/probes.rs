@@ -15,7 +15,13 @@ const AGAIN: Duration = Duration::from_millis(200);
 const PULL_MS: u64 = 30_000;
 
 /// All probes from one node.
-pub(super) async fn from(site: &Site, seat: &Seat, session: &Session, pods: &[PodTarget], deadline: Instant) -> Vec<Check> {
+pub(super) async fn from(
+    site: &Site,
+    seat: &Seat,
+    session: &Session,
+    pods: &[PodTarget],
+    deadline: Instant,
+) -> Vec<Check> {
     let host = Some(seat.name.as_str());
     let (dns, service, cross, registry) = tokio::join!(
         cluster_dns(site, session, deadline),
@@ -32,11 +38,16 @@ pub(super) async fn from(site: &Site, seat: &Seat, session: &Session, pods: &[Po
 }
 
 fn left(deadline: Instant) -> Duration {
-    deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1))
+    deadline
+        .saturating_duration_since(Instant::now())
+        .max(Duration::from_secs(1))
 }
 
 /// Tries until it works or time is up; the last failure tells why.
-async fn until<F: Future<Output = Result<String, String>>>(deadline: Instant, mut attempt: impl FnMut() -> F) -> Result<String, String> {
+async fn until<F: Future<Output = Result<String, String>>>(
+    deadline: Instant,
+    mut attempt: impl FnMut() -> F,
+) -> Result<String, String> {
     let mut ticks = tokio::time::interval(AGAIN);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -56,7 +67,9 @@ async fn cluster_dns(site: &Site, session: &Session, deadline: Instant) -> Resul
     until(deadline, || async {
         let stream = session.connection.connect_stream(&server, 53).await;
         let stream = stream.map_err(|e| format!("cluster DNS at {server} cannot be reached: {e}"))?;
-        let address = dns::ask(stream, &name).await.map_err(|e| format!("cluster DNS at {server}, {name}: {e}"))?;
+        let address = dns::ask(stream, &name)
+            .await
+            .map_err(|e| format!("cluster DNS at {server}, {name}: {e}"))?;
         if address == site.kubernetes_ip {
             Ok(format!("{name} is {address}"))
         } else {
@@ -97,7 +110,9 @@ fn one_per_other_node(own: &str, pods: &[PodTarget]) -> Vec<PodTarget> {
 async fn cross_node(seat: &Seat, session: &Session, pods: &[PodTarget], deadline: Instant) -> Result<String, String> {
     let mut seen = Vec::new();
     for pod in one_per_other_node(&seat.name, pods) {
-        answers(session, pod.url.clone(), None, deadline).await.map_err(|e| format!("pod {} on {}: {e}", pod.name, pod.node))?;
+        answers(session, pod.url.clone(), None, deadline)
+            .await
+            .map_err(|e| format!("pod {} on {}: {e}", pod.name, pod.node))?;
         seen.push(format!("{} on {}", pod.name, pod.node));
     }
     match seen.as_slice() {
@@ -109,7 +124,13 @@ async fn cross_node(seat: &Seat, session: &Session, pods: &[PodTarget], deadline
 /// Pulls as the container runtime does, by the same configuration. The smallest image is the one that every node has anyway, so
 /// nothing new is left on the node.
 async fn registry(site: &Site, session: &Session, deadline: Instant) -> Result<String, String> {
-    let Some(image) = site.image.carried.iter().find(|r| r.path().ends_with("pause")).or(site.image.carried.first()) else {
+    let Some(image) = site
+        .image
+        .carried
+        .iter()
+        .find(|r| r.path().ends_with("pause"))
+        .or(site.image.carried.first())
+    else {
         return Ok("the cluster image carries no image".to_owned());
     };
     let name = image.to_string();

@@ -1,10 +1,7 @@
 //! What the API server says: nodes, and the pods and workloads of `kube-system`. Watched, not polled.
 
 use super::Check;
-use crate::{
-    Result, cluster::nodes,
-    site::Site,
-};
+use crate::{Result, cluster::nodes, site::Site};
 use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
@@ -79,14 +76,19 @@ fn events(client: &Client) -> BoxStream<'static, Told> {
     let config = watcher::Config::default;
     let nodes = watcher(Api::<Node>::all(client.clone()), config()).into_stream_of(Told::Node);
     let pods = watcher(Api::<Pod>::namespaced(client.clone(), "kube-system"), config()).into_stream_of(Told::Pod);
-    let daemonsets = watcher(Api::<DaemonSet>::namespaced(client.clone(), "kube-system"), config()).into_stream_of(Told::DaemonSet);
-    let deployments = watcher(Api::<Deployment>::namespaced(client.clone(), "kube-system"), config()).into_stream_of(Told::Deployment);
+    let daemonsets =
+        watcher(Api::<DaemonSet>::namespaced(client.clone(), "kube-system"), config()).into_stream_of(Told::DaemonSet);
+    let deployments = watcher(Api::<Deployment>::namespaced(client.clone(), "kube-system"), config())
+        .into_stream_of(Told::Deployment);
     futures::stream::select_all([nodes, pods, daemonsets, deployments]).boxed()
 }
 
 /// Gives a watch's events one type, failures included.
 trait IntoStreamOf<K>: Sized {
-    fn into_stream_of(self, told: fn(std::result::Result<Event<K>, watcher::Error>) -> Told) -> BoxStream<'static, Told>;
+    fn into_stream_of(
+        self,
+        told: fn(std::result::Result<Event<K>, watcher::Error>) -> Told,
+    ) -> BoxStream<'static, Told>;
 }
 
 impl<K, S> IntoStreamOf<K> for S
@@ -94,7 +96,10 @@ where
     K: 'static,
     S: futures::Stream<Item = std::result::Result<Event<K>, watcher::Error>> + Send + 'static,
 {
-    fn into_stream_of(self, told: fn(std::result::Result<Event<K>, watcher::Error>) -> Told) -> BoxStream<'static, Told> {
+    fn into_stream_of(
+        self,
+        told: fn(std::result::Result<Event<K>, watcher::Error>) -> Told,
+    ) -> BoxStream<'static, Told> {
         self.into_stream().map(told).boxed()
     }
 }
@@ -123,7 +128,11 @@ pub(super) async fn settle(site: &Site, client: &Client, deadline: Instant) -> R
 }
 
 fn checks(site: &Site, state: &State) -> Vec<Check> {
-    let mut checks: Vec<Check> = site.seats.iter().map(|seat| node_check(&seat.name, &state.nodes)).collect();
+    let mut checks: Vec<Check> = site
+        .seats
+        .iter()
+        .map(|seat| node_check(&seat.name, &state.nodes))
+        .collect();
     checks.push(Check::new("system-pods", None, pods(state)));
     checks
 }
@@ -132,7 +141,10 @@ fn node_check(name: &str, nodes: &Kind<Node>) -> Check {
     let result = match nodes.objects.get(name) {
         Some(node) if nodes::is_ready(node) => Ok("Ready".to_owned()),
         Some(node) => Err(format!("not Ready: {}", nodes::not_ready_because(node))),
-        None => Err(nodes.failure.clone().unwrap_or_else(|| "the API server knows no such node".to_owned())),
+        None => Err(nodes
+            .failure
+            .clone()
+            .unwrap_or_else(|| "the API server knows no such node".to_owned())),
     };
     Check::new("node", Some(name), result)
 }
@@ -144,14 +156,24 @@ fn pods(state: &State) -> std::result::Result<String, String> {
         let status = set.status.clone().unwrap_or_default();
         let observed = status.observed_generation >= set.metadata.generation;
         let updated = status.updated_number_scheduled.unwrap_or(0);
-        if !observed || status.desired_number_scheduled == 0 || status.number_ready < status.desired_number_scheduled || updated < status.desired_number_scheduled {
-            wrong.push(format!("daemonset {name}: {} of {} ready", status.number_ready, status.desired_number_scheduled));
+        if !observed
+            || status.desired_number_scheduled == 0
+            || status.number_ready < status.desired_number_scheduled
+            || updated < status.desired_number_scheduled
+        {
+            wrong.push(format!(
+                "daemonset {name}: {} of {} ready",
+                status.number_ready, status.desired_number_scheduled
+            ));
         }
     }
     for (name, deployment) in &state.deployments.objects {
         let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
         let status = deployment.status.clone().unwrap_or_default();
-        let ready = status.ready_replicas.unwrap_or(0).min(status.updated_replicas.unwrap_or(0));
+        let ready = status
+            .ready_replicas
+            .unwrap_or(0)
+            .min(status.updated_replicas.unwrap_or(0));
         if status.observed_generation < deployment.metadata.generation || ready < wanted {
             wrong.push(format!("deployment {name}: {ready} of {wanted} ready"));
         }
@@ -162,7 +184,13 @@ fn pods(state: &State) -> std::result::Result<String, String> {
         }
     }
     if state.pods.objects.is_empty() {
-        wrong.push(state.pods.failure.clone().unwrap_or_else(|| "there are none".to_owned()));
+        wrong.push(
+            state
+                .pods
+                .failure
+                .clone()
+                .unwrap_or_else(|| "there are none".to_owned()),
+        );
     }
     if wrong.is_empty() {
         Ok(format!("{} pods Ready", state.pods.objects.len()))
@@ -183,8 +211,17 @@ fn pod_problem(pod: &Pod) -> Option<String> {
     if conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True") {
         return None;
     }
-    let place = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).map(|node| format!(" on {node}")).unwrap_or_default();
-    let containers = status.init_container_statuses.into_iter().chain(status.container_statuses).flatten();
+    let place = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.node_name.clone())
+        .map(|node| format!(" on {node}"))
+        .unwrap_or_default();
+    let containers = status
+        .init_container_statuses
+        .into_iter()
+        .chain(status.container_statuses)
+        .flatten();
     for container in containers {
         if let Some(waiting) = container.state.and_then(|state| state.waiting) {
             let reason = waiting.reason.unwrap_or_default();
@@ -192,13 +229,25 @@ fn pod_problem(pod: &Pod) -> Option<String> {
             return Some(format!("{} waits{place}: {reason}{message}", container.name));
         }
     }
-    let false_one = conditions.iter().find(|c| c.status != "True").and_then(|c| c.message.clone());
-    Some(format!("not Ready{place}{}", false_one.map(|m| format!(": {m}")).unwrap_or_default()))
+    let false_one = conditions
+        .iter()
+        .find(|c| c.status != "True")
+        .and_then(|c| c.message.clone());
+    Some(format!(
+        "not Ready{place}{}",
+        false_one.map(|m| format!(": {m}")).unwrap_or_default()
+    ))
 }
 
 /// Ready pods of the pod network with an HTTP readiness probe.
 fn targets(state: &State) -> Vec<PodTarget> {
-    state.pods.objects.values().filter(|pod| pod_problem(pod).is_none()).filter_map(target).collect()
+    state
+        .pods
+        .objects
+        .values()
+        .filter(|pod| pod_problem(pod).is_none())
+        .filter_map(target)
+        .collect()
 }
 
 fn target(pod: &Pod) -> Option<PodTarget> {
@@ -212,7 +261,10 @@ fn target(pod: &Pod) -> Option<PodTarget> {
             k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::Int(port) => *port,
             k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::String(name) => {
                 let ports = container.ports.as_ref()?;
-                ports.iter().find(|port| port.name.as_deref() == Some(name))?.container_port
+                ports
+                    .iter()
+                    .find(|port| port.name.as_deref() == Some(name))?
+                    .container_port
             }
         };
         let scheme = get.scheme.as_deref().unwrap_or("HTTP").to_lowercase();
