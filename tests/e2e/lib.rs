@@ -1,1 +1,293 @@
-//! e2e
+//! What the end-to-end tests share: a lab, the programs as users have them, and waiting for conditions.
+//!
+//! The programs and the default cluster image must have been built (`make image`); a test says so if they are not there.
+//! The tests take turns (`.config/nextest.toml`), because they share the machine and one lab's name.
+
+use anyhow::{Context, Result, bail};
+use lab::{Host, Lab, Options, Output};
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+/// The lab's name and the start of its addresses; the demo uses others, so both can be up.
+const NAME: &str = "e2e";
+const PREFIX: &str = "10.89.0";
+
+/// How long anything may take that should happen by itself.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Hosts, a Clusterfile for them, and the operator's tools. Dropping it takes the hosts down.
+pub struct Site {
+    /// The hosts.
+    pub lab: Lab,
+    dir: tempfile::TempDir,
+}
+
+/// The repository.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .map(Path::to_owned)
+        .unwrap_or_default()
+}
+
+/// A program built from this tree, of the same profile as this test.
+///
+/// # Errors
+/// When it has not been built.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let path = test.ancestors().nth(2).context("a test lies in deps/")?.join(name);
+    if !path.exists() {
+        bail!("{} is missing: run `make image` first", path.display());
+    }
+    Ok(path)
+}
+
+/// The operator's store, which holds the images the Makefile has built.
+pub fn store() -> PathBuf {
+    std::env::var_os("INSTALLER_STORE").map_or_else(|| repository().join("target/store"), PathBuf::from)
+}
+
+impl Site {
+    /// Boots hosts with these names: the first has the address `.11`, the next `.12`, ….
+    ///
+    /// # Errors
+    /// When the lab cannot be made.
+    pub fn up(hosts: &[&str]) -> Result<Self> {
+        let hosts = hosts.iter().map(|h| (*h).to_owned()).collect();
+        let state = repository().join("target/lab");
+        let lab = Lab::up(&Options {
+            name: NAME.into(),
+            prefix: PREFIX.into(),
+            hosts,
+            state,
+        })?;
+        Ok(Self {
+            lab,
+            dir: tempfile::tempdir()?,
+        })
+    }
+
+    /// The address of a host.
+    pub fn ip(&self, host: &str) -> String {
+        self.host(host).ip.to_string()
+    }
+
+    /// A host by name.
+    ///
+    /// # Panics
+    /// When there is none: the test is wrong.
+    pub fn host(&self, name: &str) -> &Host {
+        self.lab.host(name).expect("a host of this lab")
+    }
+
+    /// A file beside the Clusterfile.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Where the Clusterfile lies.
+    pub fn clusterfile(&self) -> PathBuf {
+        self.file("Clusterfile")
+    }
+
+    /// Writes a Clusterfile: one master, the rest nodes, root by key. `spec` is added to the cluster's specification.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_clusterfile(&self, masters: &[&str], nodes: &[&str], spec: &str) -> Result<()> {
+        let ssh = format!("ssh: {{user: root, pk: {}}}", self.lab.key().display());
+        self.write_clusterfile_with(masters, nodes, &format!("{ssh}\n{spec}"))
+    }
+
+    /// The same without any `ssh`: `spec` brings it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_clusterfile_with(&self, masters: &[&str], nodes: &[&str], spec: &str) -> Result<()> {
+        let ips = |names: &[&str]| names.iter().map(|n| self.ip(n)).collect::<Vec<_>>().join(", ");
+        let mut text = "apiVersion: sealer.io/v2\nkind: Cluster\nmetadata: {name: e2e}\nspec:\n".to_owned();
+        if !spec.contains("image:") {
+            text.push_str("  image: local/native:dev\n");
+        }
+        spec.lines()
+            .filter(|l| !l.trim().is_empty())
+            .for_each(|line| text.push_str(&format!("  {line}\n")));
+        text.push_str(&format!("  hosts:\n  - {{ips: [{}], roles: [master]}}\n", ips(masters)));
+        if !nodes.is_empty() {
+            text.push_str(&format!("  - {{ips: [{}], roles: [node]}}\n", ips(nodes)));
+        }
+        Ok(fs::write(self.clusterfile(), text)?)
+    }
+
+    /// The `installer` as an operator calls it, with this lab's known hosts. The caller adds arguments.
+    ///
+    /// # Errors
+    /// When it has not been built.
+    pub fn installer_command(&self) -> Result<Command> {
+        let mut command = Command::new(program("installer")?);
+        command.current_dir(self.dir.path()).arg("--store").arg(store());
+        command.arg("--known-hosts").arg(self.lab.known_hosts());
+        Ok(command)
+    }
+
+    /// Runs `installer` to its end.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn installer(&self, args: &[&str]) -> Result<Output> {
+        lab::output(self.installer_command()?.args(args))
+    }
+
+    /// Runs `installer` and shows what it said if it fails.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn installer_ok(&self, args: &[&str]) -> Result<String> {
+        let out = self.installer(args)?;
+        let said = format!("{}{}", out.stdout, out.stderr);
+        out.ok().with_context(|| format!("installer {args:?}"))?;
+        Ok(said)
+    }
+
+    /// Applies the Clusterfile and takes the administrator's kubeconfig.
+    ///
+    /// # Errors
+    /// When either fails.
+    pub fn apply(&self) -> Result<String> {
+        let said = self.installer_ok(&["apply", "-f", "Clusterfile", "--yes"])?;
+        let kubeconfig = self.installer(&["kubeconfig", "-f", "Clusterfile"])?.ok()?;
+        fs::write(self.file("kubeconfig"), kubeconfig)?;
+        Ok(said)
+    }
+
+    /// Runs stock kubectl as the administrator, on this machine.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn kubectl(&self, args: &[&str]) -> Result<Output> {
+        let mut command = Command::new(repository().join("target/tools/kubectl"));
+        command
+            .env("KUBECONFIG", self.file("kubeconfig"))
+            .current_dir(self.dir.path())
+            .env("HOME", self.dir.path());
+        lab::output(command.args(args))
+    }
+
+    /// Standard output of a kubectl that succeeds.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn kubectl_ok(&self, args: &[&str]) -> Result<String> {
+        self.kubectl(args)?.ok().with_context(|| format!("kubectl {args:?}"))
+    }
+
+    /// An object, or a list of objects, as JSON.
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub fn get(&self, what: &[&str]) -> Result<Value> {
+        let args: Vec<&str> = ["get", "-o", "json"].iter().chain(what).copied().collect();
+        Ok(serde_json::from_str(&self.kubectl_ok(&args)?)?)
+    }
+
+    /// Applies manifests.
+    ///
+    /// # Errors
+    /// When kubectl refuses them.
+    pub fn apply_manifest(&self, text: &str) -> Result<()> {
+        let path = self.file("manifest.yaml");
+        fs::write(&path, text)?;
+        self.kubectl_ok(&["apply", "-f", "manifest.yaml"]).map(drop)
+    }
+
+    /// Runs a shell line on a host; its standard output.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn on(&self, host: &str, script: &str) -> Result<String> {
+        self.lab
+            .exec(self.host(host), &["sh", "-c", script])?
+            .ok()
+            .with_context(|| format!("on {host}: {script}"))
+    }
+
+    /// Waits until every node and every pod of kube-system is Ready.
+    ///
+    /// # Errors
+    /// When that does not happen in time.
+    pub fn wait_ready(&self, nodes: usize) -> Result<()> {
+        eventually("all nodes and system pods to be ready", || {
+            let ready = self.get(&["nodes"])?["items"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(|n| is_ready(n))
+                .count();
+            let pods = self.get(&["pods", "-n", "kube-system"])?;
+            let waiting: Vec<_> = pods["items"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(|p| !is_ready(p))
+                .collect();
+            if ready != nodes || !waiting.is_empty() {
+                let names: Vec<_> = waiting.iter().map(|p| p["metadata"]["name"].to_string()).collect();
+                bail!("{ready} of {nodes} nodes ready; not ready: {}", names.join(" "));
+            }
+            Ok(())
+        })
+    }
+
+    /// Waits for a rollout.
+    ///
+    /// # Errors
+    /// When it does not finish in time.
+    pub fn rollout(&self, what: &str) -> Result<()> {
+        self.kubectl_ok(&["rollout", "status", what, "--timeout=90s"]).map(drop)
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if std::thread::panicking() && std::env::var_os("E2E_KEEP").is_some() {
+            eprintln!("the hosts of lab {NAME:?} are kept (E2E_KEEP is set)");
+            return;
+        }
+        if let Err(error) = self.lab.down() {
+            eprintln!("cannot take lab {NAME:?} down: {error:#}");
+        }
+    }
+}
+
+/// Whether the object's condition `Ready` is true.
+pub fn is_ready(object: &Value) -> bool {
+    object["status"]["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|c| c["type"] == "Ready" && c["status"] == "True")
+}
+
+/// Tries until it succeeds, for at most [`PATIENCE`].
+///
+/// # Errors
+/// The last failure, when time is up.
+pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Ok(value) => return Ok(value),
+            Err(error) if start.elapsed() > PATIENCE => {
+                return Err(error.context(format!("waited {} s in vain for {what}", PATIENCE.as_secs())));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(200)),
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Bad input is refused before anything changes, and the refusal says where, why and what to do.
+
+use anyhow::{Result, ensure};
+use e2e::Site;
+use lab::{Output, PASSWORD, diff};
+use std::fs;
+
+struct Case<'a> {
+    what: &'a str,
+    /// All of these are in what the installer says.
+    says: &'a [&'a str],
+}
+
+fn refused(out: &Output, case: &Case<'_>) -> Result<()> {
+    let said = format!("{}{}", out.stdout, out.stderr);
+    ensure!(out.code != 0, "{} was accepted: {said}", case.what);
+    for part in case.says {
+        ensure!(said.contains(part), "{}: {part:?} is not in: {said}", case.what);
+    }
+    ensure!(!said.contains(PASSWORD), "{}: the password is in: {said}", case.what);
+    Ok(())
+}
+
+#[test]
+fn bad_input_changes_nothing_and_is_named() -> Result<()> {
+    let site = Site::up(&["m1", "n1"])?;
+    site.lab
+        .hosts
+        .iter()
+        .try_for_each(|h| site.on(&h.name, "true").map(drop))?;
+    let before = site.lab.snapshot(site.host("m1"))?;
+    let apply = |what, says: &[&str]| {
+        let out = site.installer(&["apply", "-f", "Clusterfile", "--yes"])?;
+        refused(&out, &Case { what, says })
+    };
+
+    let edit = |from: &str, to: &str| -> Result<()> {
+        site.write_clusterfile(&["m1"], &["n1"], "")?;
+        let text = fs::read_to_string(site.clusterfile())?;
+        ensure!(text.contains(from), "{from:?} is in the Clusterfile");
+        Ok(fs::write(site.clusterfile(), text.replacen(from, to, 1))?)
+    };
+    edit("hosts:", "hsots:")?;
+    apply("an unknown field", &["Clusterfile:", "hsots", "hosts"])?;
+    edit("kind: Cluster", "kind: Clutser")?;
+    apply("an unknown kind", &["Clusterfile:", "Clutser", "Cluster"])?;
+    edit("local/native:dev", "local/absent:dev")?;
+    apply("an absent image", &["local/absent:dev"])?;
+    edit(&site.ip("n1"), "10.89.0.99")?;
+    apply("a host that is not there", &["10.89.0.99"])?;
+    edit(&site.ip("n1"), &site.ip("m1"))?;
+    apply("one address twice", &[&site.ip("m1")])?;
+
+    site.write_clusterfile_with(&["m1"], &["n1"], "ssh: {user: root, passwd: wrong}")?;
+    apply("a wrong password", &[&site.ip("m1"), "password"])?;
+
+    site.write_clusterfile(&["m1"], &["n1"], "")?;
+    let known = site.lab.known_hosts();
+    let good = fs::read_to_string(&known)?;
+    let mut lines: Vec<&str> = good.lines().collect();
+    let (first, second) = (lines[0].to_owned(), lines[1].to_owned());
+    let key = |line: &str| line.split_once(' ').map(|(_, key)| key.to_owned()).unwrap_or_default();
+    let swapped = format!("{} {}", site.ip("m1"), key(&second));
+    lines[0] = &swapped;
+    fs::write(&known, lines.join("\n") + "\n")?;
+    apply("a changed host key", &[&site.ip("m1"), "SHA256:"])?;
+    fs::write(&known, "")?;
+    apply("an unknown host key", &[&site.ip("m1"), "--accept-new-host-keys"])?;
+    fs::write(&known, good)?;
+    ensure!(!first.is_empty(), "the lab knows its hosts");
+
+    site.on("n1", "hostname m1")?;
+    apply("one host name twice", &["m1", &site.ip("n1")])?;
+    site.on("n1", "hostname n1")?;
+
+    site.on("m1", "systemd-run --quiet --unit=squatter bash -c 'exec python3 -m http.server 6443' || true; mkdir -p /etc/kubernetes && touch /etc/kubernetes/admin.conf")?;
+    apply("leftovers of another cluster", &["m1", "/etc/kubernetes"])?;
+    site.on("m1", "rm -r /etc/kubernetes; systemctl stop squatter 2>/dev/null || true; systemctl reset-failed squatter 2>/dev/null || true")?;
+
+    let after = site.lab.snapshot(site.host("m1"))?;
+    ensure!(
+        diff(&before, &after).is_empty(),
+        "m1 was changed: {:#?}",
+        diff(&before, &after)
+    );
+    Ok(())
+}
+
+#[test]
+fn a_build_names_what_is_wrong_with_its_kubefile() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let build = |text: &str| -> Result<Output> {
+        fs::write(dir.path().join("Kubefile"), text)?;
+        let mut command = std::process::Command::new(e2e::program("installer")?);
+        command
+            .current_dir(dir.path())
+            .args(["--store", "store", "build", "-t", "local/x:1", "-f", "Kubefile", "."]);
+        lab::output(&mut command)
+    };
+    fs::write(
+        dir.path().join("pod.yaml"),
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, image: example.com/absent:1}]}\n",
+    )?;
+    for (what, text, says) in [
+        (
+            "an unknown instruction",
+            "FROM scratch\nCOYP a b\n",
+            &["Kubefile:2", "COYP", "COPY"][..],
+        ),
+        ("a missing file", "FROM scratch\nCOPY absent bin/\n", &["absent"]),
+        ("a path that escapes", "FROM scratch\nCOPY ../etc bin/\n", &["../etc"]),
+        ("an absent base", "FROM local/absent:1\n", &["local/absent:1"]),
+        (
+            "an image that is not carried",
+            "FROM scratch\nCOPY pod.yaml manifests/\n",
+            &["example.com/absent:1", "pod.yaml"],
+        ),
+    ] {
+        refused(&build(text)?, &Case { what, says })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_damaged_archive_is_refused() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let archive = dir.path().join("image.tar");
+    let installer = |store: &std::path::Path, args: &[&str]| -> Result<Output> {
+        let mut command = std::process::Command::new(e2e::program("installer")?);
+        command.arg("--store").arg(store).args(args);
+        lab::output(&mut command)
+    };
+    let file = archive.to_string_lossy().into_owned();
+    installer(&e2e::store(), &["save", "local/native:dev", "-o", &file])?.ok()?;
+    let mut bytes = fs::read(&archive)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&archive, bytes)?;
+    let out = installer(&dir.path().join("store"), &["load", "-i", &file])?;
+    refused(
+        &out,
+        &Case {
+            what: "an archive with a flipped bit",
+            says: &["sha256:"],
+        },
+    )
+}
