@@ -1,32 +1,302 @@
-//! What a server sets, keeps and resets around a write.
+//! What a server sets, keeps and resets around a write: the part of an object's life that no client may decide.
+//!
+//! Names, UIDs and times of creation are the caller's; defaults and validation come after.
+
+mod delete;
+mod qos;
+
+use serde_json::{Map, Value, json};
+
 use crate::kinds::Kind;
-use jiff::Timestamp;
-use serde_json::Value;
-/// Prepares an object for creation, before defaults and validation (name, UID and times are the caller's).
+use crate::metadata::{self, child_mut};
+
+pub use delete::{Deletion, delete, ends, preconditions};
+pub use qos::qos_class;
+
+/// Kinds whose metadata carry a generation that follows the spec.
+fn has_generation(kind: &Kind) -> bool {
+    matches!(
+        kind.message,
+        "core.v1.Pod"
+            | "apps.v1.Deployment"
+            | "apps.v1.ReplicaSet"
+            | "apps.v1.DaemonSet"
+            | "policy.v1.PodDisruptionBudget"
+            | "discovery.v1.EndpointSlice"
+            | "scheduling.v1.PriorityClass"
+    )
+}
+
+/// Prepares an object for creation.
 pub fn prepare_create(kind: &Kind, object: &mut Value) {
-    let _ = (kind, object);
+    let meta = metadata::metadata_mut(object);
+    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields", "generation"] {
+        meta.remove(field);
+    }
+    if has_generation(kind) {
+        meta.insert("generation".to_owned(), 1.into());
+    }
+    let root = metadata::as_map(object);
+    match kind.message {
+        "core.v1.Pod" => pod_created(object),
+        "core.v1.Namespace" => namespace_created(object),
+        // A node's agent registers it together with what it has.
+        "core.v1.Node" => {}
+        _ if kind.has_status() => {
+            root.remove("status");
+        }
+        _ => {}
+    }
 }
-/// Prepares a change: keeps what this way of writing may not touch, bumps the generation.
+
+fn pod_created(pod: &mut Value) {
+    let mut status = json!({"phase": "Pending", "qosClass": qos_class(&pod["spec"])});
+    if pod["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty()) {
+        status["conditions"] = json!([{
+            "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+            "message": "Scheduling is blocked due to non-empty scheduling gates",
+            "lastProbeTime": null, "lastTransitionTime": null,
+        }]);
+    }
+    metadata::as_map(pod).insert("status".to_owned(), status);
+}
+
+/// The `kubernetes` finalizer holds a namespace until its content is gone.
+fn namespace_created(namespace: &mut Value) {
+    let spec = child_mut(namespace, "spec");
+    let finalizers = spec.entry("finalizers").or_insert_with(|| json!([]));
+    match finalizers {
+        Value::Array(list) if list.iter().any(|f| f == "kubernetes") => {}
+        Value::Array(list) => list.push("kubernetes".into()),
+        other => *other = json!(["kubernetes"]),
+    }
+    metadata::as_map(namespace).insert("status".to_owned(), json!({"phase": "Active"}));
+}
+
+/// Prepares a change: keeps what this way of writing may not touch, and bumps the generation with the spec.
 pub fn prepare_update(kind: &Kind, new: &mut Value, old: &Value, subresource: Option<&str>) {
-    let _ = (kind, new, old, subresource);
+    keep_metadata(new, old);
+    match subresource {
+        None => main_update(kind, new, old),
+        Some("status") => status_update(kind, new, old),
+        Some("approval") => {
+            keep(new, old, "spec");
+            let certificate = old["status"].get("certificate").cloned();
+            put(child_mut(new, "status"), "certificate", certificate);
+        }
+        Some("finalize") => keep(new, old, "status"),
+        Some("ephemeralcontainers") => {
+            let containers = new["spec"].get("ephemeralContainers").cloned();
+            let version = new["metadata"].get("resourceVersion").cloned();
+            *new = old.clone();
+            put(child_mut(new, "spec"), "ephemeralContainers", containers);
+            put(metadata::metadata_mut(new), "resourceVersion", version);
+        }
+        Some(_) => {}
+    }
+    if kind.message == "certificates.v1.CertificateSigningRequest" {
+        keep_decision(new, old, subresource);
+    }
+    let spec_written = matches!(subresource, None | Some("ephemeralcontainers" | "scale" | "resize"));
+    if has_generation(kind) {
+        let was = metadata::generation(old);
+        let now = if spec_written && desire_changed(kind, new, old) { was + 1 } else { was };
+        metadata::set(new, "generation", if now > 0 { now.into() } else { Value::Null });
+    }
 }
+
+fn put(map: &mut Map<String, Value>, field: &str, value: Option<Value>) {
+    match value {
+        Some(v) if !v.is_null() => {
+            map.insert(field.to_owned(), v);
+        }
+        _ => {
+            map.remove(field);
+        }
+    }
+}
+
+fn keep(new: &mut Value, old: &Value, field: &str) {
+    put(metadata::as_map(new), field, old.get(field).cloned());
+}
+
+/// What of the metadata is the server's alone. A UID that is given is left, so that it can be compared.
+fn keep_metadata(new: &mut Value, old: &Value) {
+    let meta = metadata::metadata_mut(new);
+    for field in ["creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink"] {
+        put(meta, field, old["metadata"].get(field).cloned());
+    }
+    for field in ["uid", "name", "namespace"] {
+        if meta.get(field).and_then(Value::as_str).unwrap_or_default().is_empty() {
+            put(meta, field, old["metadata"].get(field).cloned());
+        }
+    }
+    meta.remove("managedFields");
+}
+
+fn main_update(kind: &Kind, new: &mut Value, old: &Value) {
+    if kind.has_status() {
+        keep(new, old, "status");
+    }
+    match kind.message {
+        "core.v1.Namespace" => {
+            let finalizers = old["spec"].get("finalizers").cloned();
+            put(child_mut(new, "spec"), "finalizers", finalizers);
+        }
+        "certificates.v1.CertificateSigningRequest" => keep(new, old, "spec"),
+        _ => {}
+    }
+}
+
+fn status_update(kind: &Kind, new: &mut Value, old: &Value) {
+    keep(new, old, "spec");
+    let meta = |field: &str| old["metadata"].get(field).cloned();
+    match kind.message {
+        "core.v1.Pod" => put(metadata::metadata_mut(new), "ownerReferences", meta("ownerReferences")),
+        "apps.v1.Deployment" => put(metadata::metadata_mut(new), "labels", meta("labels")),
+        "certificates.v1.CertificateSigningRequest" => {
+            for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
+                put(metadata::metadata_mut(new), field, meta(field));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Approval and denial are decided through `approval` only, and never taken back.
+fn keep_decision(new: &mut Value, old: &Value, subresource: Option<&str>) {
+    if subresource != Some("status") {
+        return;
+    }
+    let decides = |c: &Value| matches!(c["type"].as_str(), Some("Approved" | "Denied"));
+    let list = |v: &Value| v["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let mut conditions: Vec<Value> = list(old).into_iter().filter(|c| decides(c)).collect();
+    conditions.extend(list(new).into_iter().filter(|c| !decides(c)));
+    if !conditions.is_empty() || new["status"].get("conditions").is_some() {
+        child_mut(new, "status").insert("conditions".to_owned(), conditions.into());
+    }
+}
+
+/// Whether what the object asks for differs.
+fn desire_changed(kind: &Kind, new: &Value, old: &Value) -> bool {
+    let differs = |a: &Value, b: &Value| without_nulls(a) != without_nulls(b);
+    match kind.message {
+        "apps.v1.Deployment" => {
+            differs(&new["spec"], &old["spec"])
+                || differs(&new["metadata"]["annotations"], &old["metadata"]["annotations"])
+        }
+        "discovery.v1.EndpointSlice" => {
+            ["addressType", "endpoints", "ports"].iter().any(|f| differs(&new[*f], &old[*f]))
+                || differs(&new["metadata"]["labels"], &old["metadata"]["labels"])
+        }
+        "scheduling.v1.PriorityClass" => false,
+        _ => differs(&new["spec"], &old["spec"]),
+    }
+}
+
+/// The value without fields that say nothing.
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => map
+            .iter()
+            .filter(|(_, v)| !v.is_null())
+            .map(|(k, v)| (k.clone(), without_nulls(v)))
+            .collect::<Map<_, _>>()
+            .into(),
+        Value::Array(list) => list.iter().map(without_nulls).collect(),
+        other => other.clone(),
+    }
+}
+
 /// Whether an update without a resource version is allowed.
 pub fn allows_unconditional_update(kind: &Kind) -> bool {
-    let _ = kind;
-    true
+    !matches!(
+        kind.message,
+        "core.v1.Namespace"
+            | "core.v1.ServiceAccount"
+            | "coordination.v1.Lease"
+            | "node.v1.RuntimeClass"
+            | "policy.v1.PodDisruptionBudget"
+    )
 }
-/// What a delete request leads to.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Deletion {
-    /// The object goes now.
-    Now,
-    /// The object is kept, marked like this.
-    Marked(Value),
-    /// It is marked as asked already.
-    Unchanged,
+
+/// Whether an update of an object that is not there creates it.
+pub fn allows_create_on_update(kind: &Kind) -> bool {
+    matches!(
+        kind.message,
+        "core.v1.Endpoints"
+            | "core.v1.Event"
+            | "events.v1.Event"
+            | "core.v1.Service"
+            | "coordination.v1.Lease"
+            | "rbac.v1.Role"
+            | "rbac.v1.ClusterRole"
+            | "rbac.v1.RoleBinding"
+            | "rbac.v1.ClusterRoleBinding"
+    )
 }
-/// Decides a delete request; `options` is a `DeleteOptions` object.
-pub fn delete(kind: &Kind, object: &Value, options: &Value, now: Timestamp) -> Deletion {
-    let _ = (kind, object, options, now);
-    Deletion::Now
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds::find;
+
+    #[test]
+    fn a_new_pod_is_pending_whatever_it_claims() {
+        let kind = find("", "v1", "pods").unwrap();
+        let mut pod = json!({"metadata": {"generation": 7, "deletionTimestamp": "x"}, "spec": {}, "status": {"phase": "Running"}});
+        prepare_create(kind, &mut pod);
+        assert_eq!(
+            pod,
+            json!({"metadata": {"generation": 1}, "spec": {}, "status": {"phase": "Pending", "qosClass": "BestEffort"}})
+        );
+    }
+
+    #[test]
+    fn a_namespace_is_held_by_its_finalizer() {
+        let kind = find("", "v1", "namespaces").unwrap();
+        let mut n = json!({"metadata": {"name": "a"}});
+        prepare_create(kind, &mut n);
+        assert_eq!(n["spec"]["finalizers"], json!(["kubernetes"]));
+        assert_eq!(n["status"]["phase"], "Active");
+        let old = n.clone();
+        n["spec"]["finalizers"] = json!([]);
+        let mut finalized = n.clone();
+        prepare_update(kind, &mut n, &old, None);
+        assert_eq!(n["spec"]["finalizers"], json!(["kubernetes"]));
+        prepare_update(kind, &mut finalized, &old, Some("finalize"));
+        assert_eq!(finalized["spec"]["finalizers"], json!([]));
+    }
+
+    #[test]
+    fn each_way_of_writing_touches_its_own_half() {
+        let kind = find("apps", "v1", "deployments").unwrap();
+        let old = json!({"metadata": {"name": "a", "uid": "u", "generation": 3}, "spec": {"replicas": 1}, "status": {"replicas": 1}});
+        let wish = json!({"metadata": {"name": "a"}, "spec": {"replicas": 2}, "status": {"replicas": 9}});
+        let mut main = wish.clone();
+        prepare_update(kind, &mut main, &old, None);
+        assert_eq!(
+            main,
+            json!({"metadata": {"name": "a", "uid": "u", "generation": 4}, "spec": {"replicas": 2}, "status": {"replicas": 1}})
+        );
+        let mut status = wish;
+        prepare_update(kind, &mut status, &old, Some("status"));
+        assert_eq!(
+            status,
+            json!({"metadata": {"name": "a", "uid": "u", "generation": 3}, "spec": {"replicas": 1}, "status": {"replicas": 9}})
+        );
+    }
+
+    #[test]
+    fn status_cannot_approve_a_certificate() {
+        let kind = find("certificates.k8s.io", "v1", "certificatesigningrequests").unwrap();
+        let old = json!({"metadata": {"name": "a"}, "spec": {"request": "r"}});
+        let mut new = json!({"metadata": {"name": "a"}, "status": {"conditions": [{"type": "Approved"}], "certificate": "c"}});
+        let mut approval = new.clone();
+        prepare_update(kind, &mut new, &old, Some("status"));
+        assert_eq!(new["status"], json!({"conditions": [], "certificate": "c"}));
+        prepare_update(kind, &mut approval, &old, Some("approval"));
+        assert_eq!(approval["status"], json!({"conditions": [{"type": "Approved"}]}));
+        assert_eq!(approval["spec"]["request"], "r");
+    }
 }
