@@ -9,20 +9,42 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Reason and message if the pod does not fit beside `others`.
-pub fn refuse(pod: &Pod, others: &[Arc<Pod>], allocatable: &BTreeMap<String, Quantity>, max_pods: u32) -> Option<(String, String)> {
+pub fn refuse(
+    pod: &Pod,
+    others: &[Arc<Pod>],
+    allocatable: &BTreeMap<String, Quantity>,
+    max_pods: u32,
+) -> Option<(String, String)> {
     if others.len() >= max_pods as usize {
-        return Some(("OutOfpods".into(), format!("Node didn't have enough resource: pods, requested: 1, used: {}, capacity: {max_pods}", others.len())));
+        return Some((
+            "OutOfpods".into(),
+            format!(
+                "Node didn't have enough resource: pods, requested: 1, used: {}, capacity: {max_pods}",
+                others.len()
+            ),
+        ));
     }
-    let critical = pod.spec.as_ref().and_then(|s| s.priority).is_some_and(|p| p >= 2_000_000_000);
+    let critical = pod
+        .spec
+        .as_ref()
+        .and_then(|s| s.priority)
+        .is_some_and(|p| p >= 2_000_000_000);
     if critical {
         return None;
     }
     for (resource, divisor) in [("cpu", 1), ("memory", 1000), ("ephemeral-storage", 1000)] {
         let wanted = pod_amount(pod, resource, request_milli) / divisor;
-        let Some(capacity) = milli_of(Some(allocatable), resource).map(|c| c / divisor) else { continue };
-        let used: i64 = others.iter().map(|p| pod_amount(p, resource, request_milli) / divisor).sum();
+        let Some(capacity) = milli_of(Some(allocatable), resource).map(|c| c / divisor) else {
+            continue;
+        };
+        let used: i64 = others
+            .iter()
+            .map(|p| pod_amount(p, resource, request_milli) / divisor)
+            .sum();
         if wanted > 0 && used + wanted > capacity {
-            let message = format!("Node didn't have enough resource: {resource}, requested: {wanted}, used: {used}, capacity: {capacity}");
+            let message = format!(
+                "Node didn't have enough resource: {resource}, requested: {wanted}, used: {used}, capacity: {capacity}"
+            );
             return Some((format!("OutOf{resource}"), message));
         }
     }
@@ -35,7 +57,10 @@ mod tests {
     use serde_json::json;
 
     fn pod(cpu: &str) -> Pod {
-        serde_json::from_value(json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]}})).unwrap()
+        serde_json::from_value(
+            json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]}}),
+        )
+        .unwrap()
     }
 
     #[test]

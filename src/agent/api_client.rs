@@ -54,15 +54,34 @@ impl Api {
     }
 }
 
+/// Longest wait for one answer of the API server: a connection that silently died must not hold anything up for ever.
+const LIMIT: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// Runs one exchange with the API server within the limit.
+pub async fn limited<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    match tokio::time::timeout(LIMIT, work).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::Other(format!(
+            "the API server did not answer within {} s",
+            LIMIT.as_secs()
+        ))),
+    }
+}
+
 /// Makes a client from a kubeconfig file.
 pub async fn from_kubeconfig(path: &Path) -> Result<Client> {
-    let bad = |message: String| Error::Config { origin: path.display().to_string(), message };
+    let bad = |message: String| Error::Config {
+        origin: path.display().to_string(),
+        message,
+    };
     let config = kube::config::Kubeconfig::read_from(path).map_err(|e| bad(e.to_string()))?;
     from_config(config).await.map_err(bad)
 }
 
 async fn from_config(config: kube::config::Kubeconfig) -> Result<Client, String> {
-    let mut config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await.map_err(|e| e.to_string())?;
+    let mut config = kube::Config::from_custom_kubeconfig(config, &Default::default())
+        .await
+        .map_err(|e| e.to_string())?;
     config.connect_timeout = Some(std::time::Duration::from_secs(5));
     kube::Client::try_from(config).map(Client).map_err(|e| e.to_string())
 }

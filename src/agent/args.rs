@@ -15,7 +15,11 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub bootstrap_kubeconfig: Option<PathBuf>,
     /// Socket of the container runtime (CRI v1)
-    #[arg(long, value_name = "URL", default_value = "unix:///run/installer/containerd/containerd.sock")]
+    #[arg(
+        long,
+        value_name = "URL",
+        default_value = "unix:///run/installer/containerd/containerd.sock"
+    )]
     pub container_runtime_endpoint: String,
     /// Name of the Node object; the host name without it
     #[arg(long, value_name = "NAME")]

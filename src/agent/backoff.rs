@@ -24,12 +24,20 @@ impl Restart {
 
     /// When a container that ended at `finished` may be started again; a time in the past means at once.
     pub fn ready_at(&self, finished: Nanos) -> Nanos {
-        if self.expired(finished) { finished } else { finished + self.delay }
+        if self.expired(finished) {
+            finished
+        } else {
+            finished + self.delay
+        }
     }
 
     /// A container that ended at `finished` is being started again.
     pub fn restarted(&mut self, finished: Nanos) {
-        self.delay = if self.delay == 0 || self.expired(finished) { FIRST } else { (self.delay * 2).min(LONGEST) };
+        self.delay = if self.delay == 0 || self.expired(finished) {
+            FIRST
+        } else {
+            (self.delay * 2).min(LONGEST)
+        };
         self.updated = finished;
     }
 
@@ -49,7 +57,11 @@ pub struct Doubling {
 impl Doubling {
     /// From `first` doubling to `longest`.
     pub fn new(first: Duration, longest: Duration) -> Doubling {
-        Doubling { first, longest, next: first }
+        Doubling {
+            first,
+            longest,
+            next: first,
+        }
     }
 
     /// For the API server: quick at first, because a cluster that comes up is waited for.

@@ -30,7 +30,9 @@ impl Layout {
     pub fn parse(mountinfo: &str) -> Layout {
         let (mut v1, mut v2) = (vec![], None);
         for line in mountinfo.lines() {
-            let Some((left, right)) = line.split_once(" - ") else { continue };
+            let Some((left, right)) = line.split_once(" - ") else {
+                continue;
+            };
             let Some(point) = left.split(' ').nth(4) else { continue };
             let mut right = right.split(' ');
             match (right.next(), right.next(), right.next()) {
@@ -48,15 +50,28 @@ impl Layout {
             }
         }
         match v2 {
-            Some(root) if !v1.iter().any(|(names, _)| names.iter().any(|n| n == "memory" || n == "cpu")) => Layout::V2(root),
-            _ => Layout::V1(v1),
+            Some(root)
+                if !v1
+                    .iter()
+                    .any(|(names, _)| names.iter().any(|n| n == "memory" || n == "cpu")) =>
+            {
+                Layout::V2(root)
+            }
+            // The runtime puts processes into the unified hierarchy of hybrid hosts as well.
+            v2 => {
+                v1.extend(v2.map(|p| (vec![], p)));
+                Layout::V1(v1)
+            }
         }
     }
 
     fn mount(&self, controller: &str) -> Option<&Path> {
         match self {
             Layout::V2(root) => Some(root),
-            Layout::V1(list) => list.iter().find(|(names, _)| names.iter().any(|n| n == controller)).map(|(_, p)| p.as_path()),
+            Layout::V1(list) => list
+                .iter()
+                .find(|(names, _)| names.iter().any(|n| n == controller))
+                .map(|(_, p)| p.as_path()),
         }
     }
 
@@ -104,7 +119,11 @@ impl Cgroups {
     }
 
     fn base(&self) -> String {
-        if self.root.is_empty() { "/kubepods".into() } else { format!("/{}/kubepods", self.root) }
+        if self.root.is_empty() {
+            "/kubepods".into()
+        } else {
+            format!("/{}/kubepods", self.root)
+        }
     }
 
     /// Path of a parent below a mount point.
@@ -117,11 +136,25 @@ impl Cgroups {
 
     /// Makes the class cgroups: `kubepods` weighs as all CPUs, best effort next to nothing.
     pub async fn ensure_classes(&self, cpus: u32) -> Result<()> {
-        let all = PodLimits { cpu_shares: u64::from(cpus.max(1)) * 1024, ..Default::default() };
-        let least = PodLimits { cpu_shares: 2, ..Default::default() };
+        let all = PodLimits {
+            cpu_shares: u64::from(cpus.max(1)) * 1024,
+            ..Default::default()
+        };
+        let least = PodLimits {
+            cpu_shares: 2,
+            ..Default::default()
+        };
         let (base, burstable, best) = match self.driver {
-            CgroupDriver::Systemd => ("kubepods.slice".to_owned(), "kubepods-burstable.slice".to_owned(), "kubepods-besteffort.slice".to_owned()),
-            CgroupDriver::Cgroupfs => (self.base(), format!("{}/burstable", self.base()), format!("{}/besteffort", self.base())),
+            CgroupDriver::Systemd => (
+                "kubepods.slice".to_owned(),
+                "kubepods-burstable.slice".to_owned(),
+                "kubepods-besteffort.slice".to_owned(),
+            ),
+            CgroupDriver::Cgroupfs => (
+                self.base(),
+                format!("{}/burstable", self.base()),
+                format!("{}/besteffort", self.base()),
+            ),
         };
         self.ensure(&base, all).await?;
         self.ensure(&burstable, least).await?;
@@ -130,7 +163,10 @@ impl Cgroups {
 
     /// Gives the burstable class the weight of all that its pods request.
     pub async fn set_burstable_shares(&self, shares: u64) -> Result<()> {
-        let limits = PodLimits { cpu_shares: shares, ..Default::default() };
+        let limits = PodLimits {
+            cpu_shares: shares,
+            ..Default::default()
+        };
         match self.driver {
             CgroupDriver::Systemd => self.ensure("kubepods-burstable.slice", limits).await,
             CgroupDriver::Cgroupfs => self.ensure(&format!("{}/burstable", self.base()), limits).await,
@@ -165,7 +201,9 @@ impl Cgroups {
             }
             Layout::V1(_) => {
                 let dir = |controller: &str| -> Result<Option<PathBuf>> {
-                    let Some(mount) = self.layout.mount(controller) else { return Ok(None) };
+                    let Some(mount) = self.layout.mount(controller) else {
+                        return Ok(None);
+                    };
                     let dir = mount.join(&relative);
                     std::fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
                     Ok(Some(dir))
@@ -207,14 +245,22 @@ impl Cgroups {
         let mut out = vec![];
         for qos in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
             let sample = self.path(&self.pod_parent(qos, "@"));
-            let Some((dir, name)) = sample.rsplit_once('/') else { continue };
-            let Some((prefix, suffix)) = name.split_once('@') else { continue };
+            let Some((dir, name)) = sample.rsplit_once('/') else {
+                continue;
+            };
+            let Some((prefix, suffix)) = name.split_once('@') else {
+                continue;
+            };
             for mount in self.layout.mounts() {
                 for entry in std::fs::read_dir(mount.join(dir)).into_iter().flatten().flatten() {
                     let name = entry.file_name().to_string_lossy().into_owned();
                     let uid = name.strip_prefix(prefix).and_then(|n| n.strip_suffix(suffix));
                     if let Some(uid) = uid.filter(|u| !u.is_empty()) {
-                        let uid = if self.driver == CgroupDriver::Systemd { uid.replace('_', "-") } else { uid.to_owned() };
+                        let uid = if self.driver == CgroupDriver::Systemd {
+                            uid.replace('_', "-")
+                        } else {
+                            uid.to_owned()
+                        };
                         if !out.contains(&(qos, uid.clone())) {
                             out.push((qos, uid));
                         }
@@ -260,8 +306,11 @@ fn write(dir: &Path, file: &str, value: impl ToString) -> Result<()> {
 
 fn enable_controllers(root: &Path, relative: &str) -> Result<()> {
     let available = std::fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
-    let wanted: Vec<String> =
-        available.split_whitespace().filter(|c| ["cpu", "cpuset", "memory", "pids", "io", "hugetlb"].contains(c)).map(|c| format!("+{c}")).collect();
+    let wanted: Vec<String> = available
+        .split_whitespace()
+        .filter(|c| ["cpu", "cpuset", "memory", "pids", "io", "hugetlb"].contains(c))
+        .map(|c| format!("+{c}"))
+        .collect();
     let mut dir = root.to_path_buf();
     for part in relative.split('/') {
         // The deepest folder keeps its controllers to itself until the runtime makes children.
@@ -274,7 +323,9 @@ fn enable_controllers(root: &Path, relative: &str) -> Result<()> {
 }
 
 fn remove_tree(dir: &Path) -> Result<()> {
-    let Ok(entries) = std::fs::read_dir(dir) else { return Ok(()) };
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return Ok(());
+    };
     for entry in entries.flatten() {
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
             remove_tree(&entry.path())?;
@@ -290,14 +341,23 @@ fn properties(limits: PodLimits) -> Vec<Property> {
     let mut out = vec![("CPUWeight", cpu_weight(limits.cpu_shares))];
     let mut put = |name, value: Option<i64>| out.extend(value.and_then(|v| u64::try_from(v).ok()).map(|v| (name, v)));
     // systemd counts a quota in microseconds per second, the kernel here per 100 ms.
-    put("CPUQuotaPerSecUSec", limits.cpu_quota.map(|q| q.saturating_mul(1_000_000 / crate::qos::CPU_PERIOD)));
+    put(
+        "CPUQuotaPerSecUSec",
+        limits
+            .cpu_quota
+            .map(|q| q.saturating_mul(1_000_000 / crate::qos::CPU_PERIOD)),
+    );
     put("MemoryMax", limits.memory);
     put("TasksMax", limits.pids);
     out
 }
 
-const MANAGER: [&str; 4] =
-    ["call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"];
+const MANAGER: [&str; 4] = [
+    "call",
+    "org.freedesktop.systemd1",
+    "/org/freedesktop/systemd1",
+    "org.freedesktop.systemd1.Manager",
+];
 
 async fn ensure_slice(name: &str, properties: &[Property]) -> Result<()> {
     let mut values: Vec<String> = vec![];
@@ -332,7 +392,10 @@ async fn run(program: &str, args: &[&str]) -> Result<()> {
         .output();
     match tokio::time::timeout(std::time::Duration::from_secs(30), output).await {
         Ok(Ok(o)) if o.status.success() => Ok(()),
-        Ok(Ok(o)) => Err(Error::Other(format!("{program}: {}", String::from_utf8_lossy(&o.stderr).trim()))),
+        Ok(Ok(o)) => Err(Error::Other(format!(
+            "{program}: {}",
+            String::from_utf8_lossy(&o.stderr).trim()
+        ))),
         Ok(Err(e)) => Err(Error::Other(format!("{program}: {e}"))),
         Err(_) => Err(Error::Other(format!("{program}: no answer within 30 s"))),
     }
@@ -350,10 +413,34 @@ mod tests {
     fn names_are_upstreams_for_both_drivers() {
         let uid = "a1-b2";
         for (driver, root, qos, parent, path) in [
-            (CgroupDriver::Systemd, None, Qos::Guaranteed, "kubepods-poda1_b2.slice", "kubepods.slice/kubepods-poda1_b2.slice"),
-            (CgroupDriver::Systemd, None, Qos::Burstable, "kubepods-burstable-poda1_b2.slice", "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-poda1_b2.slice"),
-            (CgroupDriver::Cgroupfs, None, Qos::BestEffort, "/kubepods/besteffort/poda1-b2", "kubepods/besteffort/poda1-b2"),
-            (CgroupDriver::Cgroupfs, Some("/x"), Qos::Guaranteed, "/x/kubepods/poda1-b2", "x/kubepods/poda1-b2"),
+            (
+                CgroupDriver::Systemd,
+                None,
+                Qos::Guaranteed,
+                "kubepods-poda1_b2.slice",
+                "kubepods.slice/kubepods-poda1_b2.slice",
+            ),
+            (
+                CgroupDriver::Systemd,
+                None,
+                Qos::Burstable,
+                "kubepods-burstable-poda1_b2.slice",
+                "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-poda1_b2.slice",
+            ),
+            (
+                CgroupDriver::Cgroupfs,
+                None,
+                Qos::BestEffort,
+                "/kubepods/besteffort/poda1-b2",
+                "kubepods/besteffort/poda1-b2",
+            ),
+            (
+                CgroupDriver::Cgroupfs,
+                Some("/x"),
+                Qos::Guaranteed,
+                "/x/kubepods/poda1-b2",
+                "x/kubepods/poda1-b2",
+            ),
         ] {
             let c = cgroups(driver, root);
             assert_eq!(c.pod_parent(qos, uid), parent);
@@ -365,15 +452,39 @@ mod tests {
     fn layouts_are_told_apart() {
         let v1 = "30 29 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n31 29 0:27 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n";
         let unified = "32 29 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
-        let Layout::V1(list) = Layout::parse(&format!("{v1}{unified}")) else { panic!("hybrid is v1") };
-        assert_eq!(list[0], (vec!["cpu".to_owned(), "cpuacct".to_owned()], PathBuf::from("/sys/fs/cgroup/cpu")));
+        let Layout::V1(list) = Layout::parse(&format!("{v1}{unified}")) else {
+            panic!("hybrid is v1")
+        };
+        assert_eq!(
+            list[0],
+            (
+                vec!["cpu".to_owned(), "cpuacct".to_owned()],
+                PathBuf::from("/sys/fs/cgroup/cpu")
+            )
+        );
         assert_eq!(list[1].0, ["name=systemd"]);
-        assert_eq!(Layout::parse("30 29 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw"), Layout::V2("/sys/fs/cgroup".into()));
+        assert_eq!(list[2], (vec![], PathBuf::from("/sys/fs/cgroup/unified")));
+        assert_eq!(
+            Layout::parse("30 29 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw"),
+            Layout::V2("/sys/fs/cgroup".into())
+        );
     }
 
     #[test]
     fn quotas_become_systemds_microseconds_per_second() {
-        let p = properties(PodLimits { cpu_shares: 1024, cpu_quota: Some(50_000), memory: Some(1 << 20), pids: None });
-        assert_eq!(p, [("CPUWeight", 39), ("CPUQuotaPerSecUSec", 500_000), ("MemoryMax", 1 << 20)]);
+        let p = properties(PodLimits {
+            cpu_shares: 1024,
+            cpu_quota: Some(50_000),
+            memory: Some(1 << 20),
+            pids: None,
+        });
+        assert_eq!(
+            p,
+            [
+                ("CPUWeight", 39),
+                ("CPUQuotaPerSecUSec", 500_000),
+                ("MemoryMax", 1 << 20)
+            ]
+        );
     }
 }

@@ -158,9 +158,14 @@ impl Default for Config {
             rotate_certificates: true,
             max_pods: 110,
             pod_pids_limit: -1,
-            eviction_hard: [("memory.available", "100Mi"), ("nodefs.available", "10%"), ("nodefs.inodesFree", "5%"), ("imagefs.available", "15%")]
-                .map(|(k, v)| (k.to_owned(), v.to_owned()))
-                .into(),
+            eviction_hard: [
+                ("memory.available", "100Mi"),
+                ("nodefs.available", "10%"),
+                ("nodefs.inodesFree", "5%"),
+                ("imagefs.available", "15%"),
+            ]
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .into(),
             eviction_pressure_transition_period: secs(300),
             image_gc_high_threshold_percent: 85,
             image_gc_low_threshold_percent: 80,
@@ -225,7 +230,10 @@ pub struct Webhook {
 
 impl Default for Webhook {
     fn default() -> Self {
-        Webhook { enabled: true, cache_ttl: Duration::from_secs(120) }
+        Webhook {
+            enabled: true,
+            cache_ttl: Duration::from_secs(120),
+        }
     }
 }
 
@@ -282,7 +290,10 @@ impl Config {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Config> {
         let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-        Config::parse(&text).map_err(|message| Error::Config { origin: path.display().to_string(), message })
+        Config::parse(&text).map_err(|message| Error::Config {
+            origin: path.display().to_string(),
+            message,
+        })
     }
 
     /// Parses and checks a document.
@@ -303,7 +314,9 @@ impl Config {
         if self.image_gc_low_threshold_percent >= self.image_gc_high_threshold_percent
             || self.image_gc_high_threshold_percent > 100
         {
-            return Err("imageGCLowThresholdPercent must be below imageGCHighThresholdPercent, and that at most 100".into());
+            return Err(
+                "imageGCLowThresholdPercent must be below imageGCHighThresholdPercent, and that at most 100".into(),
+            );
         }
         if !self.shutdown_grace_period.is_zero() || !self.shutdown_grace_period_critical_pods.is_zero() {
             return Err("shutdownGracePeriod is not supported: leave it at 0s".into());
@@ -311,7 +324,9 @@ impl Config {
         if self.tls_cert_file.is_some() != self.tls_private_key_file.is_some() {
             return Err("tlsCertFile and tlsPrivateKeyFile go together".into());
         }
-        if self.cgroup_driver == CgroupDriver::Systemd && self.cgroup_root.as_deref().is_some_and(|r| !r.is_empty() && r != "/") {
+        if self.cgroup_driver == CgroupDriver::Systemd
+            && self.cgroup_root.as_deref().is_some_and(|r| !r.is_empty() && r != "/")
+        {
             return Err("cgroupRoot is only supported with cgroupDriver cgroupfs".into());
         }
         if self.container_log_max_files < 2 {
@@ -324,9 +339,13 @@ impl Config {
         for (signal, value) in &self.eviction_hard {
             crate::eviction::Threshold::parse(signal, value).map_err(|e| format!("evictionHard.{signal}: {e}"))?;
         }
-        for (name, list) in [("systemReserved", &self.system_reserved), ("kubeReserved", &self.kube_reserved)] {
+        for (name, list) in [
+            ("systemReserved", &self.system_reserved),
+            ("kubeReserved", &self.kube_reserved),
+        ] {
             for (resource, amount) in list {
-                crate::quantity::milli(amount).ok_or_else(|| format!("{name}.{resource}: {amount:?} is no quantity"))?;
+                crate::quantity::milli(amount)
+                    .ok_or_else(|| format!("{name}.{resource}: {amount:?} is no quantity"))?;
             }
         }
         Ok(())
@@ -383,7 +402,8 @@ mod duration {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(d)?;
-        super::parse_duration(&text).ok_or_else(|| D::Error::custom(format!("{text:?} is no duration such as 10s or 1m30s")))
+        super::parse_duration(&text)
+            .ok_or_else(|| D::Error::custom(format!("{text:?} is no duration such as 10s or 1m30s")))
     }
 }
 
@@ -393,7 +413,17 @@ mod tests {
 
     #[test]
     fn durations_are_read_in_gos_notation() {
-        for (text, ms) in [("10s", Some(10_000)), ("1m30s", Some(90_000)), ("0s", Some(0)), ("0", Some(0)), ("300ms", Some(300)), ("1.5h", Some(5_400_000)), ("5", None), ("", None), ("1x", None)] {
+        for (text, ms) in [
+            ("10s", Some(10_000)),
+            ("1m30s", Some(90_000)),
+            ("0s", Some(0)),
+            ("0", Some(0)),
+            ("300ms", Some(300)),
+            ("1.5h", Some(5_400_000)),
+            ("5", None),
+            ("", None),
+            ("1x", None),
+        ] {
             assert_eq!(parse_duration(text).map(|d| d.as_millis() as u64), ms, "{text}");
         }
     }

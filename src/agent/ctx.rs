@@ -60,7 +60,11 @@ pub struct Ctx {
 impl Ctx {
     /// Facts for the downward API.
     pub fn facts(&self, pod_ips: Vec<String>) -> Facts {
-        Facts { pod_ips, host_ips: self.host_ips.clone(), allocatable: self.allocatable.clone() }
+        Facts {
+            pod_ips,
+            host_ips: self.host_ips.clone(),
+            allocatable: self.allocatable.clone(),
+        }
     }
 
     /// Keeps the burstable class's weight at what its pods request. `None` takes the pod out.

@@ -26,7 +26,11 @@ impl Resolver {
             let mut words = line.split_whitespace();
             match words.next() {
                 Some("nameserver") => out.servers.extend(words.next().map(str::to_owned)),
-                Some("search") | Some("domain") => out.searches = words.map(|w| if w == "." { w } else { w.trim_end_matches('.') }.to_owned()).collect(),
+                Some("search") | Some("domain") => {
+                    out.searches = words
+                        .map(|w| if w == "." { w } else { w.trim_end_matches('.') }.to_owned())
+                        .collect()
+                }
                 Some("options") => out.options = words.map(str::to_owned).collect(),
                 _ => {}
             }
@@ -37,7 +41,9 @@ impl Resolver {
     /// The host's; a missing file is an empty one (hosts without any DNS are normal here).
     pub fn of_host(config: &Config) -> Resolver {
         let path = config.resolv_conf.as_ref().filter(|p| !p.as_os_str().is_empty());
-        path.and_then(|p| std::fs::read_to_string(p).ok()).map(|t| Resolver::parse(&t)).unwrap_or_default()
+        path.and_then(|p| std::fs::read_to_string(p).ok())
+            .map(|t| Resolver::parse(&t))
+            .unwrap_or_default()
     }
 }
 
@@ -65,7 +71,11 @@ pub fn for_pod(pod: &Pod, config: &Config, host: &Resolver) -> DnsConfig {
         let domain = &config.cluster_domain;
         out.servers = config.cluster_dns.iter().map(ToString::to_string).collect();
         if !domain.is_empty() {
-            out.searches = vec![format!("{}.svc.{domain}", names::namespace(pod)), format!("svc.{domain}"), domain.clone()];
+            out.searches = vec![
+                format!("{}.svc.{domain}", names::namespace(pod)),
+                format!("svc.{domain}"),
+                domain.clone(),
+            ];
         }
         out.searches.extend(host.searches.iter().cloned());
         out.options = vec!["ndots:5".into()];
@@ -84,7 +94,11 @@ pub fn for_pod(pod: &Pod, config: &Config, host: &Resolver) -> DnsConfig {
             });
         }
     }
-    DnsConfig { servers: dedup(out.servers), searches: dedup(out.searches), options: dedup(out.options) }
+    DnsConfig {
+        servers: dedup(out.servers),
+        searches: dedup(out.searches),
+        options: dedup(out.options),
+    }
 }
 
 /// Host name and domain of the pod's processes.
@@ -93,7 +107,10 @@ pub fn hostname(pod: &Pod, config: &Config) -> (String, String) {
     if let Some(name) = spec.and_then(|s| s.hostname_override.clone()).filter(|n| !n.is_empty()) {
         return (name, String::new());
     }
-    let mut host = spec.and_then(|s| s.hostname.clone()).filter(|h| !h.is_empty()).unwrap_or_else(|| names::name(pod).to_owned());
+    let mut host = spec
+        .and_then(|s| s.hostname.clone())
+        .filter(|h| !h.is_empty())
+        .unwrap_or_else(|| names::name(pod).to_owned());
     if host.len() > 63 {
         host.truncate(63);
         host = host.trim_end_matches(['-', '.']).to_owned();
@@ -132,7 +149,11 @@ pub fn hosts_file(pod: &Pod, config: &Config, pod_ips: &[String], host_file: &st
     if !aliases.is_empty() {
         out.push_str("\n# Entries added by HostAliases.\n");
         for a in aliases {
-            out.push_str(&format!("{}\t{}\n", a.ip, a.hostnames.iter().flatten().cloned().collect::<Vec<_>>().join("\t")));
+            out.push_str(&format!(
+                "{}\t{}\n",
+                a.ip,
+                a.hostnames.iter().flatten().cloned().collect::<Vec<_>>().join("\t")
+            ));
         }
     }
     out
@@ -144,7 +165,11 @@ mod tests {
     use serde_json::json;
 
     fn config() -> Config {
-        Config { cluster_dns: vec!["10.96.0.10".parse().unwrap()], cluster_domain: "cluster.local".into(), ..Config::default() }
+        Config {
+            cluster_dns: vec!["10.96.0.10".parse().unwrap()],
+            cluster_domain: "cluster.local".into(),
+            ..Config::default()
+        }
     }
 
     fn pod(spec: serde_json::Value) -> Pod {
@@ -155,24 +180,68 @@ mod tests {
     fn policies_choose_between_cluster_host_and_own_servers() {
         let host = Resolver::parse("nameserver 1.1.1.1\nsearch example.com.\noptions rotate\n");
         for (spec, servers, searches, options) in [
-            (json!({"containers": []}), "10.96.0.10", "n.svc.cluster.local svc.cluster.local cluster.local example.com", "ndots:5"),
-            (json!({"containers": [], "hostNetwork": true}), "1.1.1.1", "example.com", "rotate"),
-            (json!({"containers": [], "hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"}), "10.96.0.10", "n.svc.cluster.local svc.cluster.local cluster.local example.com", "ndots:5"),
-            (json!({"containers": [], "dnsPolicy": "Default"}), "1.1.1.1", "example.com", "rotate"),
-            (json!({"containers": [], "dnsPolicy": "None", "dnsConfig": {"nameservers": ["2.2.2.2"], "searches": ["a"], "options": [{"name": "ndots", "value": "2"}]}}), "2.2.2.2", "a", "ndots:2"),
-            (json!({"containers": [], "dnsConfig": {"options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]}}), "10.96.0.10", "n.svc.cluster.local svc.cluster.local cluster.local example.com", "ndots:2 edns0"),
+            (
+                json!({"containers": []}),
+                "10.96.0.10",
+                "n.svc.cluster.local svc.cluster.local cluster.local example.com",
+                "ndots:5",
+            ),
+            (
+                json!({"containers": [], "hostNetwork": true}),
+                "1.1.1.1",
+                "example.com",
+                "rotate",
+            ),
+            (
+                json!({"containers": [], "hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"}),
+                "10.96.0.10",
+                "n.svc.cluster.local svc.cluster.local cluster.local example.com",
+                "ndots:5",
+            ),
+            (
+                json!({"containers": [], "dnsPolicy": "Default"}),
+                "1.1.1.1",
+                "example.com",
+                "rotate",
+            ),
+            (
+                json!({"containers": [], "dnsPolicy": "None", "dnsConfig": {"nameservers": ["2.2.2.2"], "searches": ["a"], "options": [{"name": "ndots", "value": "2"}]}}),
+                "2.2.2.2",
+                "a",
+                "ndots:2",
+            ),
+            (
+                json!({"containers": [], "dnsConfig": {"options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]}}),
+                "10.96.0.10",
+                "n.svc.cluster.local svc.cluster.local cluster.local example.com",
+                "ndots:2 edns0",
+            ),
         ] {
             let got = for_pod(&pod(spec.clone()), &config(), &host);
-            assert_eq!((got.servers.join(" "), got.searches.join(" "), got.options.join(" ")), (servers.into(), searches.into(), options.into()), "{spec}");
+            assert_eq!(
+                (got.servers.join(" "), got.searches.join(" "), got.options.join(" ")),
+                (servers.into(), searches.into(), options.into()),
+                "{spec}"
+            );
         }
     }
 
     #[test]
     fn hosts_file_names_the_pod_and_its_aliases() {
-        let p = pod(json!({"containers": [], "hostname": "h", "subdomain": "s", "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]}));
+        let p = pod(
+            json!({"containers": [], "hostname": "h", "subdomain": "s", "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]}),
+        );
         let text = hosts_file(&p, &config(), &["10.0.0.1".into()], "");
         assert!(text.contains("10.0.0.1\th.s.n.svc.cluster.local\th\n"), "{text}");
         assert!(text.contains("1.2.3.4\ta\tb\n"), "{text}");
-        assert!(hosts_file(&pod(json!({"containers": [], "hostNetwork": true})), &config(), &[], "9.9.9.9 x").contains("9.9.9.9 x\n"));
+        assert!(
+            hosts_file(
+                &pod(json!({"containers": [], "hostNetwork": true})),
+                &config(),
+                &[],
+                "9.9.9.9 x"
+            )
+            .contains("9.9.9.9 x\n")
+        );
     }
 }

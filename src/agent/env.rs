@@ -94,7 +94,13 @@ impl Environment {
 }
 
 /// Builds a container's environment.
-pub fn build(pod: &Pod, container: &Container, refs: &Refs, services: &[ServiceInfo], facts: &Facts) -> Result<Environment, StartError> {
+pub fn build(
+    pod: &Pod,
+    container: &Container,
+    refs: &Refs,
+    services: &[ServiceInfo],
+    facts: &Facts,
+) -> Result<Environment, StartError> {
     let links: BTreeMap<String, String> = service_links(pod, services).into_iter().collect();
     let mut out = Environment::default();
     for from in container.env_from.iter().flatten() {
@@ -102,12 +108,18 @@ pub fn build(pod: &Pod, container: &Container, refs: &Refs, services: &[ServiceI
         if let Some(r) = &from.config_map_ref {
             let optional = r.optional.unwrap_or(false);
             match config_map(refs, &r.name, optional)? {
-                Some(map) => map.data.iter().flatten().for_each(|(k, v)| out.set(&format!("{prefix}{k}"), v.clone())),
+                Some(map) => map
+                    .data
+                    .iter()
+                    .flatten()
+                    .for_each(|(k, v)| out.set(&format!("{prefix}{k}"), v.clone())),
                 None => continue,
             }
         }
         if let Some(r) = &from.secret_ref {
-            let Some(secret) = secret(refs, &r.name, r.optional.unwrap_or(false))? else { continue };
+            let Some(secret) = secret(refs, &r.name, r.optional.unwrap_or(false))? else {
+                continue;
+            };
             for (k, v) in secret.data.iter().flatten() {
                 out.set(&format!("{prefix}{k}"), String::from_utf8_lossy(&v.0).into_owned());
             }
@@ -115,9 +127,9 @@ pub fn build(pod: &Pod, container: &Container, refs: &Refs, services: &[ServiceI
     }
     for var in container.env.iter().flatten() {
         let value = match (&var.value, &var.value_from) {
-            (Some(text), _) if !text.is_empty() => {
-                Some(expand(text, |name| out.get(name).or_else(|| links.get(name).map(String::as_str))))
-            }
+            (Some(text), _) if !text.is_empty() => Some(expand(text, |name| {
+                out.get(name).or_else(|| links.get(name).map(String::as_str))
+            })),
             (_, Some(_)) => value_from(pod, container, var, refs, facts)?,
             _ => Some(String::new()),
         };
@@ -149,7 +161,13 @@ fn secret<'a>(refs: &'a Refs, name: &str, optional: bool) -> Result<Option<&'a S
     }
 }
 
-fn value_from(pod: &Pod, container: &Container, var: &EnvVar, refs: &Refs, facts: &Facts) -> Result<Option<String>, StartError> {
+fn value_from(
+    pod: &Pod,
+    container: &Container,
+    var: &EnvVar,
+    refs: &Refs,
+    facts: &Facts,
+) -> Result<Option<String>, StartError> {
     let Some(source) = &var.value_from else { return Ok(None) };
     if let Some(f) = &source.field_ref {
         return field(pod, &f.field_path, facts)
@@ -157,27 +175,46 @@ fn value_from(pod: &Pod, container: &Container, var: &EnvVar, refs: &Refs, facts
             .ok_or_else(|| StartError::config(format!("env {}: unsupported field path {:?}", var.name, f.field_path)));
     }
     if let Some(r) = &source.resource_field_ref {
-        return resource(pod, Some(&container.name), r, facts).map(Some).map_err(StartError::config);
+        return resource(pod, Some(&container.name), r, facts)
+            .map(Some)
+            .map_err(StartError::config);
     }
     if let Some(k) = &source.config_map_key_ref {
         let optional = k.optional.unwrap_or(false);
-        let Some(map) = config_map(refs, &k.name, optional)? else { return Ok(None) };
+        let Some(map) = config_map(refs, &k.name, optional)? else {
+            return Ok(None);
+        };
         return match map.data.as_ref().and_then(|d| d.get(&k.key)) {
             Some(v) => Ok(Some(v.clone())),
             None if optional => Ok(None),
-            None => Err(StartError::config(format!("couldn't find key {} in ConfigMap {}/{}", k.key, names::namespace(pod), k.name))),
+            None => Err(StartError::config(format!(
+                "couldn't find key {} in ConfigMap {}/{}",
+                k.key,
+                names::namespace(pod),
+                k.name
+            ))),
         };
     }
     if let Some(k) = &source.secret_key_ref {
         let optional = k.optional.unwrap_or(false);
-        let Some(secret) = secret(refs, &k.name, optional)? else { return Ok(None) };
+        let Some(secret) = secret(refs, &k.name, optional)? else {
+            return Ok(None);
+        };
         return match secret.data.as_ref().and_then(|d| d.get(&k.key)) {
             Some(v) => Ok(Some(String::from_utf8_lossy(&v.0).into_owned())),
             None if optional => Ok(None),
-            None => Err(StartError::config(format!("couldn't find key {} in Secret {}/{}", k.key, names::namespace(pod), k.name))),
+            None => Err(StartError::config(format!(
+                "couldn't find key {} in Secret {}/{}",
+                k.key,
+                names::namespace(pod),
+                k.name
+            ))),
         };
     }
-    Err(StartError::config(format!("env {}: this kind of source is not supported", var.name)))
+    Err(StartError::config(format!(
+        "env {}: this kind of source is not supported",
+        var.name
+    )))
 }
 
 /// A field of the pod by the downward API's path; `None` if there is no such path.
@@ -188,7 +225,13 @@ pub fn field(pod: &Pod, path: &str, facts: &Facts) -> Option<String> {
         return Some(m.labels.as_ref().and_then(|l| l.get(key)).cloned().unwrap_or_default());
     }
     if let Some(key) = subscript("metadata.annotations") {
-        return Some(m.annotations.as_ref().and_then(|l| l.get(key)).cloned().unwrap_or_default());
+        return Some(
+            m.annotations
+                .as_ref()
+                .and_then(|l| l.get(key))
+                .cloned()
+                .unwrap_or_default(),
+        );
     }
     let spec = pod.spec.as_ref();
     Some(match path {
@@ -209,26 +252,52 @@ pub fn field(pod: &Pod, path: &str, facts: &Facts) -> Option<String> {
 
 /// Labels or annotations as a downward API file shows them: `key="escaped"` lines, sorted.
 fn map_text(map: Option<&BTreeMap<String, String>>) -> String {
-    map.into_iter().flatten().map(|(k, v)| format!("{k}={v:?}")).collect::<Vec<_>>().join("\n")
+    map.into_iter()
+        .flatten()
+        .map(|(k, v)| format!("{k}={v:?}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// A container's resource by `resourceFieldRef`.
 pub fn resource(pod: &Pod, own: Option<&str>, r: &ResourceFieldSelector, facts: &Facts) -> Result<String, String> {
-    let name = r.container_name.as_deref().filter(|n| !n.is_empty()).or(own).unwrap_or_default();
+    let name = r
+        .container_name
+        .as_deref()
+        .filter(|n| !n.is_empty())
+        .or(own)
+        .unwrap_or_default();
     let (_, container) = crate::spec::container(pod, name).ok_or_else(|| format!("container {name:?} not found"))?;
-    let (list, resource) = r.resource.split_once('.').ok_or_else(|| format!("unsupported resource {:?}", r.resource))?;
+    let (list, resource) = r
+        .resource
+        .split_once('.')
+        .ok_or_else(|| format!("unsupported resource {:?}", r.resource))?;
     let resources = container.resources.as_ref();
     let amount = match list {
         "limits" => resources
             .and_then(|x| x.limits.as_ref())
             .and_then(|l| l.get(resource))
-            .or_else(|| facts.allocatable.get(resource).filter(|_| matches!(resource, "cpu" | "memory" | "ephemeral-storage"))),
-        "requests" => resources.and_then(|x| x.requests.as_ref()).and_then(|l| l.get(resource)),
+            .or_else(|| {
+                facts
+                    .allocatable
+                    .get(resource)
+                    .filter(|_| matches!(resource, "cpu" | "memory" | "ephemeral-storage"))
+            }),
+        "requests" => resources
+            .and_then(|x| x.requests.as_ref())
+            .and_then(|l| l.get(resource)),
         _ => return Err(format!("unsupported resource {:?}", r.resource)),
     };
-    let divisor = r.divisor.as_ref().map(|d| d.0.as_str()).filter(|d| *d != "0").unwrap_or("1");
+    let divisor = r
+        .divisor
+        .as_ref()
+        .map(|d| d.0.as_str())
+        .filter(|d| *d != "0")
+        .unwrap_or("1");
     let bad = |text: &str| format!("{}: {text:?} is no quantity", r.resource);
-    let divisor_milli = quantity::milli(divisor).filter(|d| *d > 0).ok_or_else(|| bad(divisor))?;
+    let divisor_milli = quantity::milli(divisor)
+        .filter(|d| *d > 0)
+        .ok_or_else(|| bad(divisor))?;
     let value = match amount {
         None => 0,
         Some(q) => quantity::milli(&q.0).ok_or_else(|| bad(&q.0))?,
@@ -246,14 +315,24 @@ pub fn service_links(pod: &Pod, services: &[ServiceInfo]) -> Vec<(String, String
             continue;
         }
         let prefix = s.name.to_uppercase().replace('-', "_");
-        let host = if s.ip.contains(':') { format!("[{}]", s.ip) } else { s.ip.clone() };
+        let host = if s.ip.contains(':') {
+            format!("[{}]", s.ip)
+        } else {
+            s.ip.clone()
+        };
         let (_, first_port, first_protocol) = &s.ports[0];
         out.push((format!("{prefix}_SERVICE_HOST"), s.ip.clone()));
         out.push((format!("{prefix}_SERVICE_PORT"), first_port.to_string()));
         for (name, number, _) in s.ports.iter().filter(|p| !p.0.is_empty()) {
-            out.push((format!("{prefix}_SERVICE_PORT_{}", name.to_uppercase().replace('-', "_")), number.to_string()));
+            out.push((
+                format!("{prefix}_SERVICE_PORT_{}", name.to_uppercase().replace('-', "_")),
+                number.to_string(),
+            ));
         }
-        out.push((format!("{prefix}_PORT"), format!("{}://{host}:{first_port}", first_protocol.to_lowercase())));
+        out.push((
+            format!("{prefix}_PORT"),
+            format!("{}://{host}:{first_port}", first_protocol.to_lowercase()),
+        ));
         for (_, number, protocol) in &s.ports {
             let p = format!("{prefix}_PORT_{number}_{protocol}");
             out.push((p.clone(), format!("{}://{host}:{number}", protocol.to_lowercase())));
@@ -326,14 +405,55 @@ mod tests {
     fn an_environment_is_built_from_all_its_sources() {
         let pod = pod();
         let mut refs = Refs::default();
-        refs.config_maps.insert("m".into(), Some(ConfigMap { data: Some([("k".to_owned(), "v".to_owned())].into()), ..Default::default() }));
-        let services = [ServiceInfo { namespace: "default".into(), name: "kubernetes".into(), ip: "10.96.0.1".into(), ports: vec![("https".into(), 443, "TCP".into())] }];
-        let env = build(&pod, &pod.spec.as_ref().unwrap().containers[0], &refs, &services, &Facts::default()).unwrap();
-        for (name, value) in [("P_k", "v"), ("X", "v-10.96.0.1"), ("NAME", "p"), ("LABEL", "b\"c"), ("CPU", "2"), ("MEM", "64"), ("KUBERNETES_SERVICE_PORT_HTTPS", "443"), ("KUBERNETES_PORT_443_TCP_ADDR", "10.96.0.1"), ("KUBERNETES_PORT", "tcp://10.96.0.1:443")] {
+        refs.config_maps.insert(
+            "m".into(),
+            Some(ConfigMap {
+                data: Some([("k".to_owned(), "v".to_owned())].into()),
+                ..Default::default()
+            }),
+        );
+        let services = [ServiceInfo {
+            namespace: "default".into(),
+            name: "kubernetes".into(),
+            ip: "10.96.0.1".into(),
+            ports: vec![("https".into(), 443, "TCP".into())],
+        }];
+        let env = build(
+            &pod,
+            &pod.spec.as_ref().unwrap().containers[0],
+            &refs,
+            &services,
+            &Facts::default(),
+        )
+        .unwrap();
+        for (name, value) in [
+            ("P_k", "v"),
+            ("X", "v-10.96.0.1"),
+            ("NAME", "p"),
+            ("LABEL", "b\"c"),
+            ("CPU", "2"),
+            ("MEM", "64"),
+            ("KUBERNETES_SERVICE_PORT_HTTPS", "443"),
+            ("KUBERNETES_PORT_443_TCP_ADDR", "10.96.0.1"),
+            ("KUBERNETES_PORT", "tcp://10.96.0.1:443"),
+        ] {
             assert_eq!(env.get(name), Some(value), "{name}");
         }
-        assert_eq!(field(&pod, "metadata.labels", &Facts::default()).unwrap(), "a=\"b\\\"c\"");
-        let error = build(&pod, &pod.spec.as_ref().unwrap().containers[0], &Refs::default(), &[], &Facts::default()).unwrap_err();
-        assert_eq!((error.reason, error.message.as_str()), ("CreateContainerConfigError", "configmap \"m\" not found"));
+        assert_eq!(
+            field(&pod, "metadata.labels", &Facts::default()).unwrap(),
+            "a=\"b\\\"c\""
+        );
+        let error = build(
+            &pod,
+            &pod.spec.as_ref().unwrap().containers[0],
+            &Refs::default(),
+            &[],
+            &Facts::default(),
+        )
+        .unwrap_err();
+        assert_eq!(
+            (error.reason, error.message.as_str()),
+            ("CreateContainerConfigError", "configmap \"m\" not found")
+        );
     }
 }

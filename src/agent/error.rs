@@ -74,7 +74,10 @@ impl Error {
 
     /// A volume's error.
     pub fn volume(volume: &str, message: impl std::fmt::Display) -> Error {
-        Error::Volume { volume: volume.to_owned(), message: message.to_string() }
+        Error::Volume {
+            volume: volume.to_owned(),
+            message: message.to_string(),
+        }
     }
 
     /// Whether the runtime says that the thing does not exist (so a removal is already done).

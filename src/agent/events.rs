@@ -20,7 +20,13 @@ impl Events {
     /// A queue and the task that empties it.
     pub fn new(api: Api, node: &str) -> (Events, impl Future<Output = ()> + use<>) {
         let (queue, receiver) = mpsc::channel(QUEUE);
-        (Events { queue, node: node.to_owned() }, send_all(api, receiver))
+        (
+            Events {
+                queue,
+                node: node.to_owned(),
+            },
+            send_all(api, receiver),
+        )
     }
 
     /// Something normal about a pod.
@@ -45,7 +51,12 @@ impl Events {
         });
         let uid = match crate::names::is_static(pod) {
             // The API knows a static pod by its mirror, whose identity clients look for.
-            true => pod.metadata.annotations.as_ref().and_then(|a| a.get(crate::names::CONFIG_HASH)).cloned(),
+            true => pod
+                .metadata
+                .annotations
+                .as_ref()
+                .and_then(|a| a.get(crate::names::CONFIG_HASH))
+                .cloned(),
             false => pod.metadata.uid.clone(),
         };
         let about = ObjectReference {
@@ -73,7 +84,11 @@ impl Events {
         }
         let event = Event {
             metadata: ObjectMeta {
-                name: Some(format!("{}.{:x}", about.name.as_deref().unwrap_or("node"), crate::observed::now())),
+                name: Some(format!(
+                    "{}.{:x}",
+                    about.name.as_deref().unwrap_or("node"),
+                    crate::observed::now()
+                )),
                 namespace: Some(about.namespace.clone().unwrap_or_else(|| "default".into())),
                 ..Default::default()
             },
@@ -84,7 +99,10 @@ impl Events {
             count: Some(1),
             first_timestamp: Some(now.clone()),
             last_timestamp: Some(now),
-            source: Some(EventSource { component: Some("kubelet".into()), host: Some(self.node.clone()) }),
+            source: Some(EventSource {
+                component: Some("kubelet".into()),
+                host: Some(self.node.clone()),
+            }),
             reporting_component: Some("kubelet".into()),
             reporting_instance: Some(self.node.clone()),
             ..Default::default()
@@ -109,7 +127,11 @@ async fn send_all(mut api: Api, mut queue: mpsc::Receiver<Event>) {
         if let Some((name, count)) = seen.get_mut(&key) {
             *count += 1;
             let patch = serde_json::json!({"count": count, "lastTimestamp": event.last_timestamp});
-            if api.patch(name, &Default::default(), &kube::api::Patch::Merge(&patch)).await.is_ok() {
+            if api
+                .patch(name, &Default::default(), &kube::api::Patch::Merge(&patch))
+                .await
+                .is_ok()
+            {
                 continue;
             }
         }

@@ -73,8 +73,17 @@ impl Threshold {
             _ => return Err("unknown signal (known: memory.available, nodefs.available, nodefs.inodesFree, imagefs.available, imagefs.inodesFree, pid.available)".into()),
         };
         let limit = match value.strip_suffix('%') {
-            Some(p) => Limit::Percent(p.parse::<f64>().ok().filter(|p| (0.0..=100.0).contains(p)).ok_or_else(|| format!("{value:?} is no percentage"))?),
-            None => Limit::Absolute(quantity::whole(value).and_then(|v| u64::try_from(v).ok()).ok_or_else(|| format!("{value:?} is no quantity"))?),
+            Some(p) => Limit::Percent(
+                p.parse::<f64>()
+                    .ok()
+                    .filter(|p| (0.0..=100.0).contains(p))
+                    .ok_or_else(|| format!("{value:?} is no percentage"))?,
+            ),
+            None => Limit::Absolute(
+                quantity::whole(value)
+                    .and_then(|v| u64::try_from(v).ok())
+                    .ok_or_else(|| format!("{value:?} is no quantity"))?,
+            ),
         };
         Ok(Threshold { signal, limit })
     }
@@ -95,7 +104,12 @@ impl Threshold {
 /// Space of the file system a path lies on.
 pub fn space(path: &Path) -> Option<Space> {
     let s = rustix::fs::statvfs(path).ok()?;
-    Some(Space { capacity: s.f_blocks * s.f_frsize, available: s.f_bavail * s.f_frsize, inodes: s.f_files, inodes_free: s.f_favail })
+    Some(Space {
+        capacity: s.f_blocks * s.f_frsize,
+        available: s.f_bavail * s.f_frsize,
+        inodes: s.f_files,
+        inodes_free: s.f_favail,
+    })
 }
 
 /// Pressures as the Node's conditions say them.
@@ -130,7 +144,10 @@ pub fn choose(mut candidates: Vec<Candidate>) -> Option<Candidate> {
     candidates.sort_by(|a, b| {
         let over = |c: &Candidate| c.usage > c.request;
         let by = |c: &Candidate| i128::from(c.usage) - i128::from(c.request);
-        over(b).cmp(&over(a)).then(a.priority.cmp(&b.priority)).then(by(b).cmp(&by(a)))
+        over(b)
+            .cmp(&over(a))
+            .then(a.priority.cmp(&b.priority))
+            .then(by(b).cmp(&by(a)))
     });
     candidates.into_iter().next()
 }
@@ -145,7 +162,11 @@ pub fn meminfo(text: &str) -> Option<(u64, u64)> {
 }
 
 fn pids() -> Option<(u64, u64)> {
-    let max: u64 = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok()?.trim().parse().ok()?;
+    let max: u64 = std::fs::read_to_string("/proc/sys/kernel/pid_max")
+        .ok()?
+        .trim()
+        .parse()
+        .ok()?;
     let load = std::fs::read_to_string("/proc/loadavg").ok()?;
     let used: u64 = load.split(' ').nth(3)?.split('/').nth(1)?.parse().ok()?;
     Some((max.saturating_sub(used), max))
@@ -174,7 +195,12 @@ fn crossed(ctx: &Ctx, thresholds: &[Threshold], image_fs: Option<&Path>) -> Vec<
 
 /// Watches for ever; tells pressures and asks for evictions one at a time.
 pub async fn run(ctx: Arc<Ctx>, pods: Pods, pressure: watch::Sender<Pressure>, requests: mpsc::Sender<Request>) {
-    let thresholds: Vec<Threshold> = ctx.config.eviction_hard.iter().filter_map(|(s, v)| Threshold::parse(s, v).ok()).collect();
+    let thresholds: Vec<Threshold> = ctx
+        .config
+        .eviction_hard
+        .iter()
+        .filter_map(|(s, v)| Threshold::parse(s, v).ok())
+        .collect();
     let mut since: HashMap<Signal, Instant> = HashMap::new();
     let mut ticks = tokio::time::interval(Duration::from_secs(10));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -182,7 +208,14 @@ pub async fn run(ctx: Arc<Ctx>, pods: Pods, pressure: watch::Sender<Pressure>, r
     loop {
         ticks.tick().await;
         if image_fs.is_none() {
-            image_fs = ctx.cri.image_fs().await.ok().and_then(|l| l.into_iter().next()).and_then(|f| f.fs_id).map(|f| std::path::PathBuf::from(f.mountpoint));
+            image_fs = ctx
+                .cri
+                .image_fs()
+                .await
+                .ok()
+                .and_then(|l| l.into_iter().next())
+                .and_then(|f| f.fs_id)
+                .map(|f| std::path::PathBuf::from(f.mountpoint));
         }
         let now = crossed(&ctx, &thresholds, image_fs.as_deref());
         since.extend(now.iter().map(|(t, ..)| (t.signal, Instant::now())));
@@ -190,17 +223,27 @@ pub async fn run(ctx: Arc<Ctx>, pods: Pods, pressure: watch::Sender<Pressure>, r
         let has = |s: &[Signal]| since.keys().any(|k| s.contains(k));
         let new = Pressure {
             memory: has(&[Signal::Memory]),
-            disk: has(&[Signal::NodeFs, Signal::NodeFsInodes, Signal::ImageFs, Signal::ImageFsInodes]),
+            disk: has(&[
+                Signal::NodeFs,
+                Signal::NodeFsInodes,
+                Signal::ImageFs,
+                Signal::ImageFsInodes,
+            ]),
             pids: has(&[Signal::Pids]),
         };
         pressure.send_if_modified(|p| std::mem::replace(p, new) != new);
-        let Some((threshold, available, wanted)) = now.into_iter().next() else { continue };
+        let Some((threshold, available, wanted)) = now.into_iter().next() else {
+            continue;
+        };
         relieve(&ctx, &pods, threshold, available, wanted, &requests).await;
     }
 }
 
 async fn relieve(ctx: &Ctx, pods: &Pods, t: Threshold, available: u64, wanted: u64, requests: &mpsc::Sender<Request>) {
-    if matches!(t.signal, Signal::NodeFs | Signal::ImageFs | Signal::ImageFsInodes | Signal::NodeFsInodes) {
+    if matches!(
+        t.signal,
+        Signal::NodeFs | Signal::ImageFs | Signal::ImageFsInodes | Signal::NodeFsInodes
+    ) {
         // Unused images go before any pod.
         match crate::gc::images(ctx, true).await {
             Ok(freed) if freed > 0 => return,
@@ -209,11 +252,20 @@ async fn relieve(ctx: &Ctx, pods: &Pods, t: Threshold, available: u64, wanted: u
         }
     }
     let usage = usage(ctx, t.signal).await;
-    let list: Vec<Arc<Pod>> = pods.lock().unwrap_or_else(std::sync::PoisonError::into_inner).values().cloned().collect();
+    let list: Vec<Arc<Pod>> = pods
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .values()
+        .cloned()
+        .collect();
     let running = ctx.relist.snapshot();
     let candidates = list
         .iter()
-        .filter(|p| running.get(names::uid(p)).is_some_and(|r| r.observed.alive().next().is_some()))
+        .filter(|p| {
+            running
+                .get(names::uid(p))
+                .is_some_and(|r| r.observed.alive().next().is_some())
+        })
         .filter(|p| p.metadata.deletion_timestamp.is_none())
         .map(|p| candidate(p, t.signal, &usage))
         .collect();
@@ -227,20 +279,35 @@ async fn relieve(ctx: &Ctx, pods: &Pods, t: Threshold, available: u64, wanted: u
         Signal::NodeFsInodes | Signal::ImageFsInodes => "inodes",
         _ => "ephemeral-storage",
     };
-    let message = format!("The node was low on resource: {resource}. Threshold quantity: {wanted}, available: {available}.");
-    let _ = requests.send(Request::Evict { uid: victim.uid, message, grace: 0 }).await;
+    let message =
+        format!("The node was low on resource: {resource}. Threshold quantity: {wanted}, available: {available}.");
+    let _ = requests
+        .send(Request::Evict {
+            uid: victim.uid,
+            message,
+            grace: 0,
+        })
+        .await;
     // The next look comes when this one's memory or files have gone.
     tokio::time::sleep(Duration::from_secs(10)).await;
 }
 
 fn candidate(p: &Pod, signal: Signal, usage: &BTreeMap<String, u64>) -> Candidate {
-    let resource = if signal == Signal::Memory { "memory" } else { "ephemeral-storage" };
+    let resource = if signal == Signal::Memory {
+        "memory"
+    } else {
+        "ephemeral-storage"
+    };
     let priority = p.spec.as_ref().and_then(|s| s.priority).unwrap_or(0);
     let critical = priority >= 2_000_000_000 || names::is_static(p);
     Candidate {
         uid: names::uid(p).to_owned(),
         usage: usage.get(names::uid(p)).copied().unwrap_or(0),
-        request: if Qos::of(p) == Qos::BestEffort { 0 } else { (pod_amount(p, resource, request_milli) / 1000).max(0).unsigned_abs() },
+        request: if Qos::of(p) == Qos::BestEffort {
+            0
+        } else {
+            (pod_amount(p, resource, request_milli) / 1000).max(0).unsigned_abs()
+        },
         priority,
         protected: critical,
     }
@@ -250,10 +317,25 @@ fn candidate(p: &Pod, signal: Signal, usage: &BTreeMap<String, u64>) -> Candidat
 async fn usage(ctx: &Ctx, signal: Signal) -> BTreeMap<String, u64> {
     let mut out = BTreeMap::new();
     for s in ctx.cri.container_stats().await.unwrap_or_default() {
-        let Some(uid) = s.attributes.as_ref().and_then(|a| a.labels.get(names::POD_UID)).cloned() else { continue };
+        let Some(uid) = s
+            .attributes
+            .as_ref()
+            .and_then(|a| a.labels.get(names::POD_UID))
+            .cloned()
+        else {
+            continue;
+        };
         let bytes = match signal {
-            Signal::Memory => s.memory.as_ref().and_then(|m| m.working_set_bytes.as_ref()).map_or(0, |v| v.value),
-            _ => s.writable_layer.as_ref().and_then(|w| w.used_bytes.as_ref()).map_or(0, |v| v.value),
+            Signal::Memory => s
+                .memory
+                .as_ref()
+                .and_then(|m| m.working_set_bytes.as_ref())
+                .map_or(0, |v| v.value),
+            _ => s
+                .writable_layer
+                .as_ref()
+                .and_then(|w| w.used_bytes.as_ref())
+                .map_or(0, |v| v.value),
         };
         *out.entry(uid).or_insert(0) += bytes;
     }
@@ -276,14 +358,29 @@ mod tests {
 
     #[test]
     fn the_greediest_of_least_priority_goes_first_and_critical_ones_never() {
-        let c = |uid: &str, usage, request, priority, protected| Candidate { uid: uid.into(), usage, request, priority, protected };
-        let all = vec![c("within", 10, 20, -5, false), c("small", 30, 20, 0, false), c("big", 90, 20, 0, false), c("important", 900, 0, 9, false), c("static", 999, 0, 0, true)];
+        let c = |uid: &str, usage, request, priority, protected| Candidate {
+            uid: uid.into(),
+            usage,
+            request,
+            priority,
+            protected,
+        };
+        let all = vec![
+            c("within", 10, 20, -5, false),
+            c("small", 30, 20, 0, false),
+            c("big", 90, 20, 0, false),
+            c("important", 900, 0, 9, false),
+            c("static", 999, 0, 0, true),
+        ];
         assert_eq!(choose(all).unwrap().uid, "big");
         assert_eq!(choose(vec![c("static", 999, 0, 0, true)]), None);
     }
 
     #[test]
     fn meminfo_is_read() {
-        assert_eq!(meminfo("MemTotal:       2048 kB\nMemAvailable:   1024 kB\n"), Some((1 << 20, 2 << 20)));
+        assert_eq!(
+            meminfo("MemTotal:       2048 kB\nMemAvailable:   1024 kB\n"),
+            Some((1 << 20, 2 << 20))
+        );
     }
 }

@@ -24,10 +24,20 @@ pub fn superfluous(o: &Observed) -> (Vec<String>, Vec<String>) {
     let mut containers = vec![];
     for list in by_name.values_mut() {
         list.sort_by_key(|c| std::cmp::Reverse((c.created_at, c.restarts)));
-        containers.extend(list.iter().skip(2).filter(|c| matches!(c.state, State::Exited | State::Created)).map(|c| c.id.clone()));
+        containers.extend(
+            list.iter()
+                .skip(2)
+                .filter(|c| matches!(c.state, State::Exited | State::Created))
+                .map(|c| c.id.clone()),
+        );
     }
     let newest = o.newest_sandbox().map(|s| s.id.as_str());
-    let in_use: HashSet<&str> = o.containers.iter().filter(|c| !containers.contains(&c.id)).map(|c| c.sandbox_id.as_str()).collect();
+    let in_use: HashSet<&str> = o
+        .containers
+        .iter()
+        .filter(|c| !containers.contains(&c.id))
+        .map(|c| c.sandbox_id.as_str())
+        .collect();
     let sandboxes = o
         .sandboxes
         .iter()
@@ -41,7 +51,11 @@ pub fn superfluous(o: &Observed) -> (Vec<String>, Vec<String>) {
 pub async fn remove_orphan(ctx: &Ctx, uid: &str) -> Result<()> {
     let pod = ctx.relist.snapshot().get(uid).cloned();
     if let Some(p) = &pod {
-        tracing::info!(pod = format!("{}/{}", p.namespace, p.name), uid, "removing a pod that is wanted no more");
+        tracing::info!(
+            pod = format!("{}/{}", p.namespace, p.name),
+            uid,
+            "removing a pod that is wanted no more"
+        );
         for c in p.observed.alive() {
             ctx.cri.stop_container(&c.id, 30).await?;
         }
@@ -100,7 +114,12 @@ async fn containers(ctx: &Ctx) {
 /// A container's log and its rotated parts.
 fn remove_log_files(path: &str) {
     let path = std::path::Path::new(path);
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name().map(|n| n.to_string_lossy().into_owned())) else { return };
+    let (Some(dir), Some(name)) = (
+        path.parent(),
+        path.file_name().map(|n| n.to_string_lossy().into_owned()),
+    ) else {
+        return;
+    };
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(&name) {
             let _ = std::fs::remove_file(entry.path());
@@ -110,10 +129,19 @@ fn remove_log_files(path: &str) {
 
 /// Folders and links of logs whose pods are gone.
 fn logs(ctx: &Ctx, pods: &Pods) {
-    let known: HashSet<String> = pods.lock().unwrap_or_else(std::sync::PoisonError::into_inner).keys().cloned().collect();
+    let known: HashSet<String> = pods
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .keys()
+        .cloned()
+        .collect();
     let snapshot = ctx.relist.snapshot();
     // Young folders may belong to a pod that is only just being made known.
-    let old = |p: &std::path::Path| std::fs::metadata(p).and_then(|m| m.modified()).is_ok_and(|m| m.elapsed().is_ok_and(|e| e > PERIOD));
+    let old = |p: &std::path::Path| {
+        std::fs::metadata(p)
+            .and_then(|m| m.modified())
+            .is_ok_and(|m| m.elapsed().is_ok_and(|e| e > PERIOD))
+    };
     for entry in std::fs::read_dir(&ctx.paths.pod_logs).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let Some(uid) = name.rsplit('_').next() else { continue };
@@ -121,7 +149,11 @@ fn logs(ctx: &Ctx, pods: &Pods) {
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
-    for entry in std::fs::read_dir(&ctx.paths.container_logs).into_iter().flatten().flatten() {
+    for entry in std::fs::read_dir(&ctx.paths.container_logs)
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let is_link = entry.file_type().is_ok_and(|t| t.is_symlink());
         if is_link && !entry.path().exists() {
             let _ = std::fs::remove_file(entry.path());
@@ -133,12 +165,38 @@ fn logs(ctx: &Ctx, pods: &Pods) {
 pub async fn images(ctx: &Ctx, all: bool) -> Result<u64> {
     let images = ctx.cri.list_images().await?;
     let snapshot = ctx.relist.snapshot();
-    let in_use: HashSet<&str> = snapshot.values().flat_map(|p| p.observed.containers.iter()).map(|c| c.image_ref.as_str()).collect();
-    let used = |i: &k8s_cri::v1::Image| in_use.contains(i.id.as_str()) || i.repo_digests.iter().chain(&i.repo_tags).any(|d| in_use.contains(d.as_str()));
-    ctx.images.mark_used(images.iter().filter(|i| used(i)).map(|i| i.id.clone()));
+    let in_use: HashSet<&str> = snapshot
+        .values()
+        .flat_map(|p| p.observed.containers.iter())
+        .map(|c| c.image_ref.as_str())
+        .collect();
+    let sandbox_image = ctx
+        .cri
+        .sandbox_image()
+        .await?
+        .map(|i| crate::images::normalise(&i).unwrap_or(i));
+    let is_sandbox = |tag: &String| {
+        sandbox_image
+            .as_ref()
+            .is_some_and(|s| tag == s || tag.ends_with(&format!("/{s}")))
+    };
+    let used = |i: &k8s_cri::v1::Image| {
+        i.repo_tags.iter().any(is_sandbox)
+            || in_use.contains(i.id.as_str())
+            || i.repo_digests
+                .iter()
+                .chain(&i.repo_tags)
+                .any(|d| in_use.contains(d.as_str()))
+    };
+    ctx.images
+        .mark_used(images.iter().filter(|i| used(i)).map(|i| i.id.clone()));
     ctx.images.retain(|id| images.iter().any(|i| i.id == id));
-    let Some(fs) = ctx.cri.image_fs().await?.into_iter().next().and_then(|f| f.fs_id) else { return Ok(0) };
-    let Some(space) = crate::eviction::space(std::path::Path::new(&fs.mountpoint)) else { return Ok(0) };
+    let Some(fs) = ctx.cri.image_fs().await?.into_iter().next().and_then(|f| f.fs_id) else {
+        return Ok(0);
+    };
+    let Some(space) = crate::eviction::space(std::path::Path::new(&fs.mountpoint)) else {
+        return Ok(0);
+    };
     let percent = 100 - space.available * 100 / space.capacity.max(1);
     let high = u64::from(ctx.config.image_gc_high_threshold_percent);
     let low = u64::from(ctx.config.image_gc_low_threshold_percent);
@@ -149,7 +207,11 @@ pub async fn images(ctx: &Ctx, all: bool) -> Result<u64> {
     };
     let max_age = i64::try_from(ctx.config.image_maximum_gc_age.as_nanos()).unwrap_or(0);
     let min_age = i64::try_from(ctx.config.image_minimum_gc_age.as_nanos()).unwrap_or(120 * SECOND);
-    let mut candidates: Vec<_> = images.iter().filter(|i| !i.pinned && !used(i)).map(|i| (ctx.images.last_used(&i.id), i)).collect();
+    let mut candidates: Vec<_> = images
+        .iter()
+        .filter(|i| !i.pinned && !used(i))
+        .map(|i| (ctx.images.last_used(&i.id), i))
+        .collect();
     candidates.sort_by_key(|(at, _)| *at);
     let mut freed = 0u64;
     for (at, image) in candidates {
@@ -158,7 +220,10 @@ pub async fn images(ctx: &Ctx, all: bool) -> Result<u64> {
         if !(outdated || freed < target && (all || age > min_age)) {
             continue;
         }
-        tracing::info!(image = image.repo_tags.first().unwrap_or(&image.id), "removing an unused image");
+        tracing::info!(
+            image = image.repo_tags.first().unwrap_or(&image.id),
+            "removing an unused image"
+        );
         ctx.cri.remove_image(&image.id).await?;
         freed += image.size;
     }
@@ -171,10 +236,33 @@ mod tests {
 
     #[test]
     fn the_newest_two_of_each_container_and_the_newest_sandbox_are_kept() {
-        let c = |id: &str, name: &str, at: i64, state| Container { id: id.into(), name: name.into(), created_at: at, state, sandbox_id: "new".into(), ..Default::default() };
+        let c = |id: &str, name: &str, at: i64, state| Container {
+            id: id.into(),
+            name: name.into(),
+            created_at: at,
+            state,
+            sandbox_id: "new".into(),
+            ..Default::default()
+        };
         let o = Observed {
-            sandboxes: vec![Sandbox { id: "old".into(), attempt: 0, ..Default::default() }, Sandbox { id: "new".into(), attempt: 1, ..Default::default() }],
-            containers: vec![c("a1", "a", 1, State::Exited), c("a2", "a", 2, State::Exited), c("a3", "a", 3, State::Running), c("b1", "b", 1, State::Exited)],
+            sandboxes: vec![
+                Sandbox {
+                    id: "old".into(),
+                    attempt: 0,
+                    ..Default::default()
+                },
+                Sandbox {
+                    id: "new".into(),
+                    attempt: 1,
+                    ..Default::default()
+                },
+            ],
+            containers: vec![
+                c("a1", "a", 1, State::Exited),
+                c("a2", "a", 2, State::Exited),
+                c("a3", "a", 3, State::Running),
+                c("b1", "b", 1, State::Exited),
+            ],
         };
         assert_eq!(super::superfluous(&o), (vec!["a1".to_owned()], vec!["old".to_owned()]));
     }

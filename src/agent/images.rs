@@ -42,7 +42,11 @@ pub struct Ready {
 impl Images {
     /// At most `parallel` pulls at once.
     pub fn new(cri: Cri, parallel: usize) -> Images {
-        Images { cri, slots: Arc::new(Semaphore::new(parallel.max(1))), state: Arc::default() }
+        Images {
+            cri,
+            slots: Arc::new(Semaphore::new(parallel.max(1))),
+            state: Arc::default(),
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -50,17 +54,39 @@ impl Images {
     }
 
     /// Makes sure that a container's image is there, as its pull policy says.
-    pub async fn ensure(&self, c: &Container, secrets: &[Arc<Secret>], sandbox: &PodSandboxConfig) -> Result<Ready, StartError> {
+    pub async fn ensure(
+        &self,
+        c: &Container,
+        secrets: &[Arc<Secret>],
+        sandbox: &PodSandboxConfig,
+    ) -> Result<Ready, StartError> {
         let image = c.image.as_deref().unwrap_or_default();
-        let name = normalise(image).map_err(|m| StartError::new("InvalidImageName", format!("Failed to apply default image tag {image:?}: {m}")))?;
-        let inspect = |e: crate::error::Error| StartError::new("ImageInspectError", format!("Failed to inspect image {image:?}: {e}"));
-        let policy = c.image_pull_policy.as_deref().unwrap_or_else(|| crate::spec::default_pull_policy(image));
+        let name = normalise(image).map_err(|m| {
+            StartError::new(
+                "InvalidImageName",
+                format!("Failed to apply default image tag {image:?}: {m}"),
+            )
+        })?;
+        let inspect = |e: crate::error::Error| {
+            StartError::new("ImageInspectError", format!("Failed to inspect image {image:?}: {e}"))
+        };
+        let policy = c
+            .image_pull_policy
+            .as_deref()
+            .unwrap_or_else(|| crate::spec::default_pull_policy(image));
         let present = self.cri.image(&name).await.map_err(inspect)?;
         match (policy, present) {
-            ("Never", None) => Err(StartError::new("ErrImageNeverPull", format!("Container image {image:?} is not present with pull policy of Never"))),
+            ("Never", None) => Err(StartError::new(
+                "ErrImageNeverPull",
+                format!("Container image {image:?} is not present with pull policy of Never"),
+            )),
             ("Never" | "IfNotPresent", Some(found)) => {
                 self.lock().failed.remove(&name);
-                Ok(Ready { reference: found.id.clone(), user: user(&found), pulled: false })
+                Ok(Ready {
+                    reference: found.id.clone(),
+                    user: user(&found),
+                    pulled: false,
+                })
             }
             _ => self.pull(&name, secrets, sandbox).await,
         }
@@ -71,9 +97,17 @@ impl Images {
             && at > now()
         {
             let text = format!("Back-off pulling image {name:?}: {error}");
-            return Err(StartError { retry_at: Some(at), delay, ..StartError::new("ImagePullBackOff", text) });
+            return Err(StartError {
+                retry_at: Some(at),
+                delay,
+                ..StartError::new("ImagePullBackOff", text)
+            });
         }
-        let _slot = self.slots.acquire().await.map_err(|_| StartError::new("ErrImagePull", "the agent is stopping".into()))?;
+        let _slot = self
+            .slots
+            .acquire()
+            .await
+            .map_err(|_| StartError::new("ErrImagePull", "the agent is stopping".into()))?;
         let mut result = Err(String::new());
         let mut tried: Vec<Option<AuthConfig>> = credentials(name, secrets).into_iter().map(Some).collect();
         tried.push(None);
@@ -91,13 +125,28 @@ impl Images {
                 self.lock().failed.remove(name);
                 let found = self.cri.image(name).await.ok().flatten();
                 let user = found.as_ref().map(user).unwrap_or_default();
-                Ok(Ready { reference: found.map(|f| f.id).unwrap_or(reference), user, pulled: true })
+                Ok(Ready {
+                    reference: found.map(|f| f.id).unwrap_or(reference),
+                    user,
+                    pulled: true,
+                })
             }
             Err(error) => {
                 let mut state = self.lock();
-                let delay = state.failed.get(name).map_or(FIRST, |(d, at, _)| if now() - at > 2 * LONGEST { FIRST } else { (d * 2).min(LONGEST) });
-                state.failed.insert(name.to_owned(), (delay, now() + delay, error.clone()));
-                Err(StartError::new("ErrImagePull", format!("failed to pull image {name:?}: {error}")))
+                let delay = state.failed.get(name).map_or(FIRST, |(d, at, _)| {
+                    if now() - at > 2 * LONGEST {
+                        FIRST
+                    } else {
+                        (d * 2).min(LONGEST)
+                    }
+                });
+                state
+                    .failed
+                    .insert(name.to_owned(), (delay, now() + delay, error.clone()));
+                Err(StartError::new(
+                    "ErrImagePull",
+                    format!("failed to pull image {name:?}: {error}"),
+                ))
             }
         }
     }
@@ -120,7 +169,10 @@ impl Images {
 }
 
 fn user(image: &k8s_cri::v1::Image) -> ImageUser {
-    ImageUser { uid: image.uid.as_ref().map(|u| u.value), name: image.username.clone() }
+    ImageUser {
+        uid: image.uid.as_ref().map(|u| u.value),
+        name: image.username.clone(),
+    }
 }
 
 /// Checks an image name and adds `:latest` where there is neither tag nor digest.
@@ -132,7 +184,10 @@ pub fn normalise(image: &str) -> Result<String, String> {
     };
     if let Some(d) = digest {
         let (algorithm, hex) = d.split_once(':').ok_or_else(bad)?;
-        if algorithm != "sha256" && algorithm != "sha512" || hex.len() < 32 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+        if algorithm != "sha256" && algorithm != "sha512"
+            || hex.len() < 32
+            || !hex.bytes().all(|b| b.is_ascii_hexdigit())
+        {
             return Err(bad());
         }
     }
@@ -141,7 +196,12 @@ pub fn normalise(image: &str) -> Result<String, String> {
         Some((_, t)) => (&name[..name.len() - t.len() - 1], Some(t)),
         None => (name, None),
     };
-    let tag_ok = |t: &str| !t.is_empty() && t.len() <= 128 && !t.starts_with(['.', '-']) && t.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+    let tag_ok = |t: &str| {
+        !t.is_empty()
+            && t.len() <= 128
+            && !t.starts_with(['.', '-'])
+            && t.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+    };
     let mut parts = path.split('/').peekable();
     let first = parts.peek().copied().unwrap_or_default();
     let host = path.contains('/') && (first.contains(['.', ':']) || first == "localhost");
@@ -149,7 +209,11 @@ pub fn normalise(image: &str) -> Result<String, String> {
         parts.next();
     }
     let part_ok = |p: &str| {
-        !p.is_empty() && p.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b)) && p.as_bytes()[0].is_ascii_alphanumeric() && p.as_bytes()[p.len() - 1].is_ascii_alphanumeric()
+        !p.is_empty()
+            && p.bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b))
+            && p.as_bytes()[0].is_ascii_alphanumeric()
+            && p.as_bytes()[p.len() - 1].is_ascii_alphanumeric()
     };
     let mut any = false;
     for p in parts {
@@ -161,32 +225,59 @@ pub fn normalise(image: &str) -> Result<String, String> {
     if !any || tag.is_some_and(|t| !tag_ok(t)) {
         return Err(bad());
     }
-    Ok(if tag.is_none() && digest.is_none() { format!("{image}:latest") } else { image.to_owned() })
+    Ok(if tag.is_none() && digest.is_none() {
+        format!("{image}:latest")
+    } else {
+        image.to_owned()
+    })
 }
 
 /// Credentials for an image from pull secrets, most specific first.
 fn credentials(image: &str, secrets: &[Arc<Secret>]) -> Vec<AuthConfig> {
     let first = image.split('/').next().unwrap_or_default();
-    let host = if image.contains('/') && (first.contains(['.', ':']) || first == "localhost") { first } else { "docker.io" };
+    let host = if image.contains('/') && (first.contains(['.', ':']) || first == "localhost") {
+        first
+    } else {
+        "docker.io"
+    };
     let mut out: Vec<(usize, AuthConfig)> = vec![];
     for secret in secrets {
         let data = secret.data.as_ref();
-        let (bytes, wrapped) = match (data.and_then(|d| d.get(".dockerconfigjson")), data.and_then(|d| d.get(".dockercfg"))) {
+        let (bytes, wrapped) = match (
+            data.and_then(|d| d.get(".dockerconfigjson")),
+            data.and_then(|d| d.get(".dockercfg")),
+        ) {
             (Some(b), _) => (b, true),
             (None, Some(b)) => (b, false),
             _ => continue,
         };
-        let Ok(value) = serde_json::from_slice::<serde_json::Value>(&bytes.0) else { continue };
-        let entries = if wrapped { value.get("auths").cloned().unwrap_or_default() } else { value };
+        let Ok(value) = serde_json::from_slice::<serde_json::Value>(&bytes.0) else {
+            continue;
+        };
+        let entries = if wrapped {
+            value.get("auths").cloned().unwrap_or_default()
+        } else {
+            value
+        };
         for (server, entry) in entries.as_object().into_iter().flatten() {
-            let bare = server.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
+            let bare = server
+                .trim_start_matches("https://")
+                .trim_start_matches("http://")
+                .trim_end_matches('/');
             let bare = bare.trim_end_matches("/v1").trim_end_matches("/v2");
             let alias = host == "docker.io" && bare.ends_with("docker.io");
             if !(image.starts_with(bare) && image[bare.len()..].starts_with(['/', ':', '@']) || bare == host || alias) {
                 continue;
             }
             let text = |k: &str| entry.get(k).and_then(|v| v.as_str()).unwrap_or_default().to_owned();
-            let auth = AuthConfig { username: text("username"), password: text("password"), auth: text("auth"), server_address: String::new(), identity_token: text("identitytoken"), registry_token: text("registrytoken") };
+            let auth = AuthConfig {
+                username: text("username"),
+                password: text("password"),
+                auth: text("auth"),
+                server_address: String::new(),
+                identity_token: text("identitytoken"),
+                registry_token: text("registrytoken"),
+            };
             out.push((bare.len(), auth));
         }
     }
@@ -203,8 +294,14 @@ mod tests {
         for (image, expected) in [
             ("busybox", Some("busybox:latest")),
             ("r:5000/a/b:1", Some("r:5000/a/b:1")),
-            ("installer.internal/pause:v0.1.0", Some("installer.internal/pause:v0.1.0")),
-            ("a@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", Some("a@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef")),
+            (
+                "installer.internal/pause:v0.1.0",
+                Some("installer.internal/pause:v0.1.0"),
+            ),
+            (
+                "a@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+                Some("a@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"),
+            ),
             ("FAILED_IMAGE", None),
             ("a//b", None),
             ("", None),
@@ -218,7 +315,10 @@ mod tests {
     #[test]
     fn credentials_match_their_registry_only() {
         let json = r#"{"auths":{"https://r.example:5000":{"username":"u","password":"p"},"other":{"username":"x"}}}"#;
-        let secret = Secret { data: Some([(".dockerconfigjson".to_owned(), k8s_openapi::ByteString(json.into()))].into()), ..Default::default() };
+        let secret = Secret {
+            data: Some([(".dockerconfigjson".to_owned(), k8s_openapi::ByteString(json.into()))].into()),
+            ..Default::default()
+        };
         let secrets = [Arc::new(secret)];
         assert_eq!(credentials("r.example:5000/a:1", &secrets)[0].username, "u");
         assert!(credentials("elsewhere/a:1", &secrets).is_empty());

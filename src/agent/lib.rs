@@ -46,6 +46,8 @@ mod spec;
 mod start;
 mod statics;
 mod status;
+#[cfg(test)]
+mod status_tests;
 mod status_writer;
 mod tls;
 mod volumes;

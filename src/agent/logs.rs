@@ -34,7 +34,12 @@ pub fn parse(line: &[u8]) -> Option<Line<'_>> {
         _ => return None,
     };
     let partial = tag.split(|b| *b == b':').next()? == b"P";
-    Some(Line { time, stderr, partial, text: parts.next().unwrap_or_default() })
+    Some(Line {
+        time,
+        stderr,
+        partial,
+        text: parts.next().unwrap_or_default(),
+    })
 }
 
 /// Offset of the last `lines` lines of a file.
@@ -120,7 +125,11 @@ pub struct Filter {
 impl Filter {
     /// For options.
     pub fn new(options: Options) -> Filter {
-        Filter { left: options.limit.unwrap_or(u64::MAX), options, continued: [false; 2] }
+        Filter {
+            left: options.limit.unwrap_or(u64::MAX),
+            options,
+            continued: [false; 2],
+        }
     }
 
     /// Whether the byte limit is reached.
@@ -136,7 +145,9 @@ impl Filter {
             return vec![];
         }
         if let Some(since) = self.options.since {
-            let time = std::str::from_utf8(l.time).ok().and_then(|t| t.parse::<k8s_openapi::jiff::Timestamp>().ok());
+            let time = std::str::from_utf8(l.time)
+                .ok()
+                .and_then(|t| t.parse::<k8s_openapi::jiff::Timestamp>().ok());
             if time.is_some_and(|t| t < since) {
                 return vec![];
             }
@@ -158,7 +169,12 @@ impl Filter {
 }
 
 /// Sends a container's log piece by piece. `alive` tells whether the container still runs.
-pub async fn stream(path: PathBuf, options: Options, alive: impl Fn() -> bool, sender: tokio::sync::mpsc::Sender<bytes::Bytes>) -> std::io::Result<()> {
+pub async fn stream(
+    path: PathBuf,
+    options: Options,
+    alive: impl Fn() -> bool,
+    sender: tokio::sync::mpsc::Sender<bytes::Bytes>,
+) -> std::io::Result<()> {
     let follow = options.follow;
     let mut file = std::fs::File::open(&path)?;
     let from = match options.tail {
@@ -214,7 +230,9 @@ async fn open_at(path: &Path, offset: u64) -> std::io::Result<BufReader<tokio::f
 
 fn rotated(reader: &BufReader<tokio::fs::File>, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
-    let (Ok(own), Ok(now)) = (rustix::fs::fstat(reader.get_ref()), std::fs::metadata(path)) else { return false };
+    let (Ok(own), Ok(now)) = (rustix::fs::fstat(reader.get_ref()), std::fs::metadata(path)) else {
+        return false;
+    };
     own.st_ino != now.ino()
 }
 
@@ -226,7 +244,12 @@ pub async fn rotate(ctx: Arc<Ctx>) {
     loop {
         ticks.tick().await;
         for p in ctx.relist.snapshot().values() {
-            for c in p.observed.containers.iter().filter(|c| c.state == State::Running && !c.log_path.is_empty()) {
+            for c in p
+                .observed
+                .containers
+                .iter()
+                .filter(|c| c.state == State::Running && !c.log_path.is_empty())
+            {
                 let path = PathBuf::from(&c.log_path);
                 if std::fs::metadata(&path).is_ok_and(|m| m.len() > max)
                     && let Err(e) = rotate_one(&ctx, &path, &c.id).await
@@ -249,7 +272,12 @@ async fn rotate_one(ctx: &Ctx, path: &Path, id: &str) -> crate::error::Result<()
         return Err(e);
     }
     let keep = ctx.config.container_log_max_files.saturating_sub(1) as usize;
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name().map(|n| format!("{}.", n.to_string_lossy()))) else { return Ok(()) };
+    let (Some(dir), Some(name)) = (
+        path.parent(),
+        path.file_name().map(|n| format!("{}.", n.to_string_lossy())),
+    ) else {
+        return Ok(());
+    };
     let mut old: Vec<PathBuf> = std::fs::read_dir(dir)
         .map_err(Error::io("read", dir))?
         .flatten()
@@ -271,7 +299,10 @@ mod tests {
     #[test]
     fn lines_are_parsed() {
         for (raw, expected) in [
-            (&b"2024-01-01T00:00:00.5Z stdout F hello world\n"[..], Some((false, false, &b"hello world"[..]))),
+            (
+                &b"2024-01-01T00:00:00.5Z stdout F hello world\n"[..],
+                Some((false, false, &b"hello world"[..])),
+            ),
             (b"2024-01-01T00:00:00.5Z stderr P part", Some((true, true, b"part"))),
             (b"2024-01-01T00:00:00.5Z stdout F\n", Some((false, false, b""))),
             (b"2024-01-01T00:00:00.5Z stdout F:x y\n", Some((false, false, b"y"))),
@@ -311,11 +342,18 @@ mod tests {
 
     #[test]
     fn the_filter_joins_parts_and_honours_limits() {
-        let mut f = Filter::new(Options { timestamps: true, limit: Some(12), ..Options::default() });
+        let mut f = Filter::new(Options {
+            timestamps: true,
+            limit: Some(12),
+            ..Options::default()
+        });
         assert_eq!(f.line(b"2024-01-01T00:00:00Z stdout P ab\n").len(), 12);
         assert!(f.full());
         let since = "2024-01-02T00:00:00Z".parse().unwrap();
-        let mut f = Filter::new(Options { since: Some(since), ..Options::default() });
+        let mut f = Filter::new(Options {
+            since: Some(since),
+            ..Options::default()
+        });
         assert_eq!(f.line(b"2024-01-01T00:00:00Z stdout F old\n"), b"");
         assert_eq!(f.line(b"2024-01-03T00:00:00Z stdout P a\n"), b"a");
         assert_eq!(f.line(b"2024-01-03T00:00:00Z stdout F b\n"), b"b\n");

@@ -237,17 +237,28 @@ pub fn outcome(pod: &Pod, observed: &Observed) -> Option<Outcome> {
 
 /// Decides. Memory changes only in what this very decision implies (back-offs, waiting reasons).
 pub fn step(input: &Input<'_>, memory: &mut Memory) -> Step {
-    let mut out = Step { stage: Stage::Running, actions: vec![], wake_at: None };
+    let mut out = Step {
+        stage: Stage::Running,
+        actions: vec![],
+        wake_at: None,
+    };
     match input.stop {
         Some(stop) => stopping(input, memory, stop.grace, stop.since, &mut out),
         None if outcome(input.pod, input.observed).is_some() => {
             // Sidecars get the pod's grace period from the moment the last main container ended.
-            let since = input.observed.containers.iter().map(|c| c.finished_at).max().unwrap_or(input.now);
+            let since = input
+                .observed
+                .containers
+                .iter()
+                .map(|c| c.finished_at)
+                .max()
+                .unwrap_or(input.now);
             stopping(input, memory, spec::grace(input.pod), since, &mut out);
         }
         None => living(input, memory, &mut out),
     }
-    out.actions.retain(|a| !memory.busy.contains(&a.busy()) || matches!(a, Action::Kill { .. }));
+    out.actions
+        .retain(|a| !memory.busy.contains(&a.busy()) || matches!(a, Action::Kill { .. }));
     out
 }
 
@@ -259,9 +270,14 @@ fn stopping(input: &Input<'_>, memory: &mut Memory, grace: i64, since: Nanos, ou
     out.stage = Stage::Stopping;
     let elapsed = (input.now - since).max(0) / SECOND;
     let left = if grace <= 0 { 0 } else { (grace - elapsed).max(2) };
-    let sidecar_order: Vec<&str> =
-        spec::init_containers(input.pod).filter(|(k, _)| *k == Kind::Sidecar).map(|(_, c)| c.name.as_str()).collect();
-    let (sidecars, main): (Vec<&Seen>, Vec<&Seen>) = input.observed.alive().partition(|c| sidecar_order.contains(&c.name.as_str()));
+    let sidecar_order: Vec<&str> = spec::init_containers(input.pod)
+        .filter(|(k, _)| *k == Kind::Sidecar)
+        .map(|(_, c)| c.name.as_str())
+        .collect();
+    let (sidecars, main): (Vec<&Seen>, Vec<&Seen>) = input
+        .observed
+        .alive()
+        .partition(|c| sidecar_order.contains(&c.name.as_str()));
     if !main.is_empty() {
         for c in main {
             kill(memory, c, left, Why::PodStops, out);
@@ -278,18 +294,27 @@ fn stopping(input: &Input<'_>, memory: &mut Memory, grace: i64, since: Nanos, ou
             return;
         }
     }
-    if memory.busy.iter().any(|b| matches!(b, Busy::Start(_) | Busy::CreateSandbox)) {
+    if memory
+        .busy
+        .iter()
+        .any(|b| matches!(b, Busy::Start(_) | Busy::CreateSandbox))
+    {
         return;
     }
     let ready: Vec<_> = input.observed.sandboxes.iter().filter(|s| s.ready).collect();
     if ready.is_empty() {
-        out.stage = if memory.busy.iter().any(|b| matches!(b, Busy::StopSandbox(_))) { Stage::Stopping } else { Stage::Ended };
+        out.stage = if memory.busy.iter().any(|b| matches!(b, Busy::StopSandbox(_))) {
+            Stage::Stopping
+        } else {
+            Stage::Ended
+        };
         return;
     }
     if waiting_to_retry(input, memory, "", out) {
         return;
     }
-    out.actions.extend(ready.into_iter().map(|s| Action::StopSandbox { id: s.id.clone() }));
+    out.actions
+        .extend(ready.into_iter().map(|s| Action::StopSandbox { id: s.id.clone() }));
 }
 
 /// Kills unless that is under way with no more time than `grace`.
@@ -300,7 +325,12 @@ fn kill(memory: &mut Memory, c: &Seen, grace: i64, why: Why, out: &mut Step) {
         return;
     }
     memory.kill_grace.insert(c.id.clone(), grace);
-    out.actions.push(Action::Kill { id: c.id.clone(), name: c.name.clone(), grace, why });
+    out.actions.push(Action::Kill {
+        id: c.id.clone(),
+        name: c.name.clone(),
+        grace,
+        why,
+    });
 }
 
 fn waiting_to_retry(input: &Input<'_>, memory: &Memory, key: &str, out: &mut Step) -> bool {
@@ -317,10 +347,19 @@ fn living(input: &Input<'_>, memory: &mut Memory, out: &mut Step) {
     let Some(sandbox) = input.observed.ready_sandbox() else {
         return without_sandbox(input, memory, out);
     };
-    for old in input.observed.sandboxes.iter().filter(|s| s.ready && s.id != sandbox.id) {
+    for old in input
+        .observed
+        .sandboxes
+        .iter()
+        .filter(|s| s.ready && s.id != sandbox.id)
+    {
         out.actions.push(Action::StopSandbox { id: old.id.clone() });
     }
-    for c in input.observed.alive().filter(|c| c.sandbox_id != sandbox.id || c.state == State::Unknown) {
+    for c in input
+        .observed
+        .alive()
+        .filter(|c| c.sandbox_id != sandbox.id || c.state == State::Unknown)
+    {
         kill(memory, c, 2, Why::Lost, out);
     }
     // Adopted pods must be prepared as well before anything is started, but what runs is watched meanwhile.
@@ -344,7 +383,11 @@ fn living(input: &Input<'_>, memory: &mut Memory, out: &mut Step) {
             break;
         }
     }
-    out.stage = if initialised { Stage::Running } else { Stage::Initialising };
+    out.stage = if initialised {
+        Stage::Running
+    } else {
+        Stage::Initialising
+    };
     if initialised {
         for c in spec::main_containers(input.pod) {
             container_cycle(input, memory, Kind::Main, c, current(&c.name), &id, &mut start, out);
@@ -358,7 +401,11 @@ fn living(input: &Input<'_>, memory: &mut Memory, out: &mut Step) {
         if let Action::Start { name, .. } = &action
             && let Some(old) = input.observed.latest(name).filter(|o| o.state == State::Exited)
         {
-            memory.restarts.entry(name.clone()).or_default().restarted(old.finished_at);
+            memory
+                .restarts
+                .entry(name.clone())
+                .or_default()
+                .restarted(old.finished_at);
         }
         out.actions.push(action);
     }
@@ -383,9 +430,15 @@ fn without_sandbox(input: &Input<'_>, memory: &mut Memory, out: &mut Step) {
         return;
     }
     // A dead sandbox still holds its address until it is stopped.
-    let dead: Vec<_> = input.observed.sandboxes.iter().filter(|s| !memory.stopped.contains(&s.id)).collect();
+    let dead: Vec<_> = input
+        .observed
+        .sandboxes
+        .iter()
+        .filter(|s| !memory.stopped.contains(&s.id))
+        .collect();
     if !dead.is_empty() {
-        out.actions.extend(dead.into_iter().map(|s| Action::StopSandbox { id: s.id.clone() }));
+        out.actions
+            .extend(dead.into_iter().map(|s| Action::StopSandbox { id: s.id.clone() }));
         return;
     }
     if !input.network_ready && !spec::host_network(input.pod) {
@@ -397,7 +450,9 @@ fn without_sandbox(input: &Input<'_>, memory: &mut Memory, out: &mut Step) {
 
 /// Whether a running container counts as started: its startup probe, if any, has passed.
 pub fn is_started(c: &Container, seen: Option<&Seen>, memory: &Memory) -> bool {
-    let Some(seen) = seen.filter(|s| s.state == State::Running) else { return false };
+    let Some(seen) = seen.filter(|s| s.state == State::Running) else {
+        return false;
+    };
     if memory.busy.contains(&Busy::Start(c.name.clone())) {
         return false;
     }
@@ -431,7 +486,9 @@ fn container_cycle(
                 "startup" => c.startup_probe.as_ref(),
                 _ => c.liveness_probe.as_ref(),
             };
-            let grace = own.and_then(|p| p.termination_grace_period_seconds).unwrap_or_else(|| spec::grace(input.pod));
+            let grace = own
+                .and_then(|p| p.termination_grace_period_seconds)
+                .unwrap_or_else(|| spec::grace(input.pod));
             kill(memory, seen, grace, Why::Probe(probe), out);
             return false;
         }
@@ -446,7 +503,11 @@ fn container_cycle(
         // containers run again in every new sandbox.
         let changed = !old.hash.is_empty() && old.hash != container_hash(c);
         let rerun_init = kind == Kind::Init && old.sandbox_id != sandbox;
-        if old.state == State::Exited && !changed && !rerun_init && !spec::should_restart(input.pod, kind, c, old.exit_code) {
+        if old.state == State::Exited
+            && !changed
+            && !rerun_init
+            && !spec::should_restart(input.pod, kind, c, old.exit_code)
+        {
             return false;
         }
         if old.state == State::Exited && old.sandbox_id == sandbox && crash_loop(input, memory, c, old, out) {
@@ -480,7 +541,13 @@ fn crash_loop(input: &Input<'_>, memory: &mut Memory, c: &Container, old: &Seen,
         names::namespace(input.pod),
         names::uid(input.pod)
     );
-    memory.waiting.insert(c.name.clone(), Waiting { reason: "CrashLoopBackOff".into(), message });
+    memory.waiting.insert(
+        c.name.clone(),
+        Waiting {
+            reason: "CrashLoopBackOff".into(),
+            message,
+        },
+    );
     wake(out, at);
     true
 }
@@ -496,5 +563,9 @@ fn next_restarts(latest: Option<&Seen>, known: Option<u32>) -> u32 {
 /// Whole seconds in Go's notation: `10s`, `1m20s`, `5m0s`.
 pub fn go_duration(nanos: Nanos) -> String {
     let s = nanos / SECOND;
-    if s < 60 { format!("{s}s") } else { format!("{}m{}s", s / 60, s % 60) }
+    if s < 60 {
+        format!("{s}s")
+    } else {
+        format!("{}m{}s", s / 60, s % 60)
+    }
 }

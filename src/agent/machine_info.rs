@@ -28,8 +28,14 @@ impl Size {
             .filter(|n| *n > 0)
             .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
             .unwrap_or(1);
-        let memory = std::fs::read_to_string("/proc/meminfo").ok().and_then(|t| crate::eviction::meminfo(&t)).map_or(0, |(_, total)| total);
-        Size { cpus: u32::try_from(cpus).unwrap_or(1), memory }
+        let memory = std::fs::read_to_string("/proc/meminfo")
+            .ok()
+            .and_then(|t| crate::eviction::meminfo(&t))
+            .map_or(0, |(_, total)| total);
+        Size {
+            cpus: u32::try_from(cpus).unwrap_or(1),
+            memory,
+        }
     }
 }
 
@@ -48,10 +54,23 @@ pub fn capacity(size: Size, root: &Path, max_pods: u32) -> BTreeMap<String, Quan
     if let Some(s) = crate::eviction::space(root) {
         out.insert("ephemeral-storage".into(), Quantity(format!("{}Ki", s.capacity / 1024)));
     }
-    for entry in std::fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten() {
+    for entry in std::fs::read_dir("/sys/kernel/mm/hugepages")
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(kb) = name.strip_prefix("hugepages-").and_then(|n| n.strip_suffix("kB")).and_then(|n| n.parse::<u64>().ok()) else { continue };
-        let pages: u64 = std::fs::read_to_string(entry.path().join("nr_hugepages")).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0);
+        let Some(kb) = name
+            .strip_prefix("hugepages-")
+            .and_then(|n| n.strip_suffix("kB"))
+            .and_then(|n| n.parse::<u64>().ok())
+        else {
+            continue;
+        };
+        let pages: u64 = std::fs::read_to_string(entry.path().join("nr_hugepages"))
+            .ok()
+            .and_then(|t| t.trim().parse().ok())
+            .unwrap_or(0);
         let size = match kb {
             k if k >= 1 << 20 => format!("{}Gi", k >> 20),
             k if k >= 1 << 10 => format!("{}Mi", k >> 10),
@@ -66,7 +85,11 @@ pub fn capacity(size: Size, root: &Path, max_pods: u32) -> BTreeMap<String, Quan
 pub fn allocatable(capacity: &BTreeMap<String, Quantity>, config: &Config) -> BTreeMap<String, Quantity> {
     let mut out = capacity.clone();
     let reserved = |resource: &str| -> i64 {
-        [&config.system_reserved, &config.kube_reserved].iter().filter_map(|r| r.get(resource)).filter_map(|q| quantity::milli(q)).sum()
+        [&config.system_reserved, &config.kube_reserved]
+            .iter()
+            .filter_map(|r| r.get(resource))
+            .filter_map(|q| quantity::milli(q))
+            .sum()
     };
     for (resource, value) in &mut out {
         let Some(all) = quantity::milli(&value.0) else { continue };
@@ -75,10 +98,13 @@ pub fn allocatable(capacity: &BTreeMap<String, Quantity>, config: &Config) -> BT
             "ephemeral-storage" => "nodefs.available",
             _ => "",
         };
-        let threshold = config.eviction_hard.get(signal).map_or(0, |t| match t.strip_suffix('%') {
-            Some(p) => (all as f64 * p.parse::<f64>().unwrap_or(0.0) / 100.0) as i64,
-            None => quantity::milli(t).unwrap_or(0),
-        });
+        let threshold = config
+            .eviction_hard
+            .get(signal)
+            .map_or(0, |t| match t.strip_suffix('%') {
+                Some(p) => (all as f64 * p.parse::<f64>().unwrap_or(0.0) / 100.0) as i64,
+                None => quantity::milli(t).unwrap_or(0),
+            });
         let taken = reserved(resource) + threshold;
         if taken > 0 {
             let left = (all - taken).max(0);
@@ -93,7 +119,10 @@ pub fn allocatable(capacity: &BTreeMap<String, Quantity>, config: &Config) -> BT
 }
 
 fn first_line(path: &str) -> Option<String> {
-    std::fs::read_to_string(path).ok().map(|t| t.trim().to_owned()).filter(|t| !t.is_empty())
+    std::fs::read_to_string(path)
+        .ok()
+        .map(|t| t.trim().to_owned())
+        .filter(|t| !t.is_empty())
 }
 
 /// Identity of the machine for the Node object.
@@ -102,7 +131,10 @@ pub fn system_info(runtime: &str) -> NodeSystemInfo {
     let uname = rustix::system::uname();
     let os_image = std::fs::read_to_string("/etc/os-release")
         .ok()
-        .and_then(|t| t.lines().find_map(|l| l.strip_prefix("PRETTY_NAME=").map(|v| v.trim_matches('"').to_owned())))
+        .and_then(|t| {
+            t.lines()
+                .find_map(|l| l.strip_prefix("PRETTY_NAME=").map(|v| v.trim_matches('"').to_owned()))
+        })
         .unwrap_or_else(|| "Linux".into());
     NodeSystemInfo {
         architecture: architecture().into(),
@@ -137,7 +169,11 @@ pub fn swap_on() -> bool {
 pub fn node_name(given: Option<&str>) -> String {
     match given {
         Some(n) => n.trim().to_lowercase(),
-        None => rustix::system::uname().nodename().to_string_lossy().trim().to_lowercase(),
+        None => rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .trim()
+            .to_lowercase(),
     }
 }
 
@@ -179,10 +215,21 @@ mod tests {
 
     #[test]
     fn allocatable_is_what_reservations_and_thresholds_leave() {
-        let capacity = [("cpu".to_owned(), Quantity("2".into())), ("memory".to_owned(), Quantity("1048576Ki".into())), ("pods".to_owned(), Quantity("110".into()))].into();
-        let config = Config { system_reserved: [("cpu".to_owned(), "100m".to_owned())].into(), ..Config::default() };
+        let capacity = [
+            ("cpu".to_owned(), Quantity("2".into())),
+            ("memory".to_owned(), Quantity("1048576Ki".into())),
+            ("pods".to_owned(), Quantity("110".into())),
+        ]
+        .into();
+        let config = Config {
+            system_reserved: [("cpu".to_owned(), "100m".to_owned())].into(),
+            ..Config::default()
+        };
         let out = allocatable(&capacity, &config);
-        assert_eq!((out["cpu"].0.as_str(), out["memory"].0.as_str(), out["pods"].0.as_str()), ("1900m", "946176Ki", "110"));
+        assert_eq!(
+            (out["cpu"].0.as_str(), out["memory"].0.as_str(), out["pods"].0.as_str()),
+            ("1900m", "946176Ki", "110")
+        );
     }
 
     #[test]

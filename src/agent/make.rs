@@ -9,8 +9,8 @@ use crate::security::{self, ImageUser};
 use crate::spec;
 use crate::start::StartError;
 use k8s_cri::v1::{
-    ContainerConfig, ContainerMetadata, ImageSpec, KeyValue, LinuxContainerConfig, LinuxContainerResources, LinuxPodSandboxConfig, Mount,
-    PodSandboxConfig, PodSandboxMetadata, PortMapping, Protocol,
+    ContainerConfig, ContainerMetadata, ImageSpec, KeyValue, LinuxContainerConfig, LinuxContainerResources,
+    LinuxPodSandboxConfig, Mount, PodSandboxConfig, PodSandboxMetadata, PortMapping, Protocol,
 };
 use k8s_openapi::api::core::v1::{Container, Pod};
 use std::collections::HashMap;
@@ -26,11 +26,27 @@ fn pod_labels(pod: &Pod) -> HashMap<String, String> {
 }
 
 /// The sandbox's configuration.
-pub fn sandbox(pod: &Pod, config: &Config, paths: &Paths, host: &Resolver, cgroup_parent: String, attempt: u32, limits: PodLimits) -> PodSandboxConfig {
+pub fn sandbox(
+    pod: &Pod,
+    config: &Config,
+    paths: &Paths,
+    host: &Resolver,
+    cgroup_parent: String,
+    attempt: u32,
+    limits: PodLimits,
+) -> PodSandboxConfig {
     let mut labels: HashMap<String, String> = pod.metadata.labels.clone().unwrap_or_default().into_iter().collect();
     labels.extend(pod_labels(pod));
-    let mut annotations: HashMap<String, String> = pod.metadata.annotations.clone().unwrap_or_default().into_iter().collect();
-    annotations.entry(names::CONFIG_SOURCE.to_owned()).or_insert_with(|| "api".to_owned());
+    let mut annotations: HashMap<String, String> = pod
+        .metadata
+        .annotations
+        .clone()
+        .unwrap_or_default()
+        .into_iter()
+        .collect();
+    annotations
+        .entry(names::CONFIG_SOURCE.to_owned())
+        .or_insert_with(|| "api".to_owned());
     let sysctls = pod
         .spec
         .iter()
@@ -39,7 +55,11 @@ pub fn sandbox(pod: &Pod, config: &Config, paths: &Paths, host: &Resolver, cgrou
         .map(|s| (s.name.replace('/', "."), s.value.clone()))
         .collect();
     // With the host's network the host's own name is kept, as upstream does.
-    let hostname = if spec::host_network(pod) { String::new() } else { dns::hostname(pod, config).0 };
+    let hostname = if spec::host_network(pod) {
+        String::new()
+    } else {
+        dns::hostname(pod, config).0
+    };
     PodSandboxConfig {
         metadata: Some(PodSandboxMetadata {
             name: names::name(pod).into(),
@@ -48,7 +68,10 @@ pub fn sandbox(pod: &Pod, config: &Config, paths: &Paths, host: &Resolver, cgrou
             attempt,
         }),
         hostname,
-        log_directory: paths.pod_log(names::namespace(pod), names::name(pod), names::uid(pod)).display().to_string(),
+        log_directory: paths
+            .pod_log(names::namespace(pod), names::name(pod), names::uid(pod))
+            .display()
+            .to_string(),
         dns_config: Some(dns::for_pod(pod, config, host)),
         port_mappings: port_mappings(pod),
         labels,
@@ -76,8 +99,15 @@ fn port_mappings(pod: &Pod) -> Vec<PortMapping> {
     }
     let mut out = vec![];
     for p in spec::containers(pod).flat_map(|(_, c)| c.ports.iter().flatten()) {
-        let Some(host_port) = p.host_port.filter(|h| *h > 0) else { continue };
-        let mut m = PortMapping { host_port, container_port: p.container_port, host_ip: p.host_ip.clone().unwrap_or_default(), ..Default::default() };
+        let Some(host_port) = p.host_port.filter(|h| *h > 0) else {
+            continue;
+        };
+        let mut m = PortMapping {
+            host_port,
+            container_port: p.container_port,
+            host_ip: p.host_ip.clone().unwrap_or_default(),
+            ..Default::default()
+        };
         m.set_protocol(match p.protocol.as_deref() {
             Some("UDP") => Protocol::Udp,
             Some("SCTP") => Protocol::Sctp,
@@ -108,26 +138,45 @@ pub struct Parts {
 /// The container's configuration.
 pub fn container(pod: &Pod, c: &Container, config: &Config, parts: Parts) -> Result<ContainerConfig, StartError> {
     let lookup = |name: &str| parts.env.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
-    let expand = |list: &Option<Vec<String>>| -> Vec<String> { list.iter().flatten().map(|t| crate::env::expand(t, lookup)).collect() };
+    let expand = |list: &Option<Vec<String>>| -> Vec<String> {
+        list.iter().flatten().map(|t| crate::env::expand(t, lookup)).collect()
+    };
     let mut labels = pod_labels(pod);
     labels.insert(names::CONTAINER_NAME.into(), c.name.clone());
     let text = |v: &Option<String>, default: &str| v.clone().unwrap_or_else(|| default.to_owned());
     let annotations = [
         (names::CONTAINER_HASH, container_hash(c)),
         (names::RESTART_COUNT, parts.restarts.to_string()),
-        (names::TERMINATION_PATH, text(&c.termination_message_path, "/dev/termination-log")),
+        (
+            names::TERMINATION_PATH,
+            text(&c.termination_message_path, "/dev/termination-log"),
+        ),
         (names::TERMINATION_POLICY, text(&c.termination_message_policy, "File")),
         (names::POD_GRACE, spec::grace(pod).to_string()),
     ]
     .map(|(k, v)| (k.to_owned(), v))
     .into();
     Ok(ContainerConfig {
-        metadata: Some(ContainerMetadata { name: c.name.clone(), attempt: parts.restarts }),
-        image: Some(ImageSpec { image: parts.image.clone(), user_specified_image: c.image.clone().unwrap_or_default(), ..Default::default() }),
+        metadata: Some(ContainerMetadata {
+            name: c.name.clone(),
+            attempt: parts.restarts,
+        }),
+        image: Some(ImageSpec {
+            image: parts.image.clone(),
+            user_specified_image: c.image.clone().unwrap_or_default(),
+            ..Default::default()
+        }),
         command: expand(&c.command),
         args: expand(&c.args),
         working_dir: c.working_dir.clone().unwrap_or_default(),
-        envs: parts.env.iter().map(|(key, value)| KeyValue { key: key.clone(), value: value.clone() }).collect(),
+        envs: parts
+            .env
+            .iter()
+            .map(|(key, value)| KeyValue {
+                key: key.clone(),
+                value: value.clone(),
+            })
+            .collect(),
         mounts: parts.mounts,
         devices: vec![],
         labels,
@@ -146,7 +195,11 @@ pub fn container(pod: &Pod, c: &Container, config: &Config, parts: Parts) -> Res
 }
 
 fn resources(pod: &Pod, c: &Container, config: &Config, memory: u64) -> LinuxContainerResources {
-    let quota = if config.cpu_cfs_quota { qos::cpu_quota(qos::limit_milli(c, "cpu").unwrap_or(0)) } else { 0 };
+    let quota = if config.cpu_cfs_quota {
+        qos::cpu_quota(qos::limit_milli(c, "cpu").unwrap_or(0))
+    } else {
+        0
+    };
     LinuxContainerResources {
         cpu_period: if quota > 0 { qos::CPU_PERIOD } else { 0 },
         cpu_quota: quota,

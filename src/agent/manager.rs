@@ -3,6 +3,7 @@
 
 use crate::admission;
 use crate::ctx::Ctx;
+use crate::error::{Error, Result};
 use crate::machine::Stop;
 use crate::names;
 use crate::observed::now;
@@ -88,7 +89,12 @@ impl Manager {
     }
 
     /// Runs until the sources end.
-    pub async fn run(mut self, mut statics: mpsc::Receiver<Vec<Arc<Pod>>>, mut api: mpsc::Receiver<ApiEvent>, mut requests: mpsc::Receiver<Request>) {
+    pub async fn run(
+        mut self,
+        mut statics: mpsc::Receiver<Vec<Arc<Pod>>>,
+        mut api: mpsc::Receiver<ApiEvent>,
+        mut requests: mpsc::Receiver<Request>,
+    ) -> Result<()> {
         let mut ticks = tokio::time::interval(Duration::from_secs(5));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -96,9 +102,9 @@ impl Manager {
                 Some(pods) = statics.recv() => self.set_statics(pods),
                 Some(event) = api.recv() => self.api_event(event),
                 Some(request) = requests.recv() => self.request(request),
-                Some(done) = self.workers.join_next() => self.worker_done(done),
+                Some(done) = self.workers.join_next() => self.worker_done(done)?,
                 _ = ticks.tick() => self.clean_orphans(),
-                else => return,
+                else => return Ok(()),
             }
         }
     }
@@ -123,7 +129,12 @@ impl Manager {
     }
 
     fn start_waiting(&mut self) {
-        let busy: HashSet<String> = self.entries.values().filter(|e| !e.from_api).map(|e| names::full(&e.desired.borrow().pod)).collect();
+        let busy: HashSet<String> = self
+            .entries
+            .values()
+            .filter(|e| !e.from_api)
+            .map(|e| names::full(&e.desired.borrow().pod))
+            .collect();
         let ready: Vec<String> = self.waiting.keys().filter(|k| !busy.contains(*k)).cloned().collect();
         for key in ready {
             if let Some(pod) = self.waiting.remove(&key) {
@@ -138,11 +149,21 @@ impl Manager {
         let stop = match refused {
             Some((reason, message)) => {
                 self.ctx.events.warning(&pod, None, &reason, message.clone());
-                Some(Stop { grace: 0, since: now(), reason: Some(reason), message })
+                Some(Stop {
+                    grace: 0,
+                    since: now(),
+                    reason: Some(reason),
+                    message,
+                })
             }
             None => None,
         };
-        let (desired, receiver) = watch::channel(Desired { pod: pod.clone(), stop, remove: false, gone });
+        let (desired, receiver) = watch::channel(Desired {
+            pod: pod.clone(),
+            stop,
+            remove: false,
+            gone,
+        });
         let worker = Worker::new(self.ctx.clone(), receiver, self.mirrors());
         let key = uid.clone();
         self.workers.spawn(async move {
@@ -170,7 +191,12 @@ impl Manager {
         if let Some(message) = crate::security::forbidden_sysctl(pod, &self.ctx.config) {
             return Some(("SysctlForbidden".into(), message));
         }
-        let others: Vec<Arc<Pod>> = self.lock_pods().values().filter(|p| !crate::status::is_final(p)).cloned().collect();
+        let others: Vec<Arc<Pod>> = self
+            .lock_pods()
+            .values()
+            .filter(|p| !crate::status::is_final(p))
+            .cloned()
+            .collect();
         admission::refuse(pod, &others, &self.ctx.allocatable, self.ctx.config.max_pods)
     }
 
@@ -178,7 +204,12 @@ impl Manager {
         match event {
             ApiEvent::All(pods) => {
                 let present: HashSet<String> = pods.iter().map(|p| names::uid(p).to_owned()).collect();
-                let gone: Vec<String> = self.entries.iter().filter(|(u, e)| e.from_api && !present.contains(*u)).map(|(u, _)| u.clone()).collect();
+                let gone: Vec<String> = self
+                    .entries
+                    .iter()
+                    .filter(|(u, e)| e.from_api && !present.contains(*u))
+                    .map(|(u, _)| u.clone())
+                    .collect();
                 let mirrors = pods.iter().filter_map(mirror_entry).collect();
                 self.mirrors.send_if_modified(|m| std::mem::replace(m, mirrors) != *m);
                 for uid in gone {
@@ -192,7 +223,8 @@ impl Manager {
             ApiEvent::Apply(pod) => self.apply(*pod),
             ApiEvent::Delete(pod) => {
                 if names::mirror_hash(&pod).is_some() {
-                    self.mirrors.send_if_modified(|m| m.remove(&names::full(&pod)).is_some());
+                    self.mirrors
+                        .send_if_modified(|m| m.remove(&names::full(&pod)).is_some());
                 } else {
                     self.gone(names::uid(&pod));
                 }
@@ -203,7 +235,8 @@ impl Manager {
     fn apply(&mut self, mut pod: Pod) {
         pod.metadata.managed_fields = None;
         if let Some((key, value)) = mirror_entry(&pod) {
-            self.mirrors.send_if_modified(|m| m.insert(key, value.clone()).as_ref() != Some(&value));
+            self.mirrors
+                .send_if_modified(|m| m.insert(key, value.clone()).as_ref() != Some(&value));
             return self.check_mirror(pod);
         }
         if names::mirror_hash(&pod).is_some() {
@@ -212,7 +245,11 @@ impl Manager {
         spec::default(&mut pod);
         let pod = Arc::new(pod);
         let uid = names::uid(&pod).to_owned();
-        if self.entries.contains_key(&uid) { self.update(&uid, pod) } else { self.add(pod, true, false) }
+        if self.entries.contains_key(&uid) {
+            self.update(&uid, pod)
+        } else {
+            self.add(pod, true, false)
+        }
     }
 
     /// A mirror that is being deleted, or shows a static pod that is gone, is removed; the writer makes a new one.
@@ -236,14 +273,25 @@ impl Manager {
         self.lock_pods().insert(uid.to_owned(), pod.clone());
         let Some(entry) = self.entries.get(uid) else { return };
         let deleting = pod.metadata.deletion_timestamp.is_some();
-        let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or_else(|| spec::grace(&pod)).max(0);
+        let grace = pod
+            .metadata
+            .deletion_grace_period_seconds
+            .unwrap_or_else(|| spec::grace(&pod))
+            .max(0);
         entry.desired.send_modify(|d| {
             d.pod = pod;
             if deleting {
                 d.remove = true;
                 match &mut d.stop {
                     Some(s) => s.grace = s.grace.min(grace),
-                    None => d.stop = Some(Stop { grace, since: now(), reason: None, message: String::new() }),
+                    None => {
+                        d.stop = Some(Stop {
+                            grace,
+                            since: now(),
+                            reason: None,
+                            message: String::new(),
+                        })
+                    }
                 }
             }
         });
@@ -259,23 +307,31 @@ impl Manager {
         match request {
             Request::Evict { uid, message, grace } => {
                 let Some(entry) = self.entries.get(&uid) else { return };
-                self.ctx.events.warning(&entry.desired.borrow().pod, None, "Evicted", message.clone());
+                self.ctx
+                    .events
+                    .warning(&entry.desired.borrow().pod, None, "Evicted", message.clone());
                 entry.desired.send_modify(|d| {
-                    d.stop.get_or_insert(Stop { grace, since: now(), reason: Some("Evicted".into()), message });
+                    d.stop.get_or_insert(Stop {
+                        grace,
+                        since: now(),
+                        reason: Some("Evicted".into()),
+                        message,
+                    });
                 });
             }
         }
     }
 
-    fn worker_done(&mut self, done: Result<String, tokio::task::JoinError>) {
+    fn worker_done(&mut self, done: Result<String, tokio::task::JoinError>) -> Result<()> {
         match done {
             Ok(uid) => {
                 self.entries.remove(&uid);
                 self.lock_pods().remove(&uid);
                 self.start_waiting();
+                Ok(())
             }
-            // A worker never ends by itself otherwise; with its pod unknown the process must start afresh.
-            Err(e) => tracing::error!("a pod's worker ended: {e}"),
+            // A worker never ends by itself otherwise. A new process adopts all pods, this one would leave one alone.
+            Err(e) => Err(Error::Other(format!("a pod's worker ended: {e}"))),
         }
     }
 
@@ -287,12 +343,21 @@ impl Manager {
         let snapshot = self.ctx.relist.snapshot();
         let mut uids: HashSet<String> = snapshot.keys().cloned().collect();
         uids.extend(self.ctx.cgroups.pods().into_iter().map(|(_, uid)| uid));
-        for entry in std::fs::read_dir(self.ctx.paths.root.join("pods")).into_iter().flatten().flatten() {
+        for entry in std::fs::read_dir(self.ctx.paths.root.join("pods"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             uids.insert(entry.file_name().to_string_lossy().into_owned());
         }
         uids.retain(|uid| !self.entries.contains_key(uid) && !self.waiting.values().any(|p| names::uid(p) == uid));
         for uid in uids {
-            if !self.cleaning.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(uid.clone()) {
+            if !self
+                .cleaning
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .insert(uid.clone())
+            {
                 continue;
             }
             let (ctx, cleaning) = (self.ctx.clone(), self.cleaning.clone());
@@ -300,7 +365,10 @@ impl Manager {
                 if let Err(e) = crate::gc::remove_orphan(&ctx, &uid).await {
                     tracing::warn!(uid, "cleaning up a pod that is gone: {e}");
                 }
-                cleaning.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&uid);
+                cleaning
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner)
+                    .remove(&uid);
             });
         }
     }
@@ -319,6 +387,11 @@ fn stop(desired: &watch::Sender<Desired>, grace: Option<i64>, gone: bool) {
         d.remove = true;
         d.gone |= gone;
         let grace = grace.unwrap_or_else(|| spec::grace(&d.pod));
-        d.stop.get_or_insert(Stop { grace, since: now(), reason: None, message: String::new() });
+        d.stop.get_or_insert(Stop {
+            grace,
+            since: now(),
+            reason: None,
+            message: String::new(),
+        });
     });
 }

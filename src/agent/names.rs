@@ -53,12 +53,20 @@ pub fn full(pod: &Pod) -> String {
 
 /// Whether a pod is a static one (it was read from a file).
 pub fn is_static(pod: &Pod) -> bool {
-    pod.metadata.annotations.as_ref().and_then(|a| a.get(CONFIG_SOURCE)).is_some_and(|s| s != "api")
+    pod.metadata
+        .annotations
+        .as_ref()
+        .and_then(|a| a.get(CONFIG_SOURCE))
+        .is_some_and(|s| s != "api")
 }
 
 /// The mirrored hash if the pod is a mirror pod.
 pub fn mirror_hash(pod: &Pod) -> Option<&str> {
-    pod.metadata.annotations.as_ref().and_then(|a| a.get(CONFIG_MIRROR)).map(String::as_str)
+    pod.metadata
+        .annotations
+        .as_ref()
+        .and_then(|a| a.get(CONFIG_MIRROR))
+        .map(String::as_str)
 }
 
 /// Folders of the agent.
@@ -89,7 +97,10 @@ impl Paths {
 
     /// Folder of one volume; the middle part names the plugin as other tools expect it.
     pub fn volume(&self, uid: &str, plugin: &str, name: &str) -> PathBuf {
-        self.pod(uid).join("volumes").join(format!("kubernetes.io~{plugin}")).join(name)
+        self.pod(uid)
+            .join("volumes")
+            .join(format!("kubernetes.io~{plugin}"))
+            .join(name)
     }
 
     /// Folder of a container's own files (termination messages).

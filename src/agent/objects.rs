@@ -1,7 +1,7 @@
 //! ConfigMaps, Secrets and tokens that pods refer to, fetched one by one and kept for a short while. There is never a
 //! watch on all secrets: the agent only ever reads what its own pods name.
 
-use crate::api_client::Api;
+use crate::api_client::{Api, limited};
 use crate::error::{Error, Result};
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, ServiceAccount};
@@ -46,7 +46,10 @@ const KEEP: Duration = Duration::from_secs(300);
 impl Objects {
     /// An empty cache.
     pub fn new(api: Api) -> Objects {
-        Objects { api, inner: Arc::default() }
+        Objects {
+            api,
+            inner: Arc::default(),
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -56,30 +59,52 @@ impl Objects {
     /// A ConfigMap not older than `age`; `None` if the API server has none.
     pub async fn config_map(&self, namespace: &str, name: &str, age: Duration) -> Result<Option<Arc<ConfigMap>>> {
         let key = (namespace.to_owned(), name.to_owned());
-        if let Some(e) = self.lock().maps.get(&key).filter(|e| e.value.is_some() && e.at.elapsed() < age) {
+        if let Some(e) = self
+            .lock()
+            .maps
+            .get(&key)
+            .filter(|e| e.value.is_some() && e.at.elapsed() < age)
+        {
             return Ok(e.value.clone());
         }
         let api: kube::Api<ConfigMap> = kube::Api::namespaced(self.api.client()?, namespace);
-        let value = api.get_opt(name).await?.map(|mut m| {
+        let value = limited(async { Ok(api.get_opt(name).await?) }).await?.map(|mut m| {
             m.metadata.managed_fields = None;
             Arc::new(m)
         });
-        self.lock().maps.insert(key, Entry { value: value.clone(), at: Instant::now() });
+        self.lock().maps.insert(
+            key,
+            Entry {
+                value: value.clone(),
+                at: Instant::now(),
+            },
+        );
         Ok(value)
     }
 
     /// A Secret not older than `age`; `None` if the API server has none.
     pub async fn secret(&self, namespace: &str, name: &str, age: Duration) -> Result<Option<Arc<Secret>>> {
         let key = (namespace.to_owned(), name.to_owned());
-        if let Some(e) = self.lock().secrets.get(&key).filter(|e| e.value.is_some() && e.at.elapsed() < age) {
+        if let Some(e) = self
+            .lock()
+            .secrets
+            .get(&key)
+            .filter(|e| e.value.is_some() && e.at.elapsed() < age)
+        {
             return Ok(e.value.clone());
         }
         let api: kube::Api<Secret> = kube::Api::namespaced(self.api.client()?, namespace);
-        let value = api.get_opt(name).await?.map(|mut s| {
+        let value = limited(async { Ok(api.get_opt(name).await?) }).await?.map(|mut s| {
             s.metadata.managed_fields = None;
             Arc::new(s)
         });
-        self.lock().secrets.insert(key, Entry { value: value.clone(), at: Instant::now() });
+        self.lock().secrets.insert(
+            key,
+            Entry {
+                value: value.clone(),
+                at: Instant::now(),
+            },
+        );
         Ok(value)
     }
 
@@ -91,7 +116,11 @@ impl Objects {
         if let Some(t) = self.lock().tokens.get(&key).filter(|t| now < t.refresh_at) {
             return Ok(t.text.clone());
         }
-        let account = pod.spec.as_ref().and_then(|s| s.service_account_name.as_deref()).unwrap_or("default");
+        let account = pod
+            .spec
+            .as_ref()
+            .and_then(|s| s.service_account_name.as_deref())
+            .unwrap_or("default");
         let request = TokenRequest {
             spec: Some(TokenRequestSpec {
                 audiences: audience.map(|a| vec![a.to_owned()]),
@@ -106,12 +135,29 @@ impl Objects {
             ..Default::default()
         };
         let api: kube::Api<ServiceAccount> = kube::Api::namespaced(self.api.client()?, crate::names::namespace(pod));
-        let answer: TokenRequest = api.create_subresource("token", account, &Default::default(), &request).await?;
-        let status = answer.status.ok_or_else(|| Error::Other("the answer to a TokenRequest has no status".into()))?;
-        let text = status.token.ok_or_else(|| Error::Other("the answer to a TokenRequest has no token".into()))?;
-        let life = status.expiration_timestamp.map_or(seconds, |t| t.0.as_second() - now.as_second());
+        let answer: TokenRequest = limited(async {
+            Ok(api
+                .create_subresource("token", account, &Default::default(), &request)
+                .await?)
+        })
+        .await?;
+        let status = answer
+            .status
+            .ok_or_else(|| Error::Other("the answer to a TokenRequest has no status".into()))?;
+        let text = status
+            .token
+            .ok_or_else(|| Error::Other("the answer to a TokenRequest has no token".into()))?;
+        let life = status
+            .expiration_timestamp
+            .map_or(seconds, |t| t.0.as_second() - now.as_second());
         let refresh = k8s_openapi::jiff::Timestamp::from_second(now.as_second() + life * 8 / 10).unwrap_or(now);
-        self.lock().tokens.insert(key, Token { text: text.clone(), refresh_at: refresh });
+        self.lock().tokens.insert(
+            key,
+            Token {
+                text: text.clone(),
+                refresh_at: refresh,
+            },
+        );
         Ok(text)
     }
 

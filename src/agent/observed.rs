@@ -100,7 +100,10 @@ impl Observed {
 
     /// The newest sandbox that runs.
     pub fn ready_sandbox(&self) -> Option<&Sandbox> {
-        self.sandboxes.iter().filter(|s| s.ready).max_by_key(|s| (s.attempt, s.created_at))
+        self.sandboxes
+            .iter()
+            .filter(|s| s.ready)
+            .max_by_key(|s| (s.attempt, s.created_at))
     }
 
     /// The newest container of a name.
@@ -118,7 +121,9 @@ impl Observed {
 
     /// Containers that run or may still run.
     pub fn alive(&self) -> impl Iterator<Item = &Container> {
-        self.containers.iter().filter(|c| matches!(c.state, State::Running | State::Unknown))
+        self.containers
+            .iter()
+            .filter(|c| matches!(c.state, State::Running | State::Unknown))
     }
 
     fn of<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a Container> {
@@ -175,7 +180,9 @@ impl Container {
             id: s.id.clone(),
             sandbox_id: sandbox_id.to_owned(),
             name: note(names::CONTAINER_NAME).cloned().unwrap_or(metadata.name),
-            restarts: note(names::RESTART_COUNT).and_then(|n| n.parse().ok()).unwrap_or(metadata.attempt),
+            restarts: note(names::RESTART_COUNT)
+                .and_then(|n| n.parse().ok())
+                .unwrap_or(metadata.attempt),
             state: state(s.state()),
             created_at: s.created_at,
             started_at: s.started_at,

@@ -79,7 +79,11 @@ pub const CPU_PERIOD: i64 = 100_000;
 
 /// CPU quota for a limit, microseconds per [`CPU_PERIOD`]; 0 means none.
 pub fn cpu_quota(milli_cpu: i64) -> i64 {
-    if milli_cpu <= 0 { 0 } else { (milli_cpu.saturating_mul(CPU_PERIOD) / 1000).max(1000) }
+    if milli_cpu <= 0 {
+        0
+    } else {
+        (milli_cpu.saturating_mul(CPU_PERIOD) / 1000).max(1000)
+    }
 }
 
 /// cgroup v2 weight of v1 shares (1 … 10000).
@@ -89,14 +93,21 @@ pub fn cpu_weight(shares: u64) -> u64 {
 
 /// The OOM score adjustment of a container's processes.
 pub fn oom_score_adj(pod: &Pod, container: &Container, memory_capacity: u64) -> i64 {
-    if pod.spec.as_ref().and_then(|s| s.priority).is_some_and(|p| p >= 2_000_001_000) {
+    if pod
+        .spec
+        .as_ref()
+        .and_then(|s| s.priority)
+        .is_some_and(|p| p >= 2_000_001_000)
+    {
         return -997;
     }
     match Qos::of(pod) {
         Qos::Guaranteed => -997,
         Qos::BestEffort => 1000,
         Qos::Burstable => {
-            let request = whole_of(requests(container), "memory").or_else(|| whole_of(limits(container), "memory")).unwrap_or(0);
+            let request = whole_of(requests(container), "memory")
+                .or_else(|| whole_of(limits(container), "memory"))
+                .unwrap_or(0);
             let share = i128::from(request) * 1000 / i128::from(memory_capacity.max(1));
             (1000 - share).clamp(3, 999) as i64
         }
@@ -139,7 +150,10 @@ pub fn pod_amount(pod: &Pod, resource: &str, of: fn(&Container, &str) -> Option<
 pub fn pod_limits(pod: &Pod, pids: i64, quota: bool) -> PodLimits {
     let all_limited = |resource: &str| {
         pod.spec.as_ref().is_some_and(|s| {
-            s.containers.iter().chain(s.init_containers.iter().flatten()).all(|c| limit_milli(c, resource).unwrap_or(0) > 0)
+            s.containers
+                .iter()
+                .chain(s.init_containers.iter().flatten())
+                .all(|c| limit_milli(c, resource).unwrap_or(0) > 0)
         })
     };
     PodLimits {
@@ -156,7 +170,11 @@ mod tests {
     use serde_json::json;
 
     fn pod(resources: &[serde_json::Value]) -> Pod {
-        let containers: Vec<_> = resources.iter().enumerate().map(|(i, r)| json!({"name": format!("c{i}"), "resources": r})).collect();
+        let containers: Vec<_> = resources
+            .iter()
+            .enumerate()
+            .map(|(i, r)| json!({"name": format!("c{i}"), "resources": r}))
+            .collect();
         serde_json::from_value(json!({"spec": {"containers": containers}})).unwrap()
     }
 

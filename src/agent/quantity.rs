@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 /// The value in thousandths, rounded up; `None` if the text is no quantity or does not fit.
 pub fn milli(text: &str) -> Option<i64> {
     let text = text.trim();
-    let end = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))).unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-')))
+        .unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);
     let (mul, div): (i128, i128) = match suffix {
         "" => (1, 1),

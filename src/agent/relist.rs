@@ -68,7 +68,9 @@ impl Relist {
     pub fn subscribe(&self, uid: &str) -> watch::Receiver<Arc<Observed>> {
         let now = self.snapshot().get(uid).map(|p| p.observed.clone()).unwrap_or_default();
         let mut all = locked(&self.shared.subscribers);
-        all.entry(uid.to_owned()).or_insert_with(|| watch::channel(now).0).subscribe()
+        all.entry(uid.to_owned())
+            .or_insert_with(|| watch::channel(now).0)
+            .subscribe()
     }
 
     /// Ends the subscription of a pod that is gone.
@@ -148,7 +150,9 @@ async fn list(cri: &Cri, cache: &mut Cache) -> Result<Snapshot> {
     let mut fresh = Cache::default();
     let label = |labels: &HashMap<String, String>, key: &str| labels.get(key).cloned();
     for s in sandboxes {
-        let Some(uid) = label(&s.labels, names::POD_UID) else { continue };
+        let Some(uid) = label(&s.labels, names::POD_UID) else {
+            continue;
+        };
         let state = s.state;
         let seen = match cache.sandboxes.remove(&s.id) {
             Some((old, seen)) if old == state => seen,
@@ -160,12 +164,16 @@ async fn list(cri: &Cri, cache: &mut Cache) -> Result<Snapshot> {
         };
         let namespace = label(&s.labels, names::POD_NAMESPACE).unwrap_or_default();
         let name = label(&s.labels, names::POD_NAME).unwrap_or_default();
-        let entry = pods.entry(uid).or_insert_with(|| (namespace, name, Observed::default()));
+        let entry = pods
+            .entry(uid)
+            .or_insert_with(|| (namespace, name, Observed::default()));
         entry.2.sandboxes.push(seen.clone());
         fresh.sandboxes.insert(s.id, (state, seen));
     }
     for c in containers {
-        let Some(uid) = label(&c.labels, names::POD_UID) else { continue };
+        let Some(uid) = label(&c.labels, names::POD_UID) else {
+            continue;
+        };
         let state = c.state;
         let seen = match cache.containers.remove(&c.id) {
             Some((old, seen)) if old == state => seen,
@@ -177,7 +185,9 @@ async fn list(cri: &Cri, cache: &mut Cache) -> Result<Snapshot> {
         };
         let namespace = label(&c.labels, names::POD_NAMESPACE).unwrap_or_default();
         let name = label(&c.labels, names::POD_NAME).unwrap_or_default();
-        let entry = pods.entry(uid).or_insert_with(|| (namespace, name, Observed::default()));
+        let entry = pods
+            .entry(uid)
+            .or_insert_with(|| (namespace, name, Observed::default()));
         // The list and the detail may straddle a change; the detail's own state is what is remembered.
         let known = match seen.state {
             State::Created => v1::ContainerState::ContainerCreated,
@@ -193,8 +203,17 @@ async fn list(cri: &Cri, cache: &mut Cache) -> Result<Snapshot> {
         .into_iter()
         .map(|(uid, (namespace, name, mut observed))| {
             observed.sandboxes.sort_by_key(|s| (s.created_at, s.attempt));
-            observed.containers.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
-            (uid, RuntimePod { namespace, name, observed: Arc::new(observed) })
+            observed
+                .containers
+                .sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+            (
+                uid,
+                RuntimePod {
+                    namespace,
+                    name,
+                    observed: Arc::new(observed),
+                },
+            )
         })
         .collect())
 }
@@ -221,7 +240,10 @@ fn termination_message(status: &v1::ContainerStatus) -> String {
     let note = |key: &str| status.annotations.get(key).map(String::as_str).unwrap_or_default();
     let path = note(names::TERMINATION_PATH);
     let mut bytes = vec![];
-    if let Some(mount) = status.mounts.iter().find(|m| !path.is_empty() && m.container_path == path)
+    if let Some(mount) = status
+        .mounts
+        .iter()
+        .find(|m| !path.is_empty() && m.container_path == path)
         && let Ok(file) = std::fs::File::open(&mount.host_path)
     {
         let _ = file.take(MESSAGE).read_to_end(&mut bytes);

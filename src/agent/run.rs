@@ -29,7 +29,10 @@ pub async fn run(args: Args) -> Result<(), Error> {
         None => Config::default(),
     };
     if config.fail_swap_on && machine_info::swap_on() {
-        return Err(Error::Config { origin: "failSwapOn".into(), message: "swap is on: turn it off, or set failSwapOn: false".into() });
+        return Err(Error::Config {
+            origin: "failSwapOn".into(),
+            message: "swap is on: turn it off, or set failSwapOn: false".into(),
+        });
     }
     let mut terminate = signal(tokio::signal::unix::SignalKind::terminate())?;
     let mut interrupt = signal(tokio::signal::unix::SignalKind::interrupt())?;
@@ -70,18 +73,29 @@ fn spawn(tasks: &mut Tasks, future: impl Future<Output = ()> + Send + 'static) {
 
 fn host_ips(args: &Args) -> Vec<String> {
     let own = || machine_info::own_address().into_iter().collect();
-    let list: Vec<std::net::IpAddr> = if args.node_ip.is_empty() { own() } else { args.node_ip.clone() };
+    let list: Vec<std::net::IpAddr> = if args.node_ip.is_empty() {
+        own()
+    } else {
+        args.node_ip.clone()
+    };
     list.iter().map(ToString::to_string).collect()
 }
 
 async fn start(args: Args, config: Config, tasks: &mut Tasks) -> Result<()> {
-    let endpoint = config.container_runtime_endpoint.clone().filter(|e| !e.is_empty()).unwrap_or_else(|| args.container_runtime_endpoint.clone());
+    let endpoint = config
+        .container_runtime_endpoint
+        .clone()
+        .filter(|e| !e.is_empty())
+        .unwrap_or_else(|| args.container_runtime_endpoint.clone());
     let cri = Cri::new(&endpoint, config.runtime_request_timeout)?;
     let node_name = machine_info::node_name(args.hostname_override.as_deref());
     let paths = Paths::new(&args.root_dir, &args.log_dir);
     std::fs::create_dir_all(&paths.root).map_err(Error::io("create", &paths.root))?;
     let wish = node::Wish {
-        labels: node::parse_labels(&args.node_labels).map_err(|message| Error::Config { origin: "--node-labels".into(), message })?,
+        labels: node::parse_labels(&args.node_labels).map_err(|message| Error::Config {
+            origin: "--node-labels".into(),
+            message,
+        })?,
         taints: taints(&args, &config)?,
         port: config.port,
         hostname: machine_info::node_name(args.hostname_override.as_deref()),
@@ -95,7 +109,11 @@ async fn start(args: Args, config: Config, tasks: &mut Tasks) -> Result<()> {
     let capacity = machine_info::capacity(size, &paths.root, config.max_pods);
     let cgroups = Cgroups::new(config.cgroup_driver, config.cgroup_root.as_deref(), Layout::detect()?);
     let objects = Objects::new(api.clone());
-    let pulls = if config.serialize_image_pulls { 1 } else { config.max_parallel_image_pulls.unwrap_or(5) as usize };
+    let pulls = if config.serialize_image_pulls {
+        1
+    } else {
+        config.max_parallel_image_pulls.unwrap_or(5) as usize
+    };
     let ctx = Arc::new(Ctx {
         paths: paths.clone(),
         node_name: node_name.clone(),
@@ -106,7 +124,10 @@ async fn start(args: Args, config: Config, tasks: &mut Tasks) -> Result<()> {
         images: Images::new(cri.clone(), pulls),
         cgroups,
         api: api.clone(),
-        volumes: Volumes { paths, objects: objects.clone() },
+        volumes: Volumes {
+            paths,
+            objects: objects.clone(),
+        },
         objects,
         events,
         network_ready,
@@ -128,21 +149,43 @@ async fn start(args: Args, config: Config, tasks: &mut Tasks) -> Result<()> {
     let (static_sender, static_receiver) = mpsc::channel(4);
     let (api_sender, api_receiver) = mpsc::channel(256);
     let (request_sender, request_receiver) = mpsc::channel(16);
-    spawn(tasks, manager.run(static_receiver, api_receiver, request_receiver));
+    tasks.spawn(manager.run(static_receiver, api_receiver, request_receiver));
     match ctx.config.static_pod_path.clone() {
-        Some(dir) => spawn(tasks, statics::watch(dir, node_name.clone(), ctx.config.file_check_frequency.min(Duration::from_secs(1)), static_sender)),
+        Some(dir) => spawn(
+            tasks,
+            statics::watch(
+                dir,
+                node_name.clone(),
+                ctx.config.file_check_frequency.min(Duration::from_secs(1)),
+                static_sender,
+            ),
+        ),
         None => drop(static_sender),
     }
     let (pressure_sender, pressure) = watch::channel(eviction::Pressure::default());
-    spawn(tasks, eviction::run(ctx.clone(), pods.clone(), pressure_sender, request_sender));
+    spawn(
+        tasks,
+        eviction::run(ctx.clone(), pods.clone(), pressure_sender, request_sender),
+    );
     spawn(tasks, gc::run(ctx.clone(), pods.clone()));
     spawn(tasks, logs::rotate(ctx.clone()));
     let (registered_sender, registered) = watch::channel(false);
     if has_api {
-        spawn(tasks, tls::client::run(ctx.config.rotate_certificates, node_name.clone(), tls::client::Files::of(&args), provider));
+        spawn(
+            tasks,
+            tls::client::run(
+                ctx.config.rotate_certificates,
+                node_name.clone(),
+                tls::client::Files::of(&args),
+                provider,
+            ),
+        );
         spawn(tasks, sources::pods(api.clone(), node_name, api_sender));
         spawn(tasks, sources::services(api, services));
-        spawn(tasks, node::run(ctx.clone(), wish, runtime.clone(), pressure, registered_sender));
+        spawn(
+            tasks,
+            node::run(ctx.clone(), wish, runtime.clone(), pressure, registered_sender),
+        );
         spawn(tasks, node::lease(ctx.clone(), registered.clone()));
     }
     server::start(&ctx, &args, pods, registered, runtime, tasks).await
@@ -151,7 +194,10 @@ async fn start(args: Args, config: Config, tasks: &mut Tasks) -> Result<()> {
 fn taints(args: &Args, config: &Config) -> Result<Vec<k8s_openapi::api::core::v1::Taint>> {
     let mut out = config.register_with_taints.clone();
     let own = node::parse_taints(&args.register_with_taints);
-    out.extend(own.map_err(|message| Error::Config { origin: "--register-with-taints".into(), message })?);
+    out.extend(own.map_err(|message| Error::Config {
+        origin: "--register-with-taints".into(),
+        message,
+    })?);
     Ok(out)
 }
 
@@ -172,9 +218,14 @@ async fn wait_for_runtime(ctx: &Ctx, endpoint: &str) {
 async fn check_driver(ctx: &Ctx) -> Result<()> {
     use crate::config::CgroupDriver as Ours;
     use k8s_cri::v1::CgroupDriver as Theirs;
-    let Some(theirs) = ctx.cri.cgroup_driver().await? else { return Ok(()) };
+    let Some(theirs) = ctx.cri.cgroup_driver().await? else {
+        return Ok(());
+    };
     match (ctx.config.cgroup_driver, theirs) {
         (Ours::Systemd, Theirs::Systemd) | (Ours::Cgroupfs, Theirs::Cgroupfs) => Ok(()),
-        (ours, theirs) => Err(Error::Config { origin: "cgroupDriver".into(), message: format!("it is {ours:?} here and {theirs:?} in the container runtime: they must be the same") }),
+        (ours, theirs) => Err(Error::Config {
+            origin: "cgroupDriver".into(),
+            message: format!("it is {ours:?} here and {theirs:?} in the container runtime: they must be the same"),
+        }),
     }
 }

@@ -5,7 +5,7 @@ use crate::spec;
 use crate::start::StartError;
 use k8s_cri::v1::{
     Capability, Int64Value, LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
-    SecurityProfile, SeLinuxOption, SupplementalGroupsPolicy, security_profile::ProfileType,
+    SeLinuxOption, SecurityProfile, SupplementalGroupsPolicy, security_profile::ProfileType,
 };
 use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, PodSecurityContext, SELinuxOptions, SeccompProfile};
 
@@ -56,7 +56,10 @@ pub fn forbidden_sysctl(pod: &Pod, config: &Config) -> Option<String> {
 }
 
 fn pod_context(pod: &Pod) -> PodSecurityContext {
-    pod.spec.as_ref().and_then(|s| s.security_context.clone()).unwrap_or_default()
+    pod.spec
+        .as_ref()
+        .and_then(|s| s.security_context.clone())
+        .unwrap_or_default()
 }
 
 /// Namespaces of the pod.
@@ -64,8 +67,16 @@ pub fn namespaces(pod: &Pod) -> NamespaceOption {
     let spec = pod.spec.as_ref();
     let host = |b: Option<bool>| b.unwrap_or(false);
     let mut out = NamespaceOption::default();
-    out.set_network(if spec::host_network(pod) { NamespaceMode::Node } else { NamespaceMode::Pod });
-    out.set_ipc(if host(spec.and_then(|s| s.host_ipc)) { NamespaceMode::Node } else { NamespaceMode::Pod });
+    out.set_network(if spec::host_network(pod) {
+        NamespaceMode::Node
+    } else {
+        NamespaceMode::Pod
+    });
+    out.set_ipc(if host(spec.and_then(|s| s.host_ipc)) {
+        NamespaceMode::Node
+    } else {
+        NamespaceMode::Pod
+    });
     out.set_pid(match (host(spec.and_then(|s| s.host_pid)), spec::share_pids(pod)) {
         (true, _) => NamespaceMode::Node,
         (false, true) => NamespaceMode::Pod,
@@ -83,7 +94,10 @@ fn seccomp(profile: Option<&SeccompProfile>, config: &Config) -> Option<Security
             "RuntimeDefault" => out.set_profile_type(ProfileType::RuntimeDefault),
             "Localhost" => {
                 out.set_profile_type(ProfileType::Localhost);
-                out.localhost_ref = format!("/var/lib/kubelet/seccomp/{}", p.localhost_profile.as_deref().unwrap_or_default());
+                out.localhost_ref = format!(
+                    "/var/lib/kubelet/seccomp/{}",
+                    p.localhost_profile.as_deref().unwrap_or_default()
+                );
             }
             _ => out.set_profile_type(ProfileType::Unconfined),
         },
@@ -108,7 +122,12 @@ fn apparmor(profile: Option<&AppArmorProfile>) -> Option<SecurityProfile> {
 fn selinux(o: Option<&SELinuxOptions>) -> Option<SeLinuxOption> {
     let o = o?;
     let text = |v: &Option<String>| v.clone().unwrap_or_default();
-    Some(SeLinuxOption { user: text(&o.user), role: text(&o.role), r#type: text(&o.type_), level: text(&o.level) })
+    Some(SeLinuxOption {
+        user: text(&o.user),
+        role: text(&o.role),
+        r#type: text(&o.type_),
+        level: text(&o.level),
+    })
 }
 
 fn int(value: Option<i64>) -> Option<Int64Value> {
@@ -116,7 +135,11 @@ fn int(value: Option<i64>) -> Option<Int64Value> {
 }
 
 fn groups(context: &PodSecurityContext) -> Vec<i64> {
-    context.fs_group.into_iter().chain(context.supplemental_groups.iter().flatten().copied()).collect()
+    context
+        .fs_group
+        .into_iter()
+        .chain(context.supplemental_groups.iter().flatten().copied())
+        .collect()
 }
 
 /// The sandbox's context.
@@ -134,8 +157,16 @@ pub fn sandbox(pod: &Pod, config: &Config) -> LinuxSandboxSecurityContext {
         ..Default::default()
     };
     let mut profile = SecurityProfile::default();
-    profile.set_profile_type(if privileged { ProfileType::Unconfined } else { ProfileType::RuntimeDefault });
-    out.seccomp = if privileged { Some(profile) } else { seccomp(context.seccomp_profile.as_ref(), config) };
+    profile.set_profile_type(if privileged {
+        ProfileType::Unconfined
+    } else {
+        ProfileType::RuntimeDefault
+    });
+    out.seccomp = if privileged {
+        Some(profile)
+    } else {
+        seccomp(context.seccomp_profile.as_ref(), config)
+    };
     out
 }
 
@@ -153,7 +184,12 @@ pub struct ImageUser {
 }
 
 /// The container's context; refuses root where `runAsNonRoot` forbids it.
-pub fn container(pod: &Pod, c: &Container, image: &ImageUser, config: &Config) -> Result<LinuxContainerSecurityContext, StartError> {
+pub fn container(
+    pod: &Pod,
+    c: &Container,
+    image: &ImageUser,
+    config: &Config,
+) -> Result<LinuxContainerSecurityContext, StartError> {
     let context = pod_context(pod);
     let own = c.security_context.clone().unwrap_or_default();
     let user = own.run_as_user.or(context.run_as_user);
@@ -163,7 +199,13 @@ pub fn container(pod: &Pod, c: &Container, image: &ImageUser, config: &Config) -
     }
     let privileged = is_privileged(c);
     let unmasked = own.proc_mount.as_deref() == Some("Unmasked") || privileged;
-    let list = |l: &[&str]| if unmasked { vec![] } else { l.iter().map(|s| (*s).to_owned()).collect() };
+    let list = |l: &[&str]| {
+        if unmasked {
+            vec![]
+        } else {
+            l.iter().map(|s| (*s).to_owned()).collect()
+        }
+    };
     let image_user = user.is_none().then(|| image.name.clone()).unwrap_or_default();
     let run_as_user = user.or(if image_user.is_empty() { image.uid } else { None });
     let mut out = LinuxContainerSecurityContext {
@@ -181,7 +223,20 @@ pub fn container(pod: &Pod, c: &Container, image: &ImageUser, config: &Config) -
         no_new_privs: own.allow_privilege_escalation == Some(false),
         masked_paths: list(&MASKED),
         readonly_paths: list(&READ_ONLY),
-        seccomp: if privileged { seccomp(None, &Config { seccomp_default: false, ..config.clone() }) } else { seccomp(own.seccomp_profile.as_ref().or(context.seccomp_profile.as_ref()), config) },
+        seccomp: if privileged {
+            seccomp(
+                None,
+                &Config {
+                    seccomp_default: false,
+                    ..config.clone()
+                },
+            )
+        } else {
+            seccomp(
+                own.seccomp_profile.as_ref().or(context.seccomp_profile.as_ref()),
+                config,
+            )
+        },
         apparmor: apparmor(own.app_armor_profile.as_ref().or(context.app_armor_profile.as_ref())),
         selinux_options: selinux(own.se_linux_options.as_ref().or(context.se_linux_options.as_ref())),
         ..Default::default()
@@ -200,14 +255,18 @@ pub fn container(pod: &Pod, c: &Container, image: &ImageUser, config: &Config) -
 
 fn non_root(user: Option<i64>, image: &ImageUser) -> Result<(), StartError> {
     match user {
-        Some(0) => Err(StartError::config("container's runAsUser breaks non-root policy".into())),
+        Some(0) => Err(StartError::config(
+            "container's runAsUser breaks non-root policy".into(),
+        )),
         Some(_) => Ok(()),
         None if !image.name.is_empty() => Err(StartError::config(format!(
             "container has runAsNonRoot and image has non-numeric user ({}), cannot verify user is non-root",
             image.name
         ))),
         None => match image.uid {
-            Some(0) | None => Err(StartError::config("container has runAsNonRoot and image will run as root".into())),
+            Some(0) | None => Err(StartError::config(
+                "container has runAsNonRoot and image will run as root".into(),
+            )),
             Some(_) => Ok(()),
         },
     }
@@ -239,12 +298,30 @@ mod tests {
             "securityContext": {"runAsUser": 1, "runAsGroup": 2, "fsGroup": 3, "supplementalGroups": [4], "sysctls": [{"name": "kernel.msgmax", "value": "1"}]},
             "containers": [{"name": "c", "securityContext": {"runAsUser": 9, "capabilities": {"add": ["NET_ADMIN"]}, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true}}]}})).unwrap();
         let config = Config::default();
-        let c = container(&pod, &pod.spec.as_ref().unwrap().containers[0], &ImageUser::default(), &config).unwrap();
-        assert_eq!((c.run_as_user, c.run_as_group), (Some(Int64Value { value: 9 }), Some(Int64Value { value: 2 })));
+        let c = container(
+            &pod,
+            &pod.spec.as_ref().unwrap().containers[0],
+            &ImageUser::default(),
+            &config,
+        )
+        .unwrap();
+        assert_eq!(
+            (c.run_as_user, c.run_as_group),
+            (Some(Int64Value { value: 9 }), Some(Int64Value { value: 2 }))
+        );
         assert_eq!(c.supplemental_groups, [3, 4]);
         assert!(c.no_new_privs && c.readonly_rootfs && !c.privileged && !c.masked_paths.is_empty());
         assert_eq!(c.namespace_options.unwrap().pid(), NamespaceMode::Node);
         assert!(forbidden_sysctl(&pod, &config).unwrap().contains("kernel.msgmax"));
-        assert!(forbidden_sysctl(&pod, &Config { allowed_unsafe_sysctls: vec!["kernel.msg*".into()], ..config }).is_none());
+        assert!(
+            forbidden_sysctl(
+                &pod,
+                &Config {
+                    allowed_unsafe_sysctls: vec!["kernel.msg*".into()],
+                    ..config
+                }
+            )
+            .is_none()
+        );
     }
 }

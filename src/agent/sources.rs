@@ -17,7 +17,8 @@ pub async fn pods(mut api: Api, node: String, sender: mpsc::Sender<ApiEvent>) {
     loop {
         let client = api.wait().await;
         let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
-        let stream = kube::runtime::WatchStreamExt::backoff(watcher(kube::Api::<Pod>::all(client), config), Doubling::api());
+        let stream =
+            kube::runtime::WatchStreamExt::backoff(watcher(kube::Api::<Pod>::all(client), config), Doubling::api());
         let mut stream = std::pin::pin!(stream);
         let mut listing: Vec<Pod> = vec![];
         loop {
@@ -57,7 +58,10 @@ pub async fn pods(mut api: Api, node: String, sender: mpsc::Sender<ApiEvent>) {
 /// What environments need of a service; headless and external ones have no address.
 fn info(s: &Service) -> Option<ServiceInfo> {
     let spec = s.spec.as_ref()?;
-    let ip = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None")?;
+    let ip = spec
+        .cluster_ip
+        .as_deref()
+        .filter(|ip| !ip.is_empty() && *ip != "None")?;
     Some(ServiceInfo {
         namespace: s.metadata.namespace.clone()?,
         name: s.metadata.name.clone()?,
@@ -66,7 +70,13 @@ fn info(s: &Service) -> Option<ServiceInfo> {
             .ports
             .iter()
             .flatten()
-            .map(|p| (p.name.clone().unwrap_or_default(), p.port, p.protocol.clone().unwrap_or_else(|| "TCP".into())))
+            .map(|p| {
+                (
+                    p.name.clone().unwrap_or_default(),
+                    p.port,
+                    p.protocol.clone().unwrap_or_else(|| "TCP".into()),
+                )
+            })
             .collect(),
     })
 }
@@ -74,7 +84,10 @@ fn info(s: &Service) -> Option<ServiceInfo> {
 type Key = (String, String);
 
 fn key(s: &Service) -> Key {
-    (s.metadata.namespace.clone().unwrap_or_default(), s.metadata.name.clone().unwrap_or_default())
+    (
+        s.metadata.namespace.clone().unwrap_or_default(),
+        s.metadata.name.clone().unwrap_or_default(),
+    )
 }
 
 /// Services of all namespaces, reduced to what environments need.

@@ -17,8 +17,14 @@ pub enum Kind {
 /// All containers with their role: init containers in order, then the main ones.
 pub fn containers(pod: &Pod) -> impl Iterator<Item = (Kind, &Container)> {
     let spec = pod.spec.as_ref();
-    let init = spec.into_iter().flat_map(|s| s.init_containers.iter().flatten()).map(|c| (init_kind(c), c));
-    let main = spec.into_iter().flat_map(|s| s.containers.iter()).map(|c| (Kind::Main, c));
+    let init = spec
+        .into_iter()
+        .flat_map(|s| s.init_containers.iter().flatten())
+        .map(|c| (init_kind(c), c));
+    let main = spec
+        .into_iter()
+        .flat_map(|s| s.containers.iter())
+        .map(|c| (Kind::Main, c));
     init.chain(main)
 }
 
@@ -38,12 +44,19 @@ pub fn container<'a>(pod: &'a Pod, name: &str) -> Option<(Kind, &'a Container)> 
 }
 
 fn init_kind(c: &Container) -> Kind {
-    if c.restart_policy.as_deref() == Some("Always") { Kind::Sidecar } else { Kind::Init }
+    if c.restart_policy.as_deref() == Some("Always") {
+        Kind::Sidecar
+    } else {
+        Kind::Init
+    }
 }
 
 /// The pod's restart policy.
 pub fn restart_policy(pod: &Pod) -> &str {
-    pod.spec.as_ref().and_then(|s| s.restart_policy.as_deref()).unwrap_or("Always")
+    pod.spec
+        .as_ref()
+        .and_then(|s| s.restart_policy.as_deref())
+        .unwrap_or("Always")
 }
 
 /// Whether a container that ended with `exit_code` is to be started again.
@@ -60,7 +73,10 @@ pub fn should_restart(pod: &Pod, kind: Kind, container: &Container, exit_code: i
             return true;
         }
     }
-    let policy = container.restart_policy.as_deref().unwrap_or_else(|| restart_policy(pod));
+    let policy = container
+        .restart_policy
+        .as_deref()
+        .unwrap_or_else(|| restart_policy(pod));
     match (kind, policy) {
         (Kind::Sidecar, _) => true,
         // An init container that succeeded is never run again, whatever the policy.
@@ -74,7 +90,11 @@ pub fn should_restart(pod: &Pod, kind: Kind, container: &Container, exit_code: i
 
 /// The pod's grace period, seconds.
 pub fn grace(pod: &Pod) -> i64 {
-    pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30).max(0)
+    pod.spec
+        .as_ref()
+        .and_then(|s| s.termination_grace_period_seconds)
+        .unwrap_or(30)
+        .max(0)
 }
 
 /// Whether the pod uses the host's network.
@@ -84,7 +104,10 @@ pub fn host_network(pod: &Pod) -> bool {
 
 /// Whether the pod's processes see each other.
 pub fn share_pids(pod: &Pod) -> bool {
-    pod.spec.as_ref().and_then(|s| s.share_process_namespace).unwrap_or(false)
+    pod.spec
+        .as_ref()
+        .and_then(|s| s.share_process_namespace)
+        .unwrap_or(false)
 }
 
 /// Pull policy of an image without a policy: `Always` for `:latest` or no tag, otherwise `IfNotPresent`.
@@ -103,7 +126,11 @@ pub fn default_pull_policy(image: &str) -> &'static str {
 pub fn default(pod: &mut Pod) {
     let Some(spec) = pod.spec.as_mut() else { return };
     default_spec(spec);
-    for c in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+    for c in spec
+        .containers
+        .iter_mut()
+        .chain(spec.init_containers.iter_mut().flatten())
+    {
         default_container(c);
     }
 }
@@ -119,10 +146,15 @@ fn default_spec(spec: &mut PodSpec) {
 
 fn default_container(c: &mut Container) {
     let image = c.image.clone().unwrap_or_default();
-    c.image_pull_policy.get_or_insert_with(|| default_pull_policy(&image).into());
-    c.termination_message_path.get_or_insert_with(|| "/dev/termination-log".into());
+    c.image_pull_policy
+        .get_or_insert_with(|| default_pull_policy(&image).into());
+    c.termination_message_path
+        .get_or_insert_with(|| "/dev/termination-log".into());
     c.termination_message_policy.get_or_insert_with(|| "File".into());
-    for p in [&mut c.liveness_probe, &mut c.readiness_probe, &mut c.startup_probe].into_iter().flatten() {
+    for p in [&mut c.liveness_probe, &mut c.readiness_probe, &mut c.startup_probe]
+        .into_iter()
+        .flatten()
+    {
         default_probe(p);
     }
     for port in c.ports.iter_mut().flatten() {
@@ -166,10 +198,14 @@ mod tests {
 
     #[test]
     fn restart_policies_and_rules() {
-        let pod = |policy: &str| -> Pod { serde_json::from_value(json!({"spec": {"restartPolicy": policy, "containers": []}})).unwrap() };
+        let pod = |policy: &str| -> Pod {
+            serde_json::from_value(json!({"spec": {"restartPolicy": policy, "containers": []}})).unwrap()
+        };
         let c = |v: serde_json::Value| -> Container { serde_json::from_value(v).unwrap() };
         let plain = c(json!({"name": "a"}));
-        let rule = c(json!({"name": "a", "restartPolicy": "Never", "restartPolicyRules": [{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]}));
+        let rule = c(
+            json!({"name": "a", "restartPolicy": "Never", "restartPolicyRules": [{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]}),
+        );
         for (policy, kind, container, code, expected) in [
             ("Always", Kind::Main, &plain, 0, true),
             ("OnFailure", Kind::Main, &plain, 0, false),
@@ -182,7 +218,11 @@ mod tests {
             ("Always", Kind::Main, &rule, 42, true),
             ("Always", Kind::Main, &rule, 1, false),
         ] {
-            assert_eq!(should_restart(&pod(policy), kind, container, code), expected, "{policy} {kind:?} {code}");
+            assert_eq!(
+                should_restart(&pod(policy), kind, container, code),
+                expected,
+                "{policy} {kind:?} {code}"
+            );
         }
     }
 }

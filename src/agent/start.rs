@@ -33,7 +33,12 @@ pub struct StartError {
 impl StartError {
     /// With a reason.
     pub fn new(reason: &'static str, message: String) -> StartError {
-        StartError { reason, message, retry_at: None, delay: 0 }
+        StartError {
+            reason,
+            message,
+            retry_at: None,
+            delay: 0,
+        }
     }
 
     /// The spec or what it refers to cannot be used.
@@ -64,7 +69,8 @@ pub struct Job {
 
 /// Starts a container; its id.
 pub async fn start(ctx: &Ctx, job: &Job) -> Result<String, StartError> {
-    let (_, c) = spec::container(&job.pod, &job.name).ok_or_else(|| StartError::config(format!("no container {:?}", job.name)))?;
+    let (_, c) = spec::container(&job.pod, &job.name)
+        .ok_or_else(|| StartError::config(format!("no container {:?}", job.name)))?;
     let event = |reason: &str, message: String| ctx.events.normal(&job.pod, Some(&c.name), reason, message);
     let secrets = pull_secrets(ctx, &job.pod).await;
     let ready = ctx.images.ensure(c, &secrets, &job.sandbox_config).await?;
@@ -72,17 +78,30 @@ pub async fn start(ctx: &Ctx, job: &Job) -> Result<String, StartError> {
     if ready.pulled {
         event("Pulled", format!("Successfully pulled image {image:?}"));
     } else {
-        event("Pulled", format!("Container image {image:?} already present on machine"));
+        event(
+            "Pulled",
+            format!("Container image {image:?} already present on machine"),
+        );
     }
     let facts = ctx.facts(job.pod_ips.clone());
     let refs = fetch(ctx, &job.pod, c).await?;
     let services = ctx.services.borrow().clone().unwrap_or_default();
     let env = env::build(&job.pod, c, &refs, &services, &facts)?.into_vec();
     let mounts = mounts(ctx, job, c, &env).await?;
-    let parts = make::Parts { env, mounts, image: ready.reference, user: ready.user, restarts: job.restarts, memory: ctx.memory };
+    let parts = make::Parts {
+        env,
+        mounts,
+        image: ready.reference,
+        user: ready.user,
+        restarts: job.restarts,
+        memory: ctx.memory,
+    };
     let config = make::container(&job.pod, c, &ctx.config, parts)?;
     make_log_folder(ctx, job, c)?;
-    let create = ctx.cri.create_container(&job.sandbox, config, job.sandbox_config.clone()).await;
+    let create = ctx
+        .cri
+        .create_container(&job.sandbox, config, job.sandbox_config.clone())
+        .await;
     let id = create.map_err(|e| StartError::new("CreateContainerError", e.to_string()))?;
     event("Created", format!("Created container: {}", c.name));
     if let Err(e) = ctx.cri.start_container(&id).await {
@@ -115,11 +134,19 @@ async fn fetch(ctx: &Ctx, pod: &Pod, c: &Container) -> Result<Refs, StartError> 
     let namespace = names::namespace(pod);
     let mut refs = Refs::default();
     for name in maps {
-        let found = ctx.objects.config_map(namespace, &name, FRESH).await.map_err(|e| StartError::config(e.to_string()))?;
+        let found = ctx
+            .objects
+            .config_map(namespace, &name, FRESH)
+            .await
+            .map_err(|e| StartError::config(e.to_string()))?;
         refs.config_maps.insert(name, found.map(|m| (*m).clone()));
     }
     for name in secrets {
-        let found = ctx.objects.secret(namespace, &name, FRESH).await.map_err(|e| StartError::config(e.to_string()))?;
+        let found = ctx
+            .objects
+            .secret(namespace, &name, FRESH)
+            .await
+            .map_err(|e| StartError::config(e.to_string()))?;
         refs.secrets.insert(name, found.map(|s| (*s).clone()));
     }
     Ok(refs)
@@ -131,14 +158,23 @@ fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> StartError {
 }
 
 fn make_log_folder(ctx: &Ctx, job: &Job, c: &Container) -> Result<(), StartError> {
-    let dir = ctx.paths.pod_log(names::namespace(&job.pod), names::name(&job.pod), names::uid(&job.pod)).join(&c.name);
+    let dir = ctx
+        .paths
+        .pod_log(names::namespace(&job.pod), names::name(&job.pod), names::uid(&job.pod))
+        .join(&c.name);
     std::fs::create_dir_all(&dir).map_err(file_error(&dir))
 }
 
 fn link_log(ctx: &Ctx, job: &Job, c: &Container, id: &str) {
     let pod = &job.pod;
-    let log = ctx.paths.pod_log(names::namespace(pod), names::name(pod), names::uid(pod)).join(names::log_path(&c.name, job.restarts));
-    let link = ctx.paths.container_logs.join(names::log_link(names::name(pod), names::namespace(pod), &c.name, id));
+    let log = ctx
+        .paths
+        .pod_log(names::namespace(pod), names::name(pod), names::uid(pod))
+        .join(names::log_path(&c.name, job.restarts));
+    let link = ctx
+        .paths
+        .container_logs
+        .join(names::log_link(names::name(pod), names::namespace(pod), &c.name, id));
     let _ = std::fs::create_dir_all(&ctx.paths.container_logs);
     if let Err(e) = std::os::unix::fs::symlink(&log, &link) {
         tracing::debug!("link {}: {e}", link.display());
@@ -153,7 +189,12 @@ async fn mounts(ctx: &Ctx, job: &Job, c: &Container, env: &[(String, String)]) -
     if c.volume_devices.as_ref().is_some_and(|d| !d.is_empty()) {
         return Err(StartError::config("volumeDevices are not supported".into()));
     }
-    let has = |path: &str| c.volume_mounts.iter().flatten().any(|m| m.mount_path.trim_end_matches('/') == path);
+    let has = |path: &str| {
+        c.volume_mounts
+            .iter()
+            .flatten()
+            .any(|m| m.mount_path.trim_end_matches('/') == path)
+    };
     if !has("/etc/hosts") {
         out.push(plain(hosts_file(ctx, job)?, "/etc/hosts"));
     }
@@ -170,28 +211,57 @@ async fn mounts(ctx: &Ctx, job: &Job, c: &Container, env: &[(String, String)]) -
 }
 
 fn plain(host: PathBuf, container: &str) -> Mount {
-    Mount { host_path: host.display().to_string(), container_path: container.to_owned(), ..Default::default() }
+    Mount {
+        host_path: host.display().to_string(),
+        container_path: container.to_owned(),
+        ..Default::default()
+    }
 }
 
-fn volume_mount(ctx: &Ctx, job: &Job, c: &Container, index: usize, m: &VolumeMount, env: &[(String, String)]) -> Result<Mount, StartError> {
-    let error = |e: crate::error::Error| StartError::config(format!("failed to prepare volume mount {:?}: {e}", m.name));
+fn volume_mount(
+    ctx: &Ctx,
+    job: &Job,
+    c: &Container,
+    index: usize,
+    m: &VolumeMount,
+    env: &[(String, String)],
+) -> Result<Mount, StartError> {
+    let error =
+        |e: crate::error::Error| StartError::config(format!("failed to prepare volume mount {:?}: {e}", m.name));
     let mut host = ctx.volumes.host_path(&job.pod, &m.name).map_err(error)?;
     let sub = match (&m.sub_path, &m.sub_path_expr) {
         (Some(p), _) if !p.is_empty() => Some(p.clone()),
         (_, Some(e)) if !e.is_empty() => {
             let text = env::expand(e, |n| env.iter().find(|(k, _)| k == n).map(|(_, v)| v.as_str()));
             if text.contains("$(") {
-                return Err(StartError::config(format!("subPathExpr {e:?} names an unknown variable")));
+                return Err(StartError::config(format!(
+                    "subPathExpr {e:?} names an unknown variable"
+                )));
             }
             Some(text)
         }
         _ => None,
     };
     if let Some(sub) = sub {
-        let place = ctx.paths.pod(names::uid(&job.pod)).join("volume-subpaths").join(&m.name).join(&c.name).join(index.to_string());
-        host = crate::volumes::subpath::bind(&host, sub.trim_end_matches('/'), &place).map_err(|e| StartError::config(format!("failed to prepare subPath for volumeMount {:?} of container {:?}: {e}", m.name, c.name)))?;
+        let place = ctx
+            .paths
+            .pod(names::uid(&job.pod))
+            .join("volume-subpaths")
+            .join(&m.name)
+            .join(&c.name)
+            .join(index.to_string());
+        host = crate::volumes::subpath::bind(&host, sub.trim_end_matches('/'), &place).map_err(|e| {
+            StartError::config(format!(
+                "failed to prepare subPath for volumeMount {:?} of container {:?}: {e}",
+                m.name, c.name
+            ))
+        })?;
     }
-    let path = if m.mount_path.starts_with('/') { m.mount_path.clone() } else { format!("/{}", m.mount_path) };
+    let path = if m.mount_path.starts_with('/') {
+        m.mount_path.clone()
+    } else {
+        format!("/{}", m.mount_path)
+    };
     let mut out = plain(host, &path);
     out.readonly = m.read_only.unwrap_or(false);
     out.set_propagation(match m.mount_propagation.as_deref() {
@@ -214,11 +284,21 @@ fn hosts_file(ctx: &Ctx, job: &Job) -> Result<PathBuf, StartError> {
 }
 
 async fn post_start(ctx: &Ctx, job: &Job, c: &Container, id: &str) -> Result<(), StartError> {
-    let Some(hook) = c.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) else { return Ok(()) };
-    let target = Target { container_id: id.to_owned(), ip: job.pod_ips.first().cloned().unwrap_or_default() };
+    let Some(hook) = c.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) else {
+        return Ok(());
+    };
+    let target = Target {
+        container_id: id.to_owned(),
+        ip: job.pod_ips.first().cloned().unwrap_or_default(),
+    };
     // There is no limit of time on this hook; deleting the pod ends it.
     if let Err(message) = run_hook(ctx, &target, c, hook, Duration::from_secs(24 * 3600)).await {
-        ctx.events.warning(&job.pod, Some(&c.name), "FailedPostStartHook", format!("PostStartHook failed: {message}"));
+        ctx.events.warning(
+            &job.pod,
+            Some(&c.name),
+            "FailedPostStartHook",
+            format!("PostStartHook failed: {message}"),
+        );
         if let Err(e) = ctx.cri.stop_container(id, spec::grace(&job.pod)).await {
             tracing::warn!(container = id, "stopping after a failed postStart hook: {e}");
         }
@@ -238,10 +318,17 @@ pub async fn run_hook(
     let work = async {
         if let Some(exec) = &hook.exec {
             let command = exec.command.clone().unwrap_or_default();
-            let answer = ctx.cri.exec_sync(&target.container_id, command, limit).await.map_err(|e| e.to_string())?;
+            let answer = ctx
+                .cri
+                .exec_sync(&target.container_id, command, limit)
+                .await
+                .map_err(|e| e.to_string())?;
             return match answer.exit_code {
                 0 => Ok(()),
-                code => Err(format!("command exited with {code}: {}", String::from_utf8_lossy(&answer.stderr).trim())),
+                code => Err(format!(
+                    "command exited with {code}: {}",
+                    String::from_utf8_lossy(&answer.stderr).trim()
+                )),
             };
         }
         if let Some(get) = &hook.http_get {

@@ -44,7 +44,9 @@ fn scan(dir: &Path, node: &str, known: &mut BTreeMap<PathBuf, Known>) -> bool {
         Ok(entries) => {
             for entry in entries.flatten() {
                 let name = entry.file_name();
-                let Ok(meta) = std::fs::metadata(entry.path()) else { continue };
+                let Ok(meta) = std::fs::metadata(entry.path()) else {
+                    continue;
+                };
                 if meta.is_file() && !name.to_string_lossy().starts_with('.') {
                     present.push((entry.path(), (meta.len(), meta.modified().ok())));
                 }
@@ -90,9 +92,16 @@ fn scan(dir: &Path, node: &str, known: &mut BTreeMap<PathBuf, Known>) -> bool {
 /// A static pod from a manifest's text.
 pub fn parse(text: &str, path: &Path, node: &str) -> Result<Pod, String> {
     let value = config::yaml(text)?;
-    let kind = (value.get("apiVersion").and_then(|v| v.as_str()), value.get("kind").and_then(|v| v.as_str()));
+    let kind = (
+        value.get("apiVersion").and_then(|v| v.as_str()),
+        value.get("kind").and_then(|v| v.as_str()),
+    );
     if kind != (Some("v1"), Some("Pod")) {
-        return Err(format!("expected a Pod of v1, found {} of {}", kind.1.unwrap_or("nothing"), kind.0.unwrap_or("nothing")));
+        return Err(format!(
+            "expected a Pod of v1, found {} of {}",
+            kind.1.unwrap_or("nothing"),
+            kind.0.unwrap_or("nothing")
+        ));
     }
     let mut pod: Pod = serde_json::from_value(value).map_err(|e| e.to_string())?;
     if names::name(&pod).is_empty() || pod.spec.as_ref().is_none_or(|s| s.containers.is_empty()) {
@@ -103,7 +112,10 @@ pub fn parse(text: &str, path: &Path, node: &str) -> Result<Pod, String> {
     }
     for v in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
         if v.config_map.is_some() || v.secret.is_some() || v.projected.is_some() {
-            return Err(format!("volume {:?}: a static pod may not refer to objects of the API", v.name));
+            return Err(format!(
+                "volume {:?}: a static pod may not refer to objects of the API",
+                v.name
+            ));
         }
     }
     let hash = names::hash_of(&(&pod, node, path.display().to_string()));
@@ -115,11 +127,17 @@ pub fn parse(text: &str, path: &Path, node: &str) -> Result<Pod, String> {
     let notes = pod.metadata.annotations.get_or_insert_default();
     notes.insert(names::CONFIG_HASH.into(), hash);
     notes.insert(names::CONFIG_SOURCE.into(), "file".into());
-    notes.entry(names::CONFIG_SEEN.into()).or_insert_with(|| k8s_openapi::jiff::Timestamp::now().to_string());
+    notes
+        .entry(names::CONFIG_SEEN.into())
+        .or_insert_with(|| k8s_openapi::jiff::Timestamp::now().to_string());
     if let Some(spec) = pod.spec.as_mut() {
         spec.node_name = Some(node.to_owned());
         // No taint may drive a static pod away.
-        let all = Toleration { operator: Some("Exists".into()), effect: Some("NoExecute".into()), ..Default::default() };
+        let all = Toleration {
+            operator: Some("Exists".into()),
+            effect: Some("NoExecute".into()),
+            ..Default::default()
+        };
         spec.tolerations.get_or_insert_default().push(all);
         if spec.priority.is_none() {
             spec.priority = match spec.priority_class_name.as_deref() {
@@ -158,8 +176,14 @@ mod tests {
     fn what_is_no_pod_is_refused() {
         for (text, word) in [
             ("kind: List\napiVersion: v1", "List"),
-            ("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: []}", "container"),
-            ("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c}]}", "image"),
+            (
+                "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: []}",
+                "container",
+            ),
+            (
+                "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c}]}",
+                "image",
+            ),
             ("a: [", ""),
         ] {
             assert!(parse(text, Path::new("x"), "n").unwrap_err().contains(word), "{text}");

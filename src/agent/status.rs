@@ -36,7 +36,9 @@ pub fn time(at: Nanos) -> Option<Time> {
         return None;
     }
     // The API keeps whole seconds; comparing what was sent with what is to be sent needs the same.
-    k8s_openapi::jiff::Timestamp::from_second(at / 1_000_000_000).ok().map(Time)
+    k8s_openapi::jiff::Timestamp::from_second(at / 1_000_000_000)
+        .ok()
+        .map(Time)
 }
 
 /// Computes the status.
@@ -47,10 +49,17 @@ pub fn compute(input: &Input<'_>) -> core::PodStatus {
     let initialised = initialised(input);
     for (kind, c) in spec::containers(input.pod) {
         let status = container(input, kind, c, initialised, ended);
-        if kind == Kind::Main { main.push(status) } else { init.push(status) }
+        if kind == Kind::Main {
+            main.push(status)
+        } else {
+            init.push(status)
+        }
     }
     let phase = phase(input, &init, &main, ended);
-    let sandbox = input.observed.ready_sandbox().or_else(|| input.observed.newest_sandbox());
+    let sandbox = input
+        .observed
+        .ready_sandbox()
+        .or_else(|| input.observed.newest_sandbox());
     let pod_ips: Vec<String> = match sandbox {
         Some(_) if spec::host_network(input.pod) => input.host_ips.to_vec(),
         Some(s) => s.ips.clone(),
@@ -60,17 +69,29 @@ pub fn compute(input: &Input<'_>) -> core::PodStatus {
         observed_generation: input.pod.metadata.generation,
         phase: Some(phase.into()),
         host_ip: input.host_ips.first().cloned(),
-        host_ips: Some(input.host_ips.iter().map(|ip| core::HostIP { ip: ip.clone() }).collect()),
+        host_ips: Some(
+            input
+                .host_ips
+                .iter()
+                .map(|ip| core::HostIP { ip: ip.clone() })
+                .collect(),
+        ),
         pod_ip: pod_ips.first().cloned(),
         pod_ips: (!pod_ips.is_empty()).then(|| pod_ips.iter().map(|ip| core::PodIP { ip: ip.clone() }).collect()),
         qos_class: Some(Qos::of(input.pod).as_str().into()),
-        start_time: input.before.and_then(|b| b.start_time.clone()).or_else(|| time(input.now)),
+        start_time: input
+            .before
+            .and_then(|b| b.start_time.clone())
+            .or_else(|| time(input.now)),
         ..Default::default()
     };
     if let Some(stop) = input.stop.filter(|s| s.reason.is_some()) {
         status.reason = stop.reason.clone();
         status.message = Some(stop.message.clone());
-    } else if let Some(b) = input.before.filter(|b| b.phase.as_deref() == Some("Failed") && phase == "Failed") {
+    } else if let Some(b) = input
+        .before
+        .filter(|b| b.phase.as_deref() == Some("Failed") && phase == "Failed")
+    {
         status.reason = b.reason.clone();
         status.message = b.message.clone();
     }
@@ -95,7 +116,11 @@ fn initialised(input: &Input<'_>) -> bool {
 
 fn before<'a>(input: &'a Input<'_>, kind: Kind, name: &str) -> Option<&'a core::ContainerStatus> {
     let b = input.before?;
-    let list = if kind == Kind::Main { &b.container_statuses } else { &b.init_container_statuses };
+    let list = if kind == Kind::Main {
+        &b.container_statuses
+    } else {
+        &b.init_container_statuses
+    };
     list.iter().flatten().find(|s| s.name == name)
 }
 
@@ -106,7 +131,11 @@ fn terminated(c: &Seen) -> core::ContainerState {
             exit_code: c.exit_code,
             started_at: time(c.started_at),
             finished_at: time(c.finished_at),
-            reason: Some(if c.reason.is_empty() { if c.exit_code == 0 { "Completed" } else { "Error" }.to_owned() } else { c.reason.clone() }),
+            reason: Some(if c.reason.is_empty() {
+                if c.exit_code == 0 { "Completed" } else { "Error" }.to_owned()
+            } else {
+                c.reason.clone()
+            }),
             message: (!c.message.is_empty()).then(|| c.message.clone()),
             signal: None,
         }),
@@ -141,7 +170,13 @@ pub fn container_id(id: &str) -> String {
     format!("containerd://{id}")
 }
 
-fn container(input: &Input<'_>, kind: Kind, c: &core::Container, initialised: bool, ended: bool) -> core::ContainerStatus {
+fn container(
+    input: &Input<'_>,
+    kind: Kind,
+    c: &core::Container,
+    initialised: bool,
+    ended: bool,
+) -> core::ContainerStatus {
     let seen = input.observed.latest(&c.name);
     let previous = input.observed.previous(&c.name);
     let old = before(input, kind, &c.name);
@@ -155,17 +190,24 @@ fn container(input: &Input<'_>, kind: Kind, c: &core::Container, initialised: bo
     match seen {
         None => missing(&mut s, old, wait, initialised, kind, ended),
         Some(seen) => {
-            s.image = if seen.image.is_empty() { s.image } else { seen.image.clone() };
+            s.image = if seen.image.is_empty() {
+                s.image
+            } else {
+                seen.image.clone()
+            };
             s.image_id = seen.image_ref.clone();
             s.container_id = Some(container_id(&seen.id));
             s.restart_count = i32::try_from(seen.restarts).unwrap_or(i32::MAX);
             s.last_state = previous.map(terminated).or_else(|| {
-                old.filter(|o| o.container_id == s.container_id).and_then(|o| o.last_state.clone())
+                old.filter(|o| o.container_id == s.container_id)
+                    .and_then(|o| o.last_state.clone())
             });
             match (seen.state, wait) {
                 (State::Running, _) => {
                     s.state = Some(core::ContainerState {
-                        running: Some(core::ContainerStateRunning { started_at: time(seen.started_at) }),
+                        running: Some(core::ContainerStateRunning {
+                            started_at: time(seen.started_at),
+                        }),
                         ..Default::default()
                     });
                 }
@@ -184,7 +226,10 @@ fn container(input: &Input<'_>, kind: Kind, c: &core::Container, initialised: bo
     let started = is_started(c, seen, input.memory);
     s.started = Some(started);
     s.ready = ready(input, kind, c, seen, started);
-    s.resources = c.resources.clone().filter(|r| r.limits.is_some() || r.requests.is_some());
+    s.resources = c
+        .resources
+        .clone()
+        .filter(|r| r.limits.is_some() || r.requests.is_some());
     s
 }
 
@@ -219,7 +264,12 @@ fn ready(input: &Input<'_>, kind: Kind, c: &core::Container, seen: Option<&Seen>
         (Kind::Init, _) => false,
         (_, State::Running) if started => match &c.readiness_probe {
             None => true,
-            Some(_) => input.memory.verdicts.get(&seen.id).and_then(|v| v.ready).unwrap_or(false),
+            Some(_) => input
+                .memory
+                .verdicts
+                .get(&seen.id)
+                .and_then(|v| v.ready)
+                .unwrap_or(false),
         },
         _ => false,
     }
@@ -229,7 +279,12 @@ fn exit_code(s: &core::ContainerStatus) -> Option<i32> {
     s.state.as_ref()?.terminated.as_ref().map(|t| t.exit_code)
 }
 
-fn phase(input: &Input<'_>, init: &[core::ContainerStatus], main: &[core::ContainerStatus], ended: bool) -> &'static str {
+fn phase(
+    input: &Input<'_>,
+    init: &[core::ContainerStatus],
+    main: &[core::ContainerStatus],
+    ended: bool,
+) -> &'static str {
     if input.stop.is_some_and(|s| s.reason.is_some()) {
         return "Failed";
     }
@@ -270,7 +325,11 @@ fn phase(input: &Input<'_>, init: &[core::ContainerStatus], main: &[core::Contai
         return "Failed";
     }
     if ended && (stopped > 0 || main.is_empty()) && running == 0 {
-        return if stopped == succeeded && waiting == 0 { "Succeeded" } else { "Failed" };
+        return if stopped == succeeded && waiting == 0 {
+            "Succeeded"
+        } else {
+            "Failed"
+        };
     }
     if pending_init > 0 && running + stopped == 0 || waiting > 0 {
         return "Pending";
@@ -281,7 +340,13 @@ fn phase(input: &Input<'_>, init: &[core::ContainerStatus], main: &[core::Contai
     match stopped {
         0 => "Pending",
         // Sidecars may still be ending: the pod is not over before them.
-        _ if !ended && init.iter().any(|s| s.state.as_ref().is_some_and(|s| s.running.is_some())) => "Running",
+        _ if !ended
+            && init
+                .iter()
+                .any(|s| s.state.as_ref().is_some_and(|s| s.running.is_some())) =>
+        {
+            "Running"
+        }
         _ if policy == "Always" && restarting > 0 => "Running",
         _ if stopped == succeeded => "Succeeded",
         _ => "Failed",
@@ -299,7 +364,10 @@ fn conditions(
     let mut put = |kind: &str, ok: bool, reason: &str, message: String| {
         out.push(condition(input, kind, ok, reason, message));
     };
-    let sandbox_ready = input.observed.ready_sandbox().is_some_and(|s| !s.ips.is_empty() || spec::host_network(input.pod));
+    let sandbox_ready = input
+        .observed
+        .ready_sandbox()
+        .is_some_and(|s| !s.ips.is_empty() || spec::host_network(input.pod));
     put("PodReadyToStartContainers", sandbox_ready, "", String::new());
     let over = match phase {
         "Succeeded" => Some("PodCompleted"),
@@ -307,10 +375,20 @@ fn conditions(
         _ => None,
     };
     if initialised || phase == "Succeeded" {
-        put("Initialized", true, if phase == "Succeeded" { "PodCompleted" } else { "" }, String::new());
+        put(
+            "Initialized",
+            true,
+            if phase == "Succeeded" { "PodCompleted" } else { "" },
+            String::new(),
+        );
     } else {
         let names: Vec<_> = init.iter().filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
-        put("Initialized", false, "ContainersNotInitialized", format!("containers with incomplete status: [{}]", names.join(" ")));
+        put(
+            "Initialized",
+            false,
+            "ContainersNotInitialized",
+            format!("containers with incomplete status: [{}]", names.join(" ")),
+        );
     }
     let unready: Vec<_> = spec::init_containers(input.pod)
         .zip(init)
@@ -356,8 +434,14 @@ fn gates(input: &Input<'_>) -> Option<String> {
     for gate in input.pod.spec.iter().flat_map(|s| s.readiness_gates.iter().flatten()) {
         match foreign(input, &gate.condition_type) {
             Some(c) if c.status == "True" => {}
-            Some(c) => closed.push(format!("the status of pod readiness gate {:?} is not \"True\", but {}", gate.condition_type, c.status)),
-            None => closed.push(format!("corresponding condition of pod readiness gate {:?} does not exist.", gate.condition_type)),
+            Some(c) => closed.push(format!(
+                "the status of pod readiness gate {:?} is not \"True\", but {}",
+                gate.condition_type, c.status
+            )),
+            None => closed.push(format!(
+                "corresponding condition of pod readiness gate {:?} does not exist.",
+                gate.condition_type
+            )),
         }
     }
     (!closed.is_empty()).then(|| closed.join(", "))
@@ -365,7 +449,12 @@ fn gates(input: &Input<'_>) -> Option<String> {
 
 fn condition(input: &Input<'_>, kind: &str, ok: bool, reason: &str, message: String) -> core::PodCondition {
     let status = if ok { "True" } else { "False" };
-    let old = input.before.and_then(|b| b.conditions.as_ref()).into_iter().flatten().find(|c| c.type_ == kind);
+    let old = input
+        .before
+        .and_then(|b| b.conditions.as_ref())
+        .into_iter()
+        .flatten()
+        .find(|c| c.type_ == kind);
     core::PodCondition {
         type_: kind.into(),
         status: status.into(),
@@ -405,5 +494,9 @@ pub fn patch(uid: &str, before: Option<&core::PodStatus>, status: &core::PodStat
 
 /// Whether a pod's phase is final in the API.
 pub fn is_final(pod: &core::Pod) -> bool {
-    !names::is_static(pod) && matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
+    !names::is_static(pod)
+        && matches!(
+            pod.status.as_ref().and_then(|s| s.phase.as_deref()),
+            Some("Succeeded" | "Failed")
+        )
 }

@@ -1,6 +1,7 @@
 //! Writes one pod's status to the API server, and deletes the pod there at its end. For a static pod it first makes
 //! sure that its mirror exists. Only the newest status is ever sent; nothing waits for the API server but the pod's end.
 
+use crate::api_client::limited;
 use crate::backoff::Doubling;
 use crate::ctx::Ctx;
 use crate::error::{Error, Result};
@@ -60,7 +61,7 @@ impl Writer {
                 }
                 delete(&api, names::name(&self.pod), &uid).await
             };
-            match result.await {
+            match limited(result).await {
                 Ok(()) => return,
                 Err(e) if matches!(e.api_code(), Some(404 | 409)) => return,
                 Err(e) => tracing::debug!(pod = names::full(&self.pod), "deleting: {e}"),
@@ -77,14 +78,16 @@ impl Writer {
         self.task.abort();
         let result = async {
             let api = api(&self.ctx, &self.pod)?;
-            let Some(mirror) = api.get_opt(names::name(&self.pod)).await? else { return Ok(()) };
+            let Some(mirror) = api.get_opt(names::name(&self.pod)).await? else {
+                return Ok(());
+            };
             let own = mirror_hash_of(&self.pod);
             if names::mirror_hash(&mirror) == Some(own) {
                 delete(&api, names::name(&self.pod), names::uid(&mirror)).await?;
             }
             Ok::<_, Error>(())
         };
-        if let Err(e) = result.await {
+        if let Err(e) = limited(result).await {
             tracing::debug!(pod = names::full(&self.pod), "deleting the mirror: {e}");
         }
     }
@@ -97,16 +100,28 @@ impl Drop for Writer {
 }
 
 fn mirror_hash_of(pod: &Pod) -> &str {
-    pod.metadata.annotations.as_ref().and_then(|a| a.get(names::CONFIG_HASH)).map(String::as_str).unwrap_or_default()
+    pod.metadata
+        .annotations
+        .as_ref()
+        .and_then(|a| a.get(names::CONFIG_HASH))
+        .map(String::as_str)
+        .unwrap_or_default()
 }
 
 fn api(ctx: &Ctx, pod: &Pod) -> Result<kube::Api<Pod>> {
     Ok(kube::Api::namespaced(ctx.api.client()?, names::namespace(pod)))
 }
 
-async fn patch(api: &kube::Api<Pod>, name: &str, uid: &str, before: Option<&PodStatus>, status: &PodStatus) -> Result<()> {
+async fn patch(
+    api: &kube::Api<Pod>,
+    name: &str,
+    uid: &str,
+    before: Option<&PodStatus>,
+    status: &PodStatus,
+) -> Result<()> {
     let body = status::patch(uid, before, status);
-    api.patch_status(name, &Default::default(), &Patch::Strategic(&body)).await?;
+    api.patch_status(name, &Default::default(), &Patch::Strategic(&body))
+        .await?;
     Ok(())
 }
 
@@ -114,7 +129,10 @@ async fn patch(api: &kube::Api<Pod>, name: &str, uid: &str, before: Option<&PodS
 pub async fn delete(api: &kube::Api<Pod>, name: &str, uid: &str) -> Result<()> {
     let params = DeleteParams {
         grace_period_seconds: Some(0),
-        preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
+        preconditions: Some(Preconditions {
+            uid: Some(uid.to_owned()),
+            resource_version: None,
+        }),
         ..Default::default()
     };
     match api.delete(name, &params).await.map_err(Error::from) {
@@ -133,13 +151,17 @@ async fn run(ctx: Arc<Ctx>, pod: Arc<Pod>, mut queue: watch::Receiver<Option<Pod
     let mut api_handle = ctx.api.clone();
     loop {
         let status = queue.borrow_and_update().clone();
-        let target = if is_static { mirrors.borrow_and_update().get(&key).cloned() } else { None };
+        let target = if is_static {
+            mirrors.borrow_and_update().get(&key).cloned()
+        } else {
+            None
+        };
         let moved = is_static && target.as_ref().map(|t| &t.0) != sent_to.as_ref();
         let due = status.is_some() && (status != sent || moved || sent_to.is_none());
         let mut again = None;
         if let Some(status) = status.filter(|_| due) {
             api_handle.wait().await;
-            match write(&ctx, &pod, is_static, target, sent.as_ref(), &status).await {
+            match limited(write(&ctx, &pod, is_static, target, sent.as_ref(), &status)).await {
                 Ok(uid) => {
                     sent = Some(status);
                     sent_to = Some(uid);
@@ -171,9 +193,20 @@ async fn run(ctx: Arc<Ctx>, pod: Arc<Pod>, mut queue: watch::Receiver<Option<Pod
 }
 
 /// Writes a status; the UID of the object it went to.
-async fn write(ctx: &Ctx, pod: &Pod, is_static: bool, mirror: Option<(String, String)>, sent: Option<&PodStatus>, status: &PodStatus) -> Result<String> {
+async fn write(
+    ctx: &Ctx,
+    pod: &Pod,
+    is_static: bool,
+    mirror: Option<(String, String)>,
+    sent: Option<&PodStatus>,
+    status: &PodStatus,
+) -> Result<String> {
     let api = api(ctx, pod)?;
-    let uid = if is_static { ensure_mirror(ctx, &api, pod, mirror).await? } else { names::uid(pod).to_owned() };
+    let uid = if is_static {
+        ensure_mirror(ctx, &api, pod, mirror).await?
+    } else {
+        names::uid(pod).to_owned()
+    };
     patch(&api, names::name(pod), &uid, sent, status).await?;
     Ok(uid)
 }
@@ -189,7 +222,12 @@ async fn ensure_mirror(ctx: &Ctx, api: &kube::Api<Pod>, pod: &Pod, known: Option
         match names::mirror_hash(&found) {
             Some(h) if h == hash && found.metadata.deletion_timestamp.is_none() => return Ok(uid),
             Some(_) => delete(api, names::name(pod), &uid).await?,
-            None => return Err(Error::Other(format!("{} exists and is no mirror pod", names::full(pod)))),
+            None => {
+                return Err(Error::Other(format!(
+                    "{} exists and is no mirror pod",
+                    names::full(pod)
+                )));
+            }
         }
     }
     let mut mirror = pod.clone();

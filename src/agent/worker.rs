@@ -70,14 +70,32 @@ impl Worker {
         let pod = desired.borrow().pod.clone();
         let mut memory = Memory::default();
         let before = pod.status.clone().filter(|s| s.phase.is_some());
-        for s in before.iter().flat_map(|b| b.container_statuses.iter().flatten().chain(b.init_container_statuses.iter().flatten())) {
-            let Some(id) = s.container_id.as_deref().and_then(|i| i.rsplit('/').next()) else { continue };
-            memory.known_restarts.insert(s.name.clone(), s.restart_count.max(0).unsigned_abs());
-            let verdict = Verdict { ready: Some(s.ready), started: s.started.filter(|x| *x), failed: None };
+        for s in before.iter().flat_map(|b| {
+            b.container_statuses
+                .iter()
+                .flatten()
+                .chain(b.init_container_statuses.iter().flatten())
+        }) {
+            let Some(id) = s.container_id.as_deref().and_then(|i| i.rsplit('/').next()) else {
+                continue;
+            };
+            memory
+                .known_restarts
+                .insert(s.name.clone(), s.restart_count.max(0).unsigned_abs());
+            let verdict = Verdict {
+                ready: Some(s.ready),
+                started: s.started.filter(|x| *x),
+                failed: None,
+            };
             memory.verdicts.insert(id.to_owned(), verdict);
         }
         // A pod that is final in the API is never run again, whatever the runtime still has of it.
-        let own_stop = status::is_final(&pod).then(|| Stop { grace: spec::grace(&pod), since: now(), reason: None, message: String::new() });
+        let own_stop = status::is_final(&pod).then(|| Stop {
+            grace: spec::grace(&pod),
+            since: now(),
+            reason: None,
+            message: String::new(),
+        });
         let writer = Writer::spawn(ctx.clone(), pod.clone(), mirrors);
         Worker {
             observed: ctx.relist.subscribe(names::uid(&pod)),
@@ -114,7 +132,13 @@ impl Worker {
                 self.abort_starts();
             }
             let at = now();
-            let input = machine::Input { pod: &desired.pod, observed: &observed, stop: stop.as_ref(), network_ready, now: at };
+            let input = machine::Input {
+                pod: &desired.pod,
+                observed: &observed,
+                stop: stop.as_ref(),
+                network_ready,
+                now: at,
+            };
             let step = machine::step(&input, &mut self.memory);
             self.sync_probes(&desired.pod, &observed, stop.is_some());
             let status = self.publish(&desired, &observed, step.stage, stop.as_ref(), at);
@@ -161,10 +185,19 @@ impl Worker {
     }
 
     fn check_deadline(&mut self, desired: &Desired) {
-        if self.deadline(desired).is_some_and(|d| d <= now()) && machine::outcome(&desired.pod, &self.observed.borrow()).is_none() {
+        if self.deadline(desired).is_some_and(|d| d <= now())
+            && machine::outcome(&desired.pod, &self.observed.borrow()).is_none()
+        {
             let message = "Pod was active on the node longer than the specified deadline".to_owned();
-            self.ctx.events.normal(&desired.pod, None, "DeadlineExceeded", message.clone());
-            self.own_stop = Some(Stop { grace: spec::grace(&desired.pod), since: now(), reason: Some("DeadlineExceeded".into()), message });
+            self.ctx
+                .events
+                .normal(&desired.pod, None, "DeadlineExceeded", message.clone());
+            self.own_stop = Some(Stop {
+                grace: spec::grace(&desired.pod),
+                since: now(),
+                reason: Some("DeadlineExceeded".into()),
+                message,
+            });
         }
     }
 
@@ -177,7 +210,14 @@ impl Worker {
     }
 
     /// Computes the status and hands it to the writer if it changed.
-    fn publish(&mut self, desired: &Desired, observed: &Observed, stage: Stage, stop: Option<&Stop>, at: Nanos) -> PodStatus {
+    fn publish(
+        &mut self,
+        desired: &Desired,
+        observed: &Observed,
+        stage: Stage,
+        stop: Option<&Stop>,
+        at: Nanos,
+    ) -> PodStatus {
         let input = status::Input {
             pod: &desired.pod,
             observed,
@@ -191,7 +231,8 @@ impl Worker {
         let status = status::compute(&input);
         if self.last.as_ref() != Some(&status) || !self.writer.has_written() {
             self.last = Some(status.clone());
-            if !desired.gone {
+            // What is final in the API is only ever deleted.
+            if !desired.gone && !status::is_final(&desired.pod) {
                 self.writer.put(status.clone());
             }
         }
@@ -209,18 +250,33 @@ impl Worker {
         let key = busy.clone();
         let future: std::pin::Pin<Box<dyn Future<Output = Done> + Send>> = match action {
             Action::Prepare => Box::pin(async move { outcome(prepare(&ctx, &pod, ips).await) }),
-            Action::CreateSandbox { attempt } => Box::pin(async move { outcome(create_sandbox(&ctx, &pod, attempt).await) }),
-            Action::StopSandbox { id } => {
-                Box::pin(async move {
-                    let result = ctx.cri.stop_sandbox(&id).await;
-                    ctx.relist.refresh().await;
-                    outcome(result)
-                })
+            Action::CreateSandbox { attempt } => {
+                Box::pin(async move { outcome(create_sandbox(&ctx, &pod, attempt).await) })
             }
-            Action::Start { name, restarts, sandbox } => {
-                let attempt = observed.sandboxes.iter().find(|s| s.id == sandbox).map_or(0, |s| s.attempt);
+            Action::StopSandbox { id } => Box::pin(async move {
+                let result = ctx.cri.stop_sandbox(&id).await;
+                ctx.relist.refresh().await;
+                outcome(result)
+            }),
+            Action::Start {
+                name,
+                restarts,
+                sandbox,
+            } => {
+                let attempt = observed
+                    .sandboxes
+                    .iter()
+                    .find(|s| s.id == sandbox)
+                    .map_or(0, |s| s.attempt);
                 let sandbox_config = sandbox_config(&ctx, &pod, attempt);
-                let job = start::Job { pod, name, restarts, sandbox, sandbox_config, pod_ips: ips };
+                let job = start::Job {
+                    pod,
+                    name,
+                    restarts,
+                    sandbox,
+                    sandbox_config,
+                    pod_ips: ips,
+                };
                 Box::pin(async move {
                     let result = start::start(&ctx, &job).await;
                     ctx.relist.refresh().await;
@@ -230,7 +286,10 @@ impl Worker {
             Action::Kill { id, name, grace, why } => {
                 let graceful = !matches!(why, Why::Lost);
                 self.explain_kill(&pod, &name, &why, stopping);
-                let target = Target { container_id: id, ip: ips.first().cloned().unwrap_or_default() };
+                let target = Target {
+                    container_id: id,
+                    ip: ips.first().cloned().unwrap_or_default(),
+                };
                 Box::pin(async move { outcome(kill(&ctx, &pod, &name, &target, grace, graceful).await) })
             }
         };
@@ -257,7 +316,12 @@ impl Worker {
                     tracing::error!(pod = names::full(pod), "an action failed: {e}");
                 }
                 // Which action it was is told by the handle that is finished now.
-                let over: Vec<Busy> = self.aborts.iter().filter(|(_, a)| a.is_finished()).map(|(b, _)| b.clone()).collect();
+                let over: Vec<Busy> = self
+                    .aborts
+                    .iter()
+                    .filter(|(_, a)| a.is_finished())
+                    .map(|(b, _)| b.clone())
+                    .collect();
                 for busy in over {
                     self.memory.busy.remove(&busy);
                     self.aborts.remove(&busy);
@@ -281,7 +345,12 @@ impl Worker {
             }
             (Busy::CreateSandbox, Done::Failed(message)) => {
                 self.retry("", None);
-                self.ctx.events.warning(pod, None, "FailedCreatePodSandBox", format!("Failed to create pod sandbox: {message}"));
+                self.ctx.events.warning(
+                    pod,
+                    None,
+                    "FailedCreatePodSandBox",
+                    format!("Failed to create pod sandbox: {message}"),
+                );
             }
             (Busy::StopSandbox(_), Done::Failed(message)) => {
                 self.retry("", None);
@@ -303,14 +372,23 @@ impl Worker {
                 self.memory.waiting.remove(name);
             }
             Err(e) => {
-                let changed = self.memory.waiting.get(name).is_none_or(|w| w.reason != e.reason || w.message != e.message);
-                let waiting = Waiting { reason: e.reason.to_owned(), message: e.message.clone() };
+                let changed = self
+                    .memory
+                    .waiting
+                    .get(name)
+                    .is_none_or(|w| w.reason != e.reason || w.message != e.message);
+                let waiting = Waiting {
+                    reason: e.reason.to_owned(),
+                    message: e.message.clone(),
+                };
                 if e.reason == "ImagePullBackOff" {
                     if changed {
                         self.ctx.events.normal(pod, Some(name), "BackOff", e.message.clone());
                     }
                 } else {
-                    self.ctx.events.warning(pod, Some(name), "Failed", format!("{}: {}", e.reason, e.message));
+                    self.ctx
+                        .events
+                        .warning(pod, Some(name), "Failed", format!("{}: {}", e.reason, e.message));
                 }
                 self.memory.waiting.insert(name.to_owned(), waiting);
                 let at = match e.reason {
@@ -324,7 +402,10 @@ impl Worker {
     }
 
     fn retry(&mut self, key: &str, at: Option<Nanos>) {
-        let backoff = self.failures.entry(key.to_owned()).or_insert_with(|| Doubling::new(Duration::from_millis(500), Duration::from_secs(10)));
+        let backoff = self
+            .failures
+            .entry(key.to_owned())
+            .or_insert_with(|| Doubling::new(Duration::from_millis(500), Duration::from_secs(10)));
         let at = at.unwrap_or_else(|| now() + i64::try_from(backoff.next().as_nanos()).unwrap_or(SECOND));
         self.memory.retry_at.insert(key.to_owned(), at);
     }
@@ -336,8 +417,10 @@ impl Worker {
 
     fn schedule_refresh(&mut self) {
         // Spread over a third of the period, so that pods made together do not ask together.
-        let period = i64::try_from(self.ctx.config.sync_frequency.as_nanos()).unwrap_or(60 * SECOND).max(SECOND);
-        self.refresh_at = now() + period * 2 / 3 + (rand::random::<u32>() as i64 * period / 3) / i64::from(u32::MAX);
+        let period = i64::try_from(self.ctx.config.sync_frequency.as_nanos())
+            .unwrap_or(60 * SECOND)
+            .max(SECOND);
+        self.refresh_at = now() + (period as f64 * (2.0 + rand::random::<f64>()) / 3.0) as Nanos;
     }
 
     fn refresh_volumes(&mut self, pod: &Arc<Pod>, observed: &Observed, stage: Stage) {
@@ -383,9 +466,15 @@ impl Worker {
 
     /// One probe worker per probe of every running container, none of any other.
     fn sync_probes(&mut self, pod: &Pod, observed: &Observed, stopping: bool) {
-        let running: Vec<&Seen> = observed.containers.iter().filter(|c| c.state == State::Running).collect();
+        let running: Vec<&Seen> = observed
+            .containers
+            .iter()
+            .filter(|c| c.state == State::Running)
+            .collect();
         let known: Vec<&str> = observed.containers.iter().map(|c| c.id.as_str()).collect();
-        self.memory.verdicts.retain(|id, _| known.contains(&id.as_str()) || observed.containers.is_empty());
+        self.memory
+            .verdicts
+            .retain(|id, _| known.contains(&id.as_str()) || observed.containers.is_empty());
         self.memory.kill_grace.retain(|id, _| known.contains(&id.as_str()));
         self.started.retain(|id, _| running.iter().any(|c| c.id == *id));
         self.probes.retain(|(id, kind), abort| {
@@ -397,30 +486,45 @@ impl Worker {
         });
         let ips = pod_ips(&self.ctx, pod, observed);
         for seen in running {
-            let Some((kind, c)) = spec::container(pod, &seen.name) else { continue };
+            let Some((kind, c)) = spec::container(pod, &seen.name) else {
+                continue;
+            };
             if kind == spec::Kind::Init || self.memory.busy.contains(&Busy::Start(seen.name.clone())) {
                 continue;
             }
             let verdict = self.memory.verdicts.get(&seen.id).cloned().unwrap_or_default();
             let started_now = c.startup_probe.is_none() || verdict.started == Some(true);
-            let started = self.started.entry(seen.id.clone()).or_insert_with(|| watch::channel(started_now).0).subscribe();
+            let started = self
+                .started
+                .entry(seen.id.clone())
+                .or_insert_with(|| watch::channel(started_now).0)
+                .subscribe();
             for probe in [ProbeKind::Startup, ProbeKind::Liveness, ProbeKind::Readiness] {
-                let over = probe == ProbeKind::Startup && started_now || verdict.failed.is_some() && probe != ProbeKind::Readiness;
+                let over = probe == ProbeKind::Startup && started_now
+                    || verdict.failed.is_some() && probe != ProbeKind::Readiness;
                 let key = (seen.id.clone(), probe);
                 if probe.of(c).is_none() || over || stopping || self.probes.contains_key(&key) {
                     continue;
                 }
                 let job = ProbeJob {
                     cri: self.ctx.cri.clone(),
-                    target: Target { container_id: seen.id.clone(), ip: ips.first().cloned().unwrap_or_default() },
+                    target: Target {
+                        container_id: seen.id.clone(),
+                        ip: ips.first().cloned().unwrap_or_default(),
+                    },
                     container: c.clone(),
                     kind: probe,
                     started_at: seen.started_at,
-                    known: if probe == ProbeKind::Readiness { verdict.ready } else { None },
+                    known: if probe == ProbeKind::Readiness {
+                        verdict.ready
+                    } else {
+                        None
+                    },
                     started: started.clone(),
                     reports: self.reports.0.clone(),
                 };
-                self.probes.insert(key, tokio::spawn(crate::probe::worker::work(job)).abort_handle());
+                self.probes
+                    .insert(key, tokio::spawn(crate::probe::worker::work(job)).abort_handle());
             }
         }
     }
@@ -471,7 +575,10 @@ impl Drop for Worker {
 
 fn capital(word: &str) -> String {
     let mut chars = word.chars();
-    chars.next().map(|c| c.to_uppercase().collect::<String>() + chars.as_str()).unwrap_or_default()
+    chars
+        .next()
+        .map(|c| c.to_uppercase().collect::<String>() + chars.as_str())
+        .unwrap_or_default()
 }
 
 fn outcome<T>(result: Result<T, Error>) -> Done {
@@ -500,7 +607,11 @@ fn pod_ips(ctx: &Ctx, pod: &Pod, observed: &Observed) -> Vec<String> {
     if spec::host_network(pod) {
         return ctx.host_ips.clone();
     }
-    observed.ready_sandbox().or_else(|| observed.newest_sandbox()).map(|s| s.ips.clone()).unwrap_or_default()
+    observed
+        .ready_sandbox()
+        .or_else(|| observed.newest_sandbox())
+        .map(|s| s.ips.clone())
+        .unwrap_or_default()
 }
 
 fn sandbox_config(ctx: &Ctx, pod: &Pod, attempt: u32) -> PodSandboxConfig {
@@ -521,7 +632,10 @@ async fn prepare(ctx: &Ctx, pod: &Pod, ips: Vec<String>) -> Result<(), Error> {
     if qos == Qos::Burstable {
         ctx.weigh_burstable(uid, Some(limits.cpu_shares)).await;
     }
-    for dir in [ctx.paths.pod(uid), ctx.paths.pod_log(names::namespace(pod), names::name(pod), uid)] {
+    for dir in [
+        ctx.paths.pod(uid),
+        ctx.paths.pod_log(names::namespace(pod), names::name(pod), uid),
+    ] {
         std::fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
     }
     ctx.volumes.setup(pod, &ctx.facts(ips), Duration::from_secs(3)).await
@@ -536,10 +650,19 @@ async fn create_sandbox(ctx: &Ctx, pod: &Pod, attempt: u32) -> Result<(), Error>
 
 /// The runtime's handler for the pod's RuntimeClass.
 async fn runtime_handler(ctx: &Ctx, pod: &Pod) -> Result<String, Error> {
-    let Some(class) = pod.spec.as_ref().and_then(|s| s.runtime_class_name.as_deref()).filter(|c| !c.is_empty()) else { return Ok(String::new()) };
+    let Some(class) = pod
+        .spec
+        .as_ref()
+        .and_then(|s| s.runtime_class_name.as_deref())
+        .filter(|c| !c.is_empty())
+    else {
+        return Ok(String::new());
+    };
     let api: kube::Api<k8s_openapi::api::node::v1::RuntimeClass> = kube::Api::all(ctx.api.client()?);
     let found = api.get_opt(class).await?;
-    found.map(|c| c.handler).ok_or_else(|| Error::Other(format!("RuntimeClass {class:?} not found")))
+    found
+        .map(|c| c.handler)
+        .ok_or_else(|| Error::Other(format!("RuntimeClass {class:?} not found")))
 }
 
 /// preStop hook, then the runtime's stop; both within `grace` seconds.
@@ -549,7 +672,12 @@ async fn kill(ctx: &Ctx, pod: &Pod, name: &str, target: &Target, grace: i64, gra
     if let Some((c, hook)) = hook.filter(|_| graceful && grace > 0) {
         let limit = Duration::from_secs(grace.unsigned_abs());
         if let Err(message) = start::run_hook(ctx, target, c, hook, limit).await {
-            ctx.events.warning(pod, Some(name), "FailedPreStopHook", format!("PreStopHook failed: {message}"));
+            ctx.events.warning(
+                pod,
+                Some(name),
+                "FailedPreStopHook",
+                format!("PreStopHook failed: {message}"),
+            );
         }
     }
     let used = (now() - began) / SECOND;
@@ -578,7 +706,10 @@ pub async fn remove_containers(ctx: &Ctx, uid: &str) -> Result<(), Error> {
 
 /// Removes the link that log collectors follow.
 pub fn remove_log_link(ctx: &Ctx, namespace: &str, pod: &str, container: &str, id: &str) {
-    let link = ctx.paths.container_logs.join(names::log_link(pod, namespace, container, id));
+    let link = ctx
+        .paths
+        .container_logs
+        .join(names::log_link(pod, namespace, container, id));
     let _ = std::fs::remove_file(link);
 }
 
@@ -590,7 +721,9 @@ async fn teardown(ctx: &Ctx, pod: &Pod) -> Result<(), Error> {
 }
 
 fn remove_logs(ctx: &Ctx, pod: &Pod) {
-    let dir = ctx.paths.pod_log(names::namespace(pod), names::name(pod), names::uid(pod));
+    let dir = ctx
+        .paths
+        .pod_log(names::namespace(pod), names::name(pod), names::uid(pod));
     if let Err(e) = std::fs::remove_dir_all(&dir)
         && e.kind() != std::io::ErrorKind::NotFound
     {

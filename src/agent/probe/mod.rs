@@ -86,7 +86,11 @@ impl Series {
             self.last = Some(success);
             self.run = 1;
         }
-        let threshold = if success { self.success_threshold } else { self.failure_threshold };
+        let threshold = if success {
+            self.success_threshold
+        } else {
+            self.failure_threshold
+        };
         if self.run < threshold || self.verdict == Some(success) {
             return None;
         }
@@ -101,7 +105,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn series(success: i32, failure: i32) -> Series {
-        Series::new(&Probe { success_threshold: Some(success), failure_threshold: Some(failure), ..Default::default() }, None)
+        Series::new(
+            &Probe {
+                success_threshold: Some(success),
+                failure_threshold: Some(failure),
+                ..Default::default()
+            },
+            None,
+        )
     }
 
     #[test]

@@ -40,13 +40,23 @@ pub async fn probe(cri: &Cri, target: &Target, container: &Container, probe: &Pr
 async fn once(cri: &Cri, target: &Target, container: &Container, probe: &Probe, limit: Duration) -> Outcome {
     let work = async {
         if let Some(exec) = &probe.exec {
-            return self::exec(cri, &target.container_id, exec.command.clone().unwrap_or_default(), limit).await;
+            return self::exec(
+                cri,
+                &target.container_id,
+                exec.command.clone().unwrap_or_default(),
+                limit,
+            )
+            .await;
         }
         if let Some(get) = &probe.http_get {
             return http_get(target, container, get, "kube-probe/1.36").await;
         }
         if let Some(tcp) = &probe.tcp_socket {
-            let host = tcp.host.clone().filter(|h| !h.is_empty()).unwrap_or_else(|| target.ip.clone());
+            let host = tcp
+                .host
+                .clone()
+                .filter(|h| !h.is_empty())
+                .unwrap_or_else(|| target.ip.clone());
             return match port(&tcp.port, container) {
                 Ok(port) => tcp_connect(&host, port).await,
                 Err(e) => Outcome::Failure(e),
@@ -58,7 +68,11 @@ async fn once(cri: &Cri, target: &Target, container: &Container, probe: &Probe, 
         }
     };
     // The runtime enforces whole seconds on exec by itself; a little more here lets its own message through.
-    let outer = if probe.exec.is_some() { limit + Duration::from_secs(2) } else { limit };
+    let outer = if probe.exec.is_some() {
+        limit + Duration::from_secs(2)
+    } else {
+        limit
+    };
     match tokio::time::timeout(outer, work).await {
         Ok(outcome) => outcome,
         Err(_) => Outcome::Failure(format!("timed out after {} s", limit.as_secs())),
@@ -69,12 +83,22 @@ async fn once(cri: &Cri, target: &Target, container: &Container, probe: &Probe, 
 pub fn port(port: &IntOrString, container: &Container) -> Result<u16, String> {
     let number = match port {
         IntOrString::Int(n) => *n,
-        IntOrString::String(name) => match container.ports.iter().flatten().find(|p| p.name.as_deref() == Some(name)) {
+        IntOrString::String(name) => match container
+            .ports
+            .iter()
+            .flatten()
+            .find(|p| p.name.as_deref() == Some(name))
+        {
             Some(p) => p.container_port,
-            None => name.parse().map_err(|_| format!("couldn't find port: {name} in container {}", container.name))?,
+            None => name
+                .parse()
+                .map_err(|_| format!("couldn't find port: {name} in container {}", container.name))?,
         },
     };
-    u16::try_from(number).ok().filter(|n| *n > 0).ok_or_else(|| format!("invalid port number: {number}"))
+    u16::try_from(number)
+        .ok()
+        .filter(|n| *n > 0)
+        .ok_or_else(|| format!("invalid port number: {number}"))
 }
 
 async fn exec(cri: &Cri, id: &str, command: Vec<String>, limit: Duration) -> Outcome {
@@ -85,12 +109,15 @@ async fn exec(cri: &Cri, id: &str, command: Vec<String>, limit: Duration) -> Out
             text.push_str(&String::from_utf8_lossy(&answer.stderr));
             Outcome::Failure(shorten(text.trim_end()))
         }
-        Err(crate::error::Error::Runtime { code: tonic::Code::DeadlineExceeded, .. }) => {
-            Outcome::Failure(format!("command timed out after {} s", limit.as_secs()))
-        }
-        Err(crate::error::Error::Runtime { code: tonic::Code::Unknown | tonic::Code::NotFound, message, .. }) => {
-            Outcome::Failure(shorten(&message))
-        }
+        Err(crate::error::Error::Runtime {
+            code: tonic::Code::DeadlineExceeded,
+            ..
+        }) => Outcome::Failure(format!("command timed out after {} s", limit.as_secs())),
+        Err(crate::error::Error::Runtime {
+            code: tonic::Code::Unknown | tonic::Code::NotFound,
+            message,
+            ..
+        }) => Outcome::Failure(shorten(&message)),
         Err(e) => Outcome::Unknown(e.to_string()),
     }
 }
@@ -100,7 +127,11 @@ fn shorten(text: &str) -> String {
 }
 
 fn connect_target(host: &str, port: u16) -> String {
-    if host.contains(':') && !host.starts_with('[') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    if host.contains(':') && !host.starts_with('[') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
 }
 
 async fn connect(host: &str, port: u16) -> std::io::Result<TcpStream> {
@@ -124,27 +155,47 @@ pub async fn http_get(target: &Target, container: &Container, get: &HTTPGetActio
         Ok(port) => port,
         Err(e) => return Outcome::Failure(e),
     };
-    let host = get.host.clone().filter(|h| !h.is_empty()).unwrap_or_else(|| target.ip.clone());
+    let host = get
+        .host
+        .clone()
+        .filter(|h| !h.is_empty())
+        .unwrap_or_else(|| target.ip.clone());
     let tls = get.scheme.as_deref().is_some_and(|s| s.eq_ignore_ascii_case("https"));
     let path = get.path.clone().filter(|p| !p.is_empty()).unwrap_or_else(|| "/".into());
     match request(&host, port, tls, &path, get, agent).await {
         Ok(status) if (200..400).contains(&status) => Outcome::Success,
         Ok(status) => Outcome::Failure(format!("HTTP probe failed with statuscode: {status}")),
-        Err(e) => Outcome::Failure(format!("Get \"{}://{}{path}\": {e}", if tls { "https" } else { "http" }, connect_target(&host, port))),
+        Err(e) => Outcome::Failure(format!(
+            "Get \"{}://{}{path}\": {e}",
+            if tls { "https" } else { "http" },
+            connect_target(&host, port)
+        )),
     }
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-async fn request(host: &str, port: u16, tls: bool, path: &str, get: &HTTPGetAction, agent: &str) -> Result<u16, BoxError> {
-    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+async fn request(
+    host: &str,
+    port: u16,
+    tls: bool,
+    path: &str,
+    get: &HTTPGetAction,
+    agent: &str,
+) -> Result<u16, BoxError> {
+    let path = if path.starts_with('/') {
+        path.to_owned()
+    } else {
+        format!("/{path}")
+    };
     let mut builder = http::Request::get(path);
     let (mut has_host, mut has_agent, mut has_accept) = (false, false, false);
     for h in get.http_headers.iter().flatten() {
         has_host |= h.name.eq_ignore_ascii_case("host");
         has_agent |= h.name.eq_ignore_ascii_case("user-agent");
         has_accept |= h.name.eq_ignore_ascii_case("accept");
-        if !(h.value.is_empty() && (h.name.eq_ignore_ascii_case("accept") || h.name.eq_ignore_ascii_case("user-agent"))) {
+        if !(h.value.is_empty() && (h.name.eq_ignore_ascii_case("accept") || h.name.eq_ignore_ascii_case("user-agent")))
+        {
             builder = builder.header(&h.name, &h.value);
         }
     }
@@ -197,7 +248,9 @@ where
 
 async fn grpc(target: &Target, action: &GRPCAction) -> Outcome {
     use tonic::transport::Endpoint;
-    let Ok(port) = u16::try_from(action.port) else { return Outcome::Failure(format!("invalid port number: {}", action.port)) };
+    let Ok(port) = u16::try_from(action.port) else {
+        return Outcome::Failure(format!("invalid port number: {}", action.port));
+    };
     let address = format!("http://{}", connect_target(&target.ip, port));
     let endpoint = match Endpoint::from_shared(address) {
         Ok(e) => e.user_agent("kube-probe/1.36"),
@@ -206,7 +259,12 @@ async fn grpc(target: &Target, action: &GRPCAction) -> Outcome {
     let channel = match endpoint.and_then(|e| Ok(e)) {
         Ok(e) => match e.connect().await {
             Ok(c) => c,
-            Err(e) => return Outcome::Failure(format!("failed to connect service at {}: {e}", connect_target(&target.ip, port))),
+            Err(e) => {
+                return Outcome::Failure(format!(
+                    "failed to connect service at {}: {e}",
+                    connect_target(&target.ip, port)
+                ));
+            }
         },
         Err(e) => return Outcome::Failure(e.to_string()),
     };
@@ -214,12 +272,17 @@ async fn grpc(target: &Target, action: &GRPCAction) -> Outcome {
     if let Err(e) = client.ready().await {
         return Outcome::Failure(e.to_string());
     }
-    let request = tonic::Request::new(HealthCheckRequest { service: action.service.clone().unwrap_or_default() });
+    let request = tonic::Request::new(HealthCheckRequest {
+        service: action.service.clone().unwrap_or_default(),
+    });
     let path = http::uri::PathAndQuery::from_static("/grpc.health.v1.Health/Check");
     let codec = tonic_prost::ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();
     match client.unary(request, path, codec).await {
         Ok(answer) if answer.get_ref().status == 1 => Outcome::Success,
-        Ok(answer) => Outcome::Failure(format!("service unhealthy (responded with status {})", answer.get_ref().status)),
+        Ok(answer) => Outcome::Failure(format!(
+            "service unhealthy (responded with status {})",
+            answer.get_ref().status
+        )),
         Err(e) => Outcome::Failure(format!("rpc failed: {}", e.message())),
     }
 }

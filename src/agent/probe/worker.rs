@@ -46,7 +46,9 @@ pub struct Job {
 
 /// Runs until a killing verdict, a passed startup probe, or the end of the pod's worker.
 pub async fn work(mut job: Job) {
-    let Some(probe) = job.kind.of(&job.container).cloned() else { return };
+    let Some(probe) = job.kind.of(&job.container).cloned() else {
+        return;
+    };
     if job.kind != Kind::Startup && job.started.wait_for(|s| *s).await.is_err() {
         return;
     }
@@ -64,7 +66,11 @@ pub async fn work(mut job: Job) {
             Outcome::Success => (true, None),
             Outcome::Failure(message) => (false, Some(message)),
             Outcome::Unknown(message) => {
-                tracing::debug!(container = job.container.name, probe = job.kind.as_str(), "prober error: {message}");
+                tracing::debug!(
+                    container = job.container.name,
+                    probe = job.kind.as_str(),
+                    "prober error: {message}"
+                );
                 continue;
             }
         };

@@ -2,7 +2,7 @@
 //! on `nodes/…` with its answer kept for a while.
 
 use super::Shared;
-use crate::api_client::Api;
+use crate::api_client::{Api, limited};
 use crate::config::{AuthorizationMode, Config};
 use crate::error::{Error, Result};
 use crate::tls::serving::Current;
@@ -43,7 +43,12 @@ impl Peer {
 fn user_of(der: &[u8]) -> Option<User> {
     let (_, cert) = x509_parser::parse_x509_certificate(der).ok()?;
     let name = cert.subject().iter_common_name().next()?.as_str().ok()?.to_owned();
-    let mut groups: Vec<String> = cert.subject().iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
+    let mut groups: Vec<String> = cert
+        .subject()
+        .iter_organization()
+        .filter_map(|o| o.as_str().ok())
+        .map(str::to_owned)
+        .collect();
     groups.push("system:authenticated".into());
     Some(User { name, groups })
 }
@@ -52,7 +57,9 @@ fn user_of(der: &[u8]) -> Option<User> {
 pub fn server_config(config: &Config, current: Arc<Current>) -> Result<Arc<rustls::ServerConfig>> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let bad = |e: String| Error::Certificate(e);
-    let builder = rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().map_err(|e| bad(e.to_string()))?;
+    let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|e| bad(e.to_string()))?;
     let builder = match &config.authentication.x509.client_ca_file {
         None => builder.with_no_client_auth(),
         Some(path) => {
@@ -62,7 +69,9 @@ pub fn server_config(config: &Config, current: Arc<Current>) -> Result<Arc<rustl
                 let ca = ca.map_err(|e| bad(format!("{}: {e}", path.display())))?;
                 roots.add(ca).map_err(|e| bad(format!("{}: {e}", path.display())))?;
             }
-            let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).allow_unauthenticated().build();
+            let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .allow_unauthenticated()
+                .build();
             builder.with_client_cert_verifier(verifier.map_err(|e| bad(e.to_string()))?)
         }
     };
@@ -72,7 +81,7 @@ pub fn server_config(config: &Config, current: Arc<Current>) -> Result<Arc<rustl
     Ok(Arc::new(out))
 }
 
-type Decision = (User, &'static str, String, String);
+type Decision = (User, &'static str, String);
 
 /// Answers authentication and authorisation questions.
 #[derive(Debug)]
@@ -117,7 +126,10 @@ impl Authority {
         if let Some(token) = token.filter(|_| self.webhook) {
             return self.by_token(token).await;
         }
-        Ok(self.anonymous.then(|| User { name: "system:anonymous".into(), groups: vec!["system:unauthenticated".into()] }))
+        Ok(self.anonymous.then(|| User {
+            name: "system:anonymous".into(),
+            groups: vec!["system:unauthenticated".into()],
+        }))
     }
 
     async fn by_token(&self, token: &str) -> Result<Option<User>> {
@@ -127,32 +139,41 @@ impl Authority {
         {
             return Ok(user.clone());
         }
-        let review = TokenReview { spec: TokenReviewSpec { token: token.to_owned(), audiences: None }, ..Default::default() };
+        let review = TokenReview {
+            spec: TokenReviewSpec {
+                token: token.to_owned(),
+                audiences: None,
+            },
+            ..Default::default()
+        };
         let api: kube::Api<TokenReview> = kube::Api::all(self.api.client()?);
-        let status = api.create(&Default::default(), &review).await?.status.unwrap_or_default();
-        let user = status.user.filter(|_| status.authenticated == Some(true)).map(|u| User {
-            name: u.username.unwrap_or_default(),
-            groups: u.groups.unwrap_or_default(),
-        });
+        let made = limited(async { Ok(api.create(&Default::default(), &review).await?) }).await?;
+        let status = made.status.unwrap_or_default();
+        let user = status
+            .user
+            .filter(|_| status.authenticated == Some(true))
+            .map(|u| User {
+                name: u.username.unwrap_or_default(),
+                groups: u.groups.unwrap_or_default(),
+            });
         remember(&self.tokens, key, user.clone());
         Ok(user)
     }
 
-    async fn may(&self, user: &User, verb: &'static str, subresources: &[&str], path: &str) -> Result<bool> {
+    async fn may(&self, user: &User, verb: &'static str, subresources: &[&str]) -> Result<bool> {
         if self.mode == AuthorizationMode::AlwaysAllow {
             return Ok(true);
         }
         for subresource in subresources {
-            if self.ask(user, verb, subresource, path).await? {
+            if self.ask(user, verb, subresource).await? {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    async fn ask(&self, user: &User, verb: &'static str, subresource: &str, path: &str) -> Result<bool> {
-        let key: Decision = (user.clone(), verb, subresource.to_owned(), String::new());
-        let _ = path;
+    async fn ask(&self, user: &User, verb: &'static str, subresource: &str) -> Result<bool> {
+        let key: Decision = (user.clone(), verb, subresource.to_owned());
         if let Some((yes, at)) = locked(&self.decisions).get(&key)
             && at.elapsed() < if *yes { self.yes_ttl } else { self.no_ttl }
         {
@@ -175,7 +196,8 @@ impl Authority {
             ..Default::default()
         };
         let api: kube::Api<SubjectAccessReview> = kube::Api::all(self.api.client()?);
-        let yes = api.create(&Default::default(), &review).await?.status.is_some_and(|s| s.allowed);
+        let made = limited(async { Ok(api.create(&Default::default(), &review).await?) }).await?;
+        let yes = made.status.is_some_and(|s| s.allowed);
         remember(&self.decisions, key, yes);
         Ok(yes)
     }
@@ -233,10 +255,14 @@ pub async fn check(State(shared): State<Arc<Shared>>, request: Request, next: Ne
         Ok(None) => return (StatusCode::UNAUTHORIZED, "Unauthorized\n").into_response(),
         Err(e) => return failed(e),
     };
-    match shared.authority.may(&user, verb, subresources(&path), &path).await {
+    match shared.authority.may(&user, verb, subresources(&path)).await {
         Ok(true) => next.run(request).await,
         Ok(false) => {
-            let text = format!("Forbidden (user={}, verb={verb}, resource=nodes, subresource(s)={:?})\n", user.name, subresources(&path));
+            let text = format!(
+                "Forbidden (user={}, verb={verb}, resource=nodes, subresource(s)={:?})\n",
+                user.name,
+                subresources(&path)
+            );
             (StatusCode::FORBIDDEN, text).into_response()
         }
         Err(e) => failed(e),
@@ -264,8 +290,12 @@ mod tests {
     fn a_certificate_names_user_and_groups() {
         let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
         params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(rcgen::DnType::CommonName, "kube-apiserver-kubelet-client");
-        params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:masters");
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, "kube-apiserver-kubelet-client");
+        params
+            .distinguished_name
+            .push(rcgen::DnType::OrganizationName, "system:masters");
         let key = rcgen::KeyPair::generate().unwrap();
         let user = user_of(params.self_signed(&key).unwrap().der()).unwrap();
         assert_eq!(user.name, "kube-apiserver-kubelet-client");

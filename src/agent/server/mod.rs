@@ -2,8 +2,8 @@
 
 mod auth;
 mod pods;
-mod stats;
 mod spdy;
+mod stats;
 mod streams;
 mod translate;
 
@@ -45,12 +45,23 @@ pub struct Shared {
 const CONNECTIONS: usize = 512;
 
 /// Starts both servers; errors are those of listening and of certificates.
-pub async fn start(ctx: &Arc<Ctx>, args: &Args, pods: Pods, registered: watch::Receiver<bool>, runtime: watch::Receiver<RuntimeState>, tasks: &mut JoinSet<Result<()>>) -> Result<()> {
+pub async fn start(
+    ctx: &Arc<Ctx>,
+    args: &Args,
+    pods: Pods,
+    registered: watch::Receiver<bool>,
+    runtime: watch::Receiver<RuntimeState>,
+    tasks: &mut JoinSet<Result<()>>,
+) -> Result<()> {
     let config = &ctx.config;
     if config.healthz_port != 0 {
         let listener = listen(SocketAddr::new(config.healthz_bind_address, config.healthz_port)).await?;
         let app = Router::new().route("/healthz", get(healthz)).with_state(ctx.clone());
-        tasks.spawn(async move { axum::serve(listener, app).await.map_err(|e| Error::Other(format!("healthz: {e}"))) });
+        tasks.spawn(async move {
+            axum::serve(listener, app)
+                .await
+                .map_err(|e| Error::Other(format!("healthz: {e}")))
+        });
     }
     if config.port == 0 {
         return Ok(());
@@ -68,7 +79,12 @@ pub async fn start(ctx: &Arc<Ctx>, args: &Args, pods: Pods, registered: watch::R
     let listener = listen(SocketAddr::new(config.address, config.port)).await?;
     let tls = auth::server_config(config, current.clone())?;
     let authority = Authority::new(ctx.api.clone(), ctx.node_name.clone(), config);
-    let shared = Arc::new(Shared { ctx: ctx.clone(), pods, authority, runtime });
+    let shared = Arc::new(Shared {
+        ctx: ctx.clone(),
+        pods,
+        authority,
+        runtime,
+    });
     let api = ctx.api.clone();
     tasks.spawn(async move {
         plan.keep(current, api, registered).await;
@@ -79,7 +95,9 @@ pub async fn start(ctx: &Arc<Ctx>, args: &Args, pods: Pods, registered: watch::R
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|e| Error::Other(format!("listen on {address}: {e}")))
+    TcpListener::bind(address)
+        .await
+        .map_err(|e| Error::Other(format!("listen on {address}: {e}")))
 }
 
 fn router(shared: Arc<Shared>) -> Router {
@@ -102,14 +120,17 @@ fn router(shared: Arc<Shared>) -> Router {
             .route("/portForward/{namespace}/{pod}", any(streams::port_forward))
             .route("/portForward/{namespace}/{pod}/{uid}", any(streams::port_forward_uid));
     }
-    app.layer(axum::middleware::from_fn_with_state(shared.clone(), auth::check)).with_state(shared)
+    app.layer(axum::middleware::from_fn_with_state(shared.clone(), auth::check))
+        .with_state(shared)
 }
 
 async fn serve(listener: TcpListener, tls: Arc<rustls::ServerConfig>, app: Router) -> Result<()> {
     let acceptor = tokio_rustls::TlsAcceptor::from(tls);
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return Ok(()) };
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            return Ok(());
+        };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(e) => {
@@ -131,7 +152,10 @@ async fn serve(listener: TcpListener, tls: Arc<rustls::ServerConfig>, app: Route
                 app.clone().oneshot(request)
             });
             let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-            if let Err(e) = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await {
+            if let Err(e) = builder
+                .serve_connection_with_upgrades(TokioIo::new(stream), service)
+                .await
+            {
                 tracing::debug!("connection: {e}");
             }
         });
@@ -141,7 +165,10 @@ async fn serve(listener: TcpListener, tls: Arc<rustls::ServerConfig>, app: Route
 fn health(ctx: &Ctx) -> (StatusCode, String) {
     let age = ctx.relist.age() / SECOND;
     if age > 180 {
-        return (StatusCode::INTERNAL_SERVER_ERROR, format!("the container runtime has not answered for {age} s\n"));
+        return (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the container runtime has not answered for {age} s\n"),
+        );
     }
     (StatusCode::OK, "ok".into())
 }

@@ -20,7 +20,13 @@ pub(super) fn refuse(code: StatusCode, message: impl std::fmt::Display) -> Respo
 
 /// All pods of the agent.
 pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Response {
-    let pods: Vec<Arc<Pod>> = shared.pods.lock().unwrap_or_else(std::sync::PoisonError::into_inner).values().cloned().collect();
+    let pods: Vec<Arc<Pod>> = shared
+        .pods
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .values()
+        .cloned()
+        .collect();
     json(&serde_json::json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods}))
 }
 
@@ -43,11 +49,21 @@ pub(super) fn json(value: &serde_json::Value) -> Response {
 }
 
 /// What the runtime has of a pod by its name; `uid` only if the caller gave one.
-pub(super) fn find(shared: &Shared, namespace: &str, name: &str, uid: Option<&str>) -> Option<(Arc<Pod>, Arc<Observed>)> {
+pub(super) fn find(
+    shared: &Shared,
+    namespace: &str,
+    name: &str,
+    uid: Option<&str>,
+) -> Option<(Arc<Pod>, Arc<Observed>)> {
     let pods = shared.pods.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let snapshot = shared.ctx.relist.snapshot();
-    let pod = pods.values().find(|p| names::namespace(p) == namespace && names::name(p) == name && uid.is_none_or(|u| u == names::uid(p)))?;
-    let observed = snapshot.get(names::uid(pod)).map(|r| r.observed.clone()).unwrap_or_default();
+    let pod = pods.values().find(|p| {
+        names::namespace(p) == namespace && names::name(p) == name && uid.is_none_or(|u| u == names::uid(p))
+    })?;
+    let observed = snapshot
+        .get(names::uid(pod))
+        .map(|r| r.observed.clone())
+        .unwrap_or_default();
     Some((pod.clone(), observed))
 }
 
@@ -66,7 +82,9 @@ pub(super) struct LogQuery {
 }
 
 fn flag(value: &Option<String>) -> bool {
-    value.as_deref().is_some_and(|v| matches!(v, "" | "true" | "1" | "True"))
+    value
+        .as_deref()
+        .is_some_and(|v| matches!(v, "" | "true" | "1" | "True"))
 }
 
 fn options(q: &LogQuery) -> Result<logs::Options, String> {
@@ -98,26 +116,48 @@ fn options(q: &LogQuery) -> Result<logs::Options, String> {
 
 /// The log to read: of the newest container that has run, or of the one before.
 fn log_of(observed: &Observed, container: &str, previous: bool) -> Option<(PathBuf, String)> {
-    let mut list: Vec<_> = observed.containers.iter().filter(|c| c.name == container && c.state != ContainerState::Created).collect();
+    let mut list: Vec<_> = observed
+        .containers
+        .iter()
+        .filter(|c| c.name == container && c.state != ContainerState::Created)
+        .collect();
     list.sort_by_key(|c| std::cmp::Reverse((c.created_at, c.restarts)));
-    let skip = usize::from(previous && list.first().is_some_and(|c| c.state == ContainerState::Running || list.len() > 1));
+    let skip = usize::from(
+        previous
+            && list
+                .first()
+                .is_some_and(|c| c.state == ContainerState::Running || list.len() > 1),
+    );
     if previous && skip == 0 {
         return None;
     }
-    list.into_iter().nth(skip).filter(|c| !c.log_path.is_empty()).map(|c| (PathBuf::from(&c.log_path), c.id.clone()))
+    list.into_iter()
+        .nth(skip)
+        .filter(|c| !c.log_path.is_empty())
+        .map(|c| (PathBuf::from(&c.log_path), c.id.clone()))
 }
 
 /// A container's log.
-pub(super) async fn logs(State(shared): State<Arc<Shared>>, Path((namespace, pod, container)): Path<(String, String, String)>, Query(query): Query<LogQuery>) -> Response {
+pub(super) async fn logs(
+    State(shared): State<Arc<Shared>>,
+    Path((namespace, pod, container)): Path<(String, String, String)>,
+    Query(query): Query<LogQuery>,
+) -> Response {
     let options = match options(&query) {
         Ok(o) => o,
         Err(message) => return refuse(StatusCode::UNPROCESSABLE_ENTITY, message),
     };
     let Some((spec, observed)) = find(&shared, &namespace, &pod, None) else {
-        return refuse(StatusCode::NOT_FOUND, format!("pod {pod:?} not found in namespace {namespace:?}"));
+        return refuse(
+            StatusCode::NOT_FOUND,
+            format!("pod {pod:?} not found in namespace {namespace:?}"),
+        );
     };
     if crate::spec::container(&spec, &container).is_none() {
-        return refuse(StatusCode::NOT_FOUND, format!("container {container:?} not found in pod {pod:?}"));
+        return refuse(
+            StatusCode::NOT_FOUND,
+            format!("container {container:?} not found in pod {pod:?}"),
+        );
     }
     let previous = flag(&query.previous);
     let Some((path, id)) = log_of(&observed, &container, previous) else {
@@ -131,7 +171,12 @@ pub(super) async fn logs(State(shared): State<Arc<Shared>>, Path((namespace, pod
     let uid = names::uid(&spec).to_owned();
     let relist = shared.ctx.relist.clone();
     let alive = move || {
-        relist.snapshot().get(&uid).is_some_and(|p| p.observed.containers.iter().any(|c| c.id == id && c.state == ContainerState::Running))
+        relist.snapshot().get(&uid).is_some_and(|p| {
+            p.observed
+                .containers
+                .iter()
+                .any(|c| c.id == id && c.state == ContainerState::Running)
+        })
     };
     let (sender, receiver) = mpsc::channel(16);
     tokio::spawn(async move {
@@ -151,11 +196,24 @@ mod tests {
 
     #[test]
     fn previous_is_the_last_dead_one_before_the_current() {
-        let c = |id: &str, at: i64, state| Container { id: id.into(), name: "c".into(), created_at: at, state, log_path: format!("/{id}"), ..Default::default() };
-        let running = Observed { containers: vec![c("a", 1, ContainerState::Exited), c("b", 2, ContainerState::Running)], ..Default::default() };
+        let c = |id: &str, at: i64, state| Container {
+            id: id.into(),
+            name: "c".into(),
+            created_at: at,
+            state,
+            log_path: format!("/{id}"),
+            ..Default::default()
+        };
+        let running = Observed {
+            containers: vec![c("a", 1, ContainerState::Exited), c("b", 2, ContainerState::Running)],
+            ..Default::default()
+        };
         assert_eq!(log_of(&running, "c", false).unwrap().1, "b");
         assert_eq!(log_of(&running, "c", true).unwrap().1, "a");
-        let first = Observed { containers: vec![c("a", 1, ContainerState::Running)], ..Default::default() };
+        let first = Observed {
+            containers: vec![c("a", 1, ContainerState::Running)],
+            ..Default::default()
+        };
         assert_eq!(log_of(&first, "c", true), None);
         assert_eq!(log_of(&first, "x", false), None);
     }

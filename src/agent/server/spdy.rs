@@ -61,12 +61,22 @@ pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Op
     stream.read_exact(&mut body).await?;
     let first = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
     if first & 0x8000_0000 == 0 {
-        return Ok(Some(Frame::Data { stream: first, fin: flags & FIN != 0, data: body.freeze() }));
+        return Ok(Some(Frame::Data {
+            stream: first,
+            fin: flags & FIN != 0,
+            data: body.freeze(),
+        }));
     }
     let word = |b: &mut BytesMut| if b.len() >= 4 { b.get_u32() & 0x7fff_ffff } else { 0 };
     Ok(Some(match (first & 0xffff) as u16 {
-        SYN_REPLY if flags & FIN != 0 => Frame::Data { stream: word(&mut body), fin: true, data: Bytes::new() },
-        RST_STREAM => Frame::Reset { stream: word(&mut body) },
+        SYN_REPLY if flags & FIN != 0 => Frame::Data {
+            stream: word(&mut body),
+            fin: true,
+            data: Bytes::new(),
+        },
+        RST_STREAM => Frame::Reset {
+            stream: word(&mut body),
+        },
         PING => Frame::Ping { id: word(&mut body) },
         GOAWAY => Frame::GoAway,
         _ => Frame::Other,
@@ -83,7 +93,11 @@ pub(super) struct Writer<W> {
 impl<W: AsyncWrite + Unpin> Writer<W> {
     /// On an upgraded connection.
     pub(super) fn new(inner: W) -> Writer<W> {
-        Writer { inner, headers: Compress::new(Compression::fast(), true), next: 1 }
+        Writer {
+            inner,
+            headers: Compress::new(Compression::fast(), true),
+            next: 1,
+        }
     }
 
     /// Opens a stream; its number.
@@ -132,7 +146,9 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
         let before = self.headers.total_in();
         loop {
             let done = (self.headers.total_in() - before) as usize;
-            self.headers.compress_vec(&plain[done..], &mut out, FlushCompress::Sync).map_err(io::Error::other)?;
+            self.headers
+                .compress_vec(&plain[done..], &mut out, FlushCompress::Sync)
+                .map_err(io::Error::other)?;
             let all = (self.headers.total_in() - before) as usize == plain.len();
             if all && out.len() < out.capacity() {
                 return Ok(out);
@@ -187,8 +203,22 @@ mod tests {
         writer.pong(2).await.unwrap();
         assert_eq!(read(&mut a).await.unwrap(), Some(Frame::Other));
         assert_eq!(read(&mut a).await.unwrap(), Some(Frame::Other));
-        assert_eq!(read(&mut a).await.unwrap(), Some(Frame::Data { stream: 3, fin: false, data: Bytes::from_static(b"hello") }));
-        assert_eq!(read(&mut a).await.unwrap(), Some(Frame::Data { stream: 3, fin: true, data: Bytes::new() }));
+        assert_eq!(
+            read(&mut a).await.unwrap(),
+            Some(Frame::Data {
+                stream: 3,
+                fin: false,
+                data: Bytes::from_static(b"hello")
+            })
+        );
+        assert_eq!(
+            read(&mut a).await.unwrap(),
+            Some(Frame::Data {
+                stream: 3,
+                fin: true,
+                data: Bytes::new()
+            })
+        );
         assert_eq!(read(&mut a).await.unwrap(), Some(Frame::Ping { id: 2 }));
         drop(writer);
         assert_eq!(read(&mut a).await.unwrap(), None);
@@ -206,7 +236,9 @@ mod tests {
             let mut body = vec![0u8; usize::from(head[6]) << 8 | usize::from(head[7])];
             a.read_exact(&mut body).await.unwrap();
             let mut plain = Vec::with_capacity(256);
-            inflate.decompress_vec(&body[10..], &mut plain, flate2::FlushDecompress::Sync).unwrap();
+            inflate
+                .decompress_vec(&body[10..], &mut plain, flate2::FlushDecompress::Sync)
+                .unwrap();
             assert_eq!(plain, header_block(&[("streamType", name)]));
         }
     }

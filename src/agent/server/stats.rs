@@ -13,7 +13,9 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 fn time(nanos: i64) -> String {
-    k8s_openapi::jiff::Timestamp::from_nanosecond(nanos.into()).unwrap_or_default().to_string()
+    k8s_openapi::jiff::Timestamp::from_nanosecond(nanos.into())
+        .unwrap_or_default()
+        .to_string()
 }
 
 fn cpu(s: &ContainerStats) -> Option<(i64, u64)> {
@@ -26,17 +28,39 @@ fn memory(s: &ContainerStats) -> Option<u64> {
 }
 
 fn label<'a>(s: &'a ContainerStats, key: &str) -> &'a str {
-    s.attributes.as_ref().and_then(|a| a.labels.get(key)).map(String::as_str).unwrap_or_default()
+    s.attributes
+        .as_ref()
+        .and_then(|a| a.labels.get(key))
+        .map(String::as_str)
+        .unwrap_or_default()
 }
 
 /// Milliseconds of CPU and bytes of memory of the whole machine.
 fn node_usage() -> (u64, u64) {
     let cpu = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let fields: Vec<u64> = cpu.lines().next().unwrap_or_default().split_whitespace().skip(1).filter_map(|f| f.parse().ok()).collect();
+    let fields: Vec<u64> = cpu
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|f| f.parse().ok())
+        .collect();
     // user nice system idle iowait irq softirq steal, in hundredths of a second
-    let busy: u64 = fields.iter().take(8).enumerate().filter(|(i, _)| *i != 3 && *i != 4).map(|(_, v)| v).sum();
-    let memory = std::fs::read_to_string("/proc/meminfo").ok().and_then(|t| crate::eviction::meminfo(&t));
-    (busy * 10, memory.map_or(0, |(available, total)| total.saturating_sub(available)))
+    let busy: u64 = fields
+        .iter()
+        .take(8)
+        .enumerate()
+        .filter(|(i, _)| *i != 3 && *i != 4)
+        .map(|(_, v)| v)
+        .sum();
+    let memory = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|t| crate::eviction::meminfo(&t));
+    (
+        busy * 10,
+        memory.map_or(0, |(available, total)| total.saturating_sub(available)),
+    )
 }
 
 fn fs(path: &std::path::Path) -> Value {
@@ -65,8 +89,19 @@ pub(super) async fn summary(State(shared): State<Arc<Shared>>) -> Response {
         }
     }
     for pod in pods.values_mut() {
-        let sum = |section: &str, field: &str| -> u64 { pod["containers"].as_array().into_iter().flatten().filter_map(|c| c[section][field].as_u64()).sum() };
-        let (c, n, m) = (sum("cpu", "usageCoreNanoSeconds"), sum("cpu", "usageNanoCores"), sum("memory", "workingSetBytes"));
+        let sum = |section: &str, field: &str| -> u64 {
+            pod["containers"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|c| c[section][field].as_u64())
+                .sum()
+        };
+        let (c, n, m) = (
+            sum("cpu", "usageCoreNanoSeconds"),
+            sum("cpu", "usageNanoCores"),
+            sum("memory", "workingSetBytes"),
+        );
         pod["cpu"] = value!({"time": now, "usageCoreNanoSeconds": c, "usageNanoCores": n});
         pod["memory"] = value!({"time": now, "workingSetBytes": m});
     }
@@ -78,7 +113,11 @@ pub(super) async fn summary(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 fn text(body: String) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], body).into_response()
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+        body,
+    )
+        .into_response()
 }
 
 /// `/metrics/resource`.
@@ -88,9 +127,19 @@ pub(super) async fn resource(State(shared): State<Arc<Shared>>) -> Response {
     let mut cpus = String::new();
     let mut memories = String::new();
     for s in &stats {
-        let labels = format!("container={:?},namespace={:?},pod={:?}", label(s, names::CONTAINER_NAME), label(s, names::POD_NAMESPACE), label(s, names::POD_NAME));
+        let labels = format!(
+            "container={:?},namespace={:?},pod={:?}",
+            label(s, names::CONTAINER_NAME),
+            label(s, names::POD_NAMESPACE),
+            label(s, names::POD_NAME)
+        );
         if let Some((t, v)) = cpu(s) {
-            let _ = writeln!(cpus, "container_cpu_usage_seconds_total{{{labels}}} {} {}", v as f64 / 1e9, t / 1_000_000);
+            let _ = writeln!(
+                cpus,
+                "container_cpu_usage_seconds_total{{{labels}}} {} {}",
+                v as f64 / 1e9,
+                t / 1_000_000
+            );
         }
         if let Some(v) = memory(s) {
             let _ = writeln!(memories, "container_memory_working_set_bytes{{{labels}}} {v}");
@@ -105,10 +154,15 @@ pub(super) async fn resource(State(shared): State<Arc<Shared>>) -> Response {
 /// `/metrics`.
 pub(super) async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     let snapshot = shared.ctx.relist.snapshot();
-    let running = |f: fn(&crate::observed::Observed) -> usize| -> usize { snapshot.values().map(|p| f(&p.observed)).sum() };
+    let running =
+        |f: fn(&crate::observed::Observed) -> usize| -> usize { snapshot.values().map(|p| f(&p.observed)).sum() };
     let pods = running(|o| usize::from(o.ready_sandbox().is_some()));
     let containers = running(|o| o.alive().count());
-    let wanted = shared.pods.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len();
+    let wanted = shared
+        .pods
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .len();
     let ready = u8::from(shared.runtime.borrow().problem.is_empty());
     text(format!(
         "# TYPE kubelet_desired_pods gauge\nkubelet_desired_pods {wanted}\n# TYPE kubelet_running_pods gauge\nkubelet_running_pods {pods}\n# TYPE kubelet_running_containers gauge\nkubelet_running_containers{{container_state=\"running\"}} {containers}\n# TYPE kubelet_runtime_ready gauge\nkubelet_runtime_ready {ready}\n# TYPE kubelet_relist_age_seconds gauge\nkubelet_relist_age_seconds {}\n# TYPE kubelet_node_name gauge\nkubelet_node_name{{node={:?}}} 1\n",

@@ -65,7 +65,10 @@ fn serde_html_form(query: &str) -> Vec<(String, String)> {
         let bytes = text.as_bytes();
         let mut i = 0;
         while i < bytes.len() {
-            let hex = bytes.get(i + 1..i + 3).and_then(|h| std::str::from_utf8(h).ok()).and_then(|h| u8::from_str_radix(h, 16).ok());
+            let hex = bytes
+                .get(i + 1..i + 3)
+                .and_then(|h| std::str::from_utf8(h).ok())
+                .and_then(|h| u8::from_str_radix(h, 16).ok());
             match (bytes[i], hex) {
                 (b'+', _) => out.push(b' '),
                 (b'%', Some(byte)) => {
@@ -78,11 +81,19 @@ fn serde_html_form(query: &str) -> Vec<(String, String)> {
         }
         String::from_utf8_lossy(&out).into_owned()
     };
-    query.split('&').filter(|p| !p.is_empty()).map(|p| p.split_once('=').unwrap_or((p, ""))).map(|(k, v)| (decode(k), decode(v))).collect()
+    query
+        .split('&')
+        .filter(|p| !p.is_empty())
+        .map(|p| p.split_once('=').unwrap_or((p, "")))
+        .map(|(k, v)| (decode(k), decode(v)))
+        .collect()
 }
 
 fn running<'a>(observed: &'a Observed, container: &str) -> Option<&'a str> {
-    observed.latest(container).filter(|c| c.state == ContainerState::Running).map(|c| c.id.as_str())
+    observed
+        .latest(container)
+        .filter(|c| c.state == ContainerState::Running)
+        .map(|c| c.id.as_str())
 }
 
 type Place = (String, String, String);
@@ -93,7 +104,11 @@ pub(super) async fn exec(State(shared): State<Arc<Shared>>, Path(place): Path<Pl
 }
 
 /// `/exec/NS/POD/UID/CONTAINER`.
-pub(super) async fn exec_uid(State(shared): State<Arc<Shared>>, Path((n, p, uid, c)): Path<(String, String, String, String)>, request: Request) -> Response {
+pub(super) async fn exec_uid(
+    State(shared): State<Arc<Shared>>,
+    Path((n, p, uid, c)): Path<(String, String, String, String)>,
+    request: Request,
+) -> Response {
     run(&shared, (n, p, c), Some(uid), request, true).await
 }
 
@@ -103,11 +118,21 @@ pub(super) async fn attach(State(shared): State<Arc<Shared>>, Path(place): Path<
 }
 
 /// `/attach/NS/POD/UID/CONTAINER`.
-pub(super) async fn attach_uid(State(shared): State<Arc<Shared>>, Path((n, p, uid, c)): Path<(String, String, String, String)>, request: Request) -> Response {
+pub(super) async fn attach_uid(
+    State(shared): State<Arc<Shared>>,
+    Path((n, p, uid, c)): Path<(String, String, String, String)>,
+    request: Request,
+) -> Response {
     run(&shared, (n, p, c), Some(uid), request, false).await
 }
 
-async fn run(shared: &Shared, (namespace, pod, container): Place, uid: Option<String>, request: Request, exec: bool) -> Response {
+async fn run(
+    shared: &Shared,
+    (namespace, pod, container): Place,
+    uid: Option<String>,
+    request: Request,
+    exec: bool,
+) -> Response {
     let mut want = match wanted(request.uri().query().unwrap_or_default()) {
         Ok(w) => w,
         Err(message) => return refuse(StatusCode::BAD_REQUEST, message),
@@ -119,13 +144,28 @@ async fn run(shared: &Shared, (namespace, pod, container): Place, uid: Option<St
         return refuse(StatusCode::NOT_FOUND, format!("container not found ({container:?})"));
     };
     let url = if exec {
-        let r = ExecRequest { container_id: id, cmd: want.command.clone(), tty: want.tty, stdin: want.stdin, stdout: want.stdout, stderr: want.stderr };
+        let r = ExecRequest {
+            container_id: id,
+            cmd: want.command.clone(),
+            tty: want.tty,
+            stdin: want.stdin,
+            stdout: want.stdout,
+            stderr: want.stderr,
+        };
         shared.ctx.cri.exec(r).await
     } else {
         // A terminal is the container's property, not the caller's wish.
-        want.tty = crate::spec::container(&spec, &container).and_then(|(_, c)| c.tty).unwrap_or(false);
+        want.tty = crate::spec::container(&spec, &container)
+            .and_then(|(_, c)| c.tty)
+            .unwrap_or(false);
         want.stderr &= !want.tty;
-        let r = AttachRequest { container_id: id, stdin: want.stdin, tty: want.tty, stdout: want.stdout, stderr: want.stderr };
+        let r = AttachRequest {
+            container_id: id,
+            stdin: want.stdin,
+            tty: want.tty,
+            stdout: want.stdout,
+            stderr: want.stderr,
+        };
         shared.ctx.cri.attach(r).await
     };
     match url {
@@ -135,12 +175,20 @@ async fn run(shared: &Shared, (namespace, pod, container): Place, uid: Option<St
 }
 
 /// `/portForward/NS/POD`.
-pub(super) async fn port_forward(State(shared): State<Arc<Shared>>, Path((n, p)): Path<(String, String)>, request: Request) -> Response {
+pub(super) async fn port_forward(
+    State(shared): State<Arc<Shared>>,
+    Path((n, p)): Path<(String, String)>,
+    request: Request,
+) -> Response {
     forward(&shared, n, p, None, request).await
 }
 
 /// `/portForward/NS/POD/UID`.
-pub(super) async fn port_forward_uid(State(shared): State<Arc<Shared>>, Path((n, p, uid)): Path<Place>, request: Request) -> Response {
+pub(super) async fn port_forward_uid(
+    State(shared): State<Arc<Shared>>,
+    Path((n, p, uid)): Path<Place>,
+    request: Request,
+) -> Response {
     forward(&shared, n, p, Some(uid), request).await
 }
 
@@ -173,27 +221,41 @@ const V5: &str = "v5.channel.k8s.io";
 
 /// Joins the caller with the runtime's URL. `want` is absent for port-forwarding.
 async fn join(mut request: Request, url: &str, want: Option<Wanted>) -> Response {
-    let upgrade = request.headers().get(header::UPGRADE).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+    let upgrade = request
+        .headers()
+        .get(header::UPGRADE)
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or_default()
+        .to_owned();
     let caller = hyper::upgrade::on(&mut request);
     let web_socket = upgrade.eq_ignore_ascii_case("websocket");
     let protocols = list(request.headers(), header::SEC_WEBSOCKET_PROTOCOL);
-    let chosen = protocols.iter().find(|p| (want.is_some() && *p == V5) || (want.is_none() && *p == TUNNEL));
+    let chosen = protocols
+        .iter()
+        .find(|p| (want.is_some() && *p == V5) || (want.is_none() && *p == TUNNEL));
     match (web_socket, chosen.cloned(), want) {
         (true, Some(protocol), Some(want)) => {
             let upstream = match open_spdy(url, &["v4.channel.k8s.io"]).await {
                 Ok(u) => u,
                 Err(message) => return refuse(StatusCode::BAD_GATEWAY, message),
             };
-            accept(request.headers(), &protocol, move || async move { translate::channels(caller, upstream, want).await })
+            accept(request.headers(), &protocol, move || async move {
+                translate::channels(caller, upstream, want).await
+            })
         }
         (true, Some(protocol), None) => {
             let upstream = match open_spdy(url, &["portforward.k8s.io"]).await {
                 Ok(u) => u,
                 Err(message) => return refuse(StatusCode::BAD_GATEWAY, message),
             };
-            accept(request.headers(), &protocol, move || async move { translate::tunnel(caller, upstream).await })
+            accept(request.headers(), &protocol, move || async move {
+                translate::tunnel(caller, upstream).await
+            })
         }
-        _ if upgrade.is_empty() => refuse(StatusCode::BAD_REQUEST, "you must specify an upgrade to SPDY/3.1 or websocket"),
+        _ if upgrade.is_empty() => refuse(
+            StatusCode::BAD_REQUEST,
+            "you must specify an upgrade to SPDY/3.1 or websocket",
+        ),
         _ => pass(request, caller, url).await,
     }
 }
@@ -214,7 +276,10 @@ where
     let out = response.headers_mut();
     out.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     out.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    for (name, value) in [(header::SEC_WEBSOCKET_ACCEPT, accept.as_str()), (header::SEC_WEBSOCKET_PROTOCOL, protocol)] {
+    for (name, value) in [
+        (header::SEC_WEBSOCKET_ACCEPT, accept.as_str()),
+        (header::SEC_WEBSOCKET_PROTOCOL, protocol),
+    ] {
         if let Ok(value) = HeaderValue::from_str(value) {
             out.insert(name, value);
         }
@@ -222,15 +287,21 @@ where
     response
 }
 
-async fn connect(url: &str) -> Result<(http::Uri, hyper::client::conn::http1::SendRequest<Empty<bytes::Bytes>>), String> {
+async fn connect(
+    url: &str,
+) -> Result<(http::Uri, hyper::client::conn::http1::SendRequest<Empty<bytes::Bytes>>), String> {
     let uri: http::Uri = url.parse().map_err(|e| format!("streaming URL: {e}"))?;
     let host = uri.authority().ok_or("streaming URL has no host")?.as_str().to_owned();
     if uri.scheme_str() == Some("https") {
         return Err("the runtime's streaming server uses TLS, which is not supported".into());
     }
-    let stream = TcpStream::connect(&host).await.map_err(|e| format!("streaming server {host}: {e}"))?;
+    let stream = TcpStream::connect(&host)
+        .await
+        .map_err(|e| format!("streaming server {host}: {e}"))?;
     let _ = stream.set_nodelay(true);
-    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| e.to_string())?;
     tokio::spawn(async move {
         if let Err(e) = connection.with_upgrades().await {
             tracing::debug!("streaming connection: {e}");
@@ -253,7 +324,10 @@ async fn open_spdy(url: &str, protocols: &[&str]) -> Result<TokioIo<Upgraded>, S
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Err(format!("the runtime's streaming server answered {}", response.status()));
     }
-    hyper::upgrade::on(response).await.map(TokioIo::new).map_err(|e| e.to_string())
+    hyper::upgrade::on(response)
+        .await
+        .map(TokioIo::new)
+        .map_err(|e| e.to_string())
 }
 
 /// Passes an upgrade through as it is.
@@ -263,15 +337,24 @@ async fn pass(request: Request, caller: hyper::upgrade::OnUpgrade, url: &str) ->
         Err(message) => return refuse(StatusCode::BAD_GATEWAY, message),
     };
     let (parts, _) = request.into_parts();
-    let method = if parts.method == Method::POST { Method::POST } else { Method::GET };
-    let mut builder = http::Request::builder().method(method).uri(uri.path_and_query().map_or("/", |p| p.as_str()));
+    let method = if parts.method == Method::POST {
+        Method::POST
+    } else {
+        Method::GET
+    };
+    let mut builder = http::Request::builder()
+        .method(method)
+        .uri(uri.path_and_query().map_or("/", |p| p.as_str()));
     for (name, value) in &parts.headers {
         // Identity ends here; the runtime's URL is the permission.
         if name != header::HOST && name != header::AUTHORIZATION && name != header::CONTENT_LENGTH {
             builder = builder.header(name, value);
         }
     }
-    let request = match builder.header(header::HOST, uri.authority().map_or("", |a| a.as_str())).body(Empty::new()) {
+    let request = match builder
+        .header(header::HOST, uri.authority().map_or("", |a| a.as_str()))
+        .body(Empty::new())
+    {
         Ok(r) => r,
         Err(e) => return refuse(StatusCode::BAD_REQUEST, e),
     };
@@ -282,12 +365,19 @@ async fn pass(request: Request, caller: hyper::upgrade::OnUpgrade, url: &str) ->
     let (status, headers) = (response.status(), response.headers().clone());
     let mut out = if status == StatusCode::SWITCHING_PROTOCOLS {
         tokio::spawn(async move {
-            let (Ok(upstream), Ok(caller)) = (hyper::upgrade::on(response).await, caller.await) else { return };
+            let (Ok(upstream), Ok(caller)) = (hyper::upgrade::on(response).await, caller.await) else {
+                return;
+            };
             let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(upstream), &mut TokioIo::new(caller)).await;
         });
         Response::new(Body::empty())
     } else {
-        let body = response.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+        let body = response
+            .into_body()
+            .collect()
+            .await
+            .map(|b| b.to_bytes())
+            .unwrap_or_default();
         Response::new(Body::from(body))
     };
     *out.status_mut() = status;
@@ -306,9 +396,27 @@ mod tests {
     #[test]
     fn both_spellings_of_the_query_are_known() {
         let a = wanted("command=sh&command=-c&command=echo+a%20b&input=1&output=1&error=1&tty=1").unwrap();
-        assert_eq!(a, Wanted { command: vec!["sh".into(), "-c".into(), "echo a b".into()], stdin: true, stdout: true, stderr: false, tty: true });
+        assert_eq!(
+            a,
+            Wanted {
+                command: vec!["sh".into(), "-c".into(), "echo a b".into()],
+                stdin: true,
+                stdout: true,
+                stderr: false,
+                tty: true
+            }
+        );
         let b = wanted("command=ls&stdout=true&stderr=true").unwrap();
-        assert_eq!(b, Wanted { command: vec!["ls".into()], stdin: false, stdout: true, stderr: true, tty: false });
+        assert_eq!(
+            b,
+            Wanted {
+                command: vec!["ls".into()],
+                stdin: false,
+                stdout: true,
+                stderr: true,
+                tty: false
+            }
+        );
         assert!(wanted("command=ls").is_err());
     }
 }

@@ -44,7 +44,13 @@ async fn bridge(socket: Socket, upstream: TokioIo<Upgraded>, want: &Wanted) -> R
     let mut writer = Writer::new(writer);
     let mut by_channel: HashMap<u8, u32> = HashMap::new();
     // The error stream first, as the runtime's own client does.
-    let streams = [(ERROR, "error", true), (STDIN, "stdin", want.stdin), (STDOUT, "stdout", want.stdout), (STDERR, "stderr", want.stderr), (RESIZE, "resize", want.tty)];
+    let streams = [
+        (ERROR, "error", true),
+        (STDIN, "stdin", want.stdin),
+        (STDOUT, "stdout", want.stdout),
+        (STDERR, "stderr", want.stderr),
+        (RESIZE, "resize", want.tty),
+    ];
     for (channel, name, wanted) in streams {
         if wanted {
             by_channel.insert(channel, writer.open(&[("streamType", name)]).await?);
@@ -61,7 +67,10 @@ async fn bridge(socket: Socket, upstream: TokioIo<Upgraded>, want: &Wanted) -> R
         }
     });
     let (mut out, mut messages) = socket.split();
-    let mut open: Vec<u8> = [STDOUT, STDERR, ERROR].into_iter().filter(|c| by_channel.contains_key(c)).collect();
+    let mut open: Vec<u8> = [STDOUT, STDERR, ERROR]
+        .into_iter()
+        .filter(|c| by_channel.contains_key(c))
+        .collect();
     let result: Result<(), BoxError> = async {
         while !open.is_empty() {
             tokio::select! {
@@ -91,7 +100,10 @@ async fn bridge(socket: Socket, upstream: TokioIo<Upgraded>, want: &Wanted) -> R
         }
         out.send(Message::Close(None)).await?;
         // The caller answers the close; without waiting for it the last bytes may be lost with the connection.
-        let _ = tokio::time::timeout(std::time::Duration::from_secs(2), async { while let Some(Ok(_)) = messages.next().await {} }).await;
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(2), async {
+            while let Some(Ok(_)) = messages.next().await {}
+        })
+        .await;
         Ok(())
     }
     .await;
@@ -106,8 +118,14 @@ fn tagged(channel: u8, data: &[u8]) -> Bytes {
     out.into()
 }
 
-async fn from_caller<W: tokio::io::AsyncWrite + Unpin>(data: &[u8], by_channel: &HashMap<u8, u32>, writer: &mut Writer<W>) -> std::io::Result<()> {
-    let Some((channel, payload)) = data.split_first() else { return Ok(()) };
+async fn from_caller<W: tokio::io::AsyncWrite + Unpin>(
+    data: &[u8],
+    by_channel: &HashMap<u8, u32>,
+    writer: &mut Writer<W>,
+) -> std::io::Result<()> {
+    let Some((channel, payload)) = data.split_first() else {
+        return Ok(());
+    };
     match *channel {
         STDIN | RESIZE => match by_channel.get(channel) {
             Some(stream) if !payload.is_empty() => writer.data(*stream, false, payload).await,
@@ -146,7 +164,11 @@ pub(super) async fn tunnel(caller: OnUpgrade, upstream: TokioIo<Upgraded>) {
             match reader.read(&mut buffer).await {
                 Ok(0) | Err(_) => break,
                 Ok(n) => {
-                    if out.send(Message::Binary(Bytes::copy_from_slice(&buffer[..n]))).await.is_err() {
+                    if out
+                        .send(Message::Binary(Bytes::copy_from_slice(&buffer[..n])))
+                        .await
+                        .is_err()
+                    {
                         break;
                     }
                 }

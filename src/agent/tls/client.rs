@@ -23,7 +23,10 @@ impl Files {
     pub fn of(args: &Args) -> Files {
         let pki = args.cert_dir.clone().unwrap_or_else(|| args.root_dir.join("pki"));
         Files {
-            kubeconfig: args.kubeconfig.clone().unwrap_or_else(|| args.root_dir.join("kubeconfig")),
+            kubeconfig: args
+                .kubeconfig
+                .clone()
+                .unwrap_or_else(|| args.root_dir.join("kubeconfig")),
             bootstrap: args.bootstrap_kubeconfig.clone(),
             pki,
         }
@@ -66,13 +69,20 @@ fn usable(path: &Path) -> Result<bool> {
     if !path.exists() {
         return Ok(false);
     }
-    let bad = |message: String| Error::Config { origin: path.display().to_string(), message };
+    let bad = |message: String| Error::Config {
+        origin: path.display().to_string(),
+        message,
+    };
     let config = Kubeconfig::read_from(path).map_err(|e| bad(e.to_string()))?;
-    let Some(user) = config.auth_infos.first().and_then(|a| a.auth_info.as_ref()) else { return Ok(true) };
+    let Some(user) = config.auth_infos.first().and_then(|a| a.auth_info.as_ref()) else {
+        return Ok(true);
+    };
     let pem = match (&user.client_certificate_data, &user.client_certificate) {
         (Some(data), _) => {
             use base64::Engine;
-            base64::engine::general_purpose::STANDARD.decode(data).map_err(|e| bad(e.to_string()))?
+            base64::engine::general_purpose::STANDARD
+                .decode(data)
+                .map_err(|e| bad(e.to_string()))?
         }
         (None, Some(file)) => match std::fs::read(file) {
             Ok(pem) => pem,
@@ -89,7 +99,10 @@ async fn obtain(node: &str, files: &Files) -> Result<Client> {
         return from_kubeconfig(&files.kubeconfig).await;
     }
     let Some(bootstrap) = &files.bootstrap else {
-        return Err(Error::Config { origin: files.kubeconfig.display().to_string(), message: "missing, or its client certificate is not valid".into() });
+        return Err(Error::Config {
+            origin: files.kubeconfig.display().to_string(),
+            message: "missing, or its client certificate is not valid".into(),
+        });
     };
     let client = from_kubeconfig(bootstrap).await?;
     let key = persistent_key(files)?;
@@ -102,7 +115,12 @@ async fn obtain(node: &str, files: &Files) -> Result<Client> {
 }
 
 fn wish(node: &str) -> Wish {
-    Wish { signer: "kubernetes.io/kube-apiserver-client-kubelet", usage: "client auth", node: node.to_owned(), names: vec![] }
+    Wish {
+        signer: "kubernetes.io/kube-apiserver-client-kubelet",
+        usage: "client auth",
+        node: node.to_owned(),
+        names: vec![],
+    }
 }
 
 fn pending(files: &Files) -> PathBuf {
@@ -112,7 +130,10 @@ fn pending(files: &Files) -> PathBuf {
 /// The key outlives a crash between asking and getting.
 fn persistent_key(files: &Files) -> Result<rcgen::KeyPair> {
     let path = pending(files);
-    if let Some(key) = std::fs::read_to_string(&path).ok().and_then(|t| rcgen::KeyPair::from_pem(&t).ok()) {
+    if let Some(key) = std::fs::read_to_string(&path)
+        .ok()
+        .and_then(|t| rcgen::KeyPair::from_pem(&t).ok())
+    {
         return Ok(key);
     }
     let key = rcgen::KeyPair::generate().map_err(|e| Error::Certificate(e.to_string()))?;
@@ -122,12 +143,23 @@ fn persistent_key(files: &Files) -> Result<rcgen::KeyPair> {
 
 /// The bootstrap kubeconfig's cluster with the new identity.
 fn write_kubeconfig(bootstrap: &Path, files: &Files) -> Result<()> {
-    let bad = |message: String| Error::Config { origin: bootstrap.display().to_string(), message };
+    let bad = |message: String| Error::Config {
+        origin: bootstrap.display().to_string(),
+        message,
+    };
     let source = Kubeconfig::read_from(bootstrap).map_err(|e| bad(e.to_string()))?;
     let current = source.current_context.as_deref();
-    let context = source.contexts.iter().find(|c| Some(c.name.as_str()) == current).and_then(|c| c.context.as_ref());
+    let context = source
+        .contexts
+        .iter()
+        .find(|c| Some(c.name.as_str()) == current)
+        .and_then(|c| c.context.as_ref());
     let wanted = context.map(|c| c.cluster.as_str());
-    let cluster = source.clusters.iter().find(|c| wanted.is_none() || Some(c.name.as_str()) == wanted).and_then(|c| c.cluster.as_ref());
+    let cluster = source
+        .clusters
+        .iter()
+        .find(|c| wanted.is_none() || Some(c.name.as_str()) == wanted)
+        .and_then(|c| c.cluster.as_ref());
     let cluster = cluster.ok_or_else(|| bad("it names no cluster".into()))?;
     let pem = files.current().display().to_string();
     let value = serde_json::json!({
@@ -143,7 +175,14 @@ fn write_kubeconfig(bootstrap: &Path, files: &Files) -> Result<()> {
 }
 
 /// Renews while that is ours to do; returns when the identity has to be obtained afresh.
-async fn renew_forever(rotate: bool, node: &str, files: &Files, provider: &Provider, mut client: Client, mut valid: Option<Life>) {
+async fn renew_forever(
+    rotate: bool,
+    node: &str,
+    files: &Files,
+    provider: &Provider,
+    mut client: Client,
+    mut valid: Option<Life>,
+) {
     let mut backoff = Doubling::new(Duration::from_secs(5), Duration::from_secs(300));
     loop {
         let (Some(life), true) = (valid, rotate) else {

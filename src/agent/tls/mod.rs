@@ -29,7 +29,10 @@ impl Life {
             rest = &rest[n..];
             if block.label == "CERTIFICATE" {
                 let cert = block.parse_x509().map_err(|e| bad(e.to_string()))?;
-                return Ok(Life { from: cert.validity().not_before.timestamp(), to: cert.validity().not_after.timestamp() });
+                return Ok(Life {
+                    from: cert.validity().not_before.timestamp(),
+                    to: cert.validity().not_after.timestamp(),
+                });
             }
         }
         Err(bad("there is no certificate in it".into()))
@@ -43,7 +46,7 @@ impl Life {
     /// When to renew: between 70 and 90 % of the life, by `spread` (0 … 1).
     pub fn renew_at(self, spread: f64) -> i64 {
         let life = (self.to - self.from) as f64;
-        self.from + (life * (0.7 + 0.2 * spread.clamp(0.0, 1.0))) as i64
+        self.from + (life * (0.7 + 0.2 * spread.clamp(0.0, 1.0))).round() as i64
     }
 }
 
@@ -67,7 +70,9 @@ pub fn write_private(path: &Path, text: &[u8]) -> Result<()> {
         .mode(0o600)
         .open(&temporary)
         .map_err(Error::io("create", &temporary))?;
-    file.write_all(text).and_then(|()| file.sync_all()).map_err(Error::io("write", &temporary))?;
+    file.write_all(text)
+        .and_then(|()| file.sync_all())
+        .map_err(Error::io("write", &temporary))?;
     std::fs::rename(&temporary, path).map_err(Error::io("rename", path))
 }
 
@@ -75,8 +80,14 @@ pub fn write_private(path: &Path, text: &[u8]) -> Result<()> {
 pub fn store(dir: &Path, name: &str, certificate: &str, key: &str) -> Result<()> {
     let stamp = k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%d-%H-%M-%S");
     let file = format!("{name}-{stamp}.pem");
-    write_private(&dir.join(&file), format!("{}\n{key}", certificate.trim_end()).as_bytes())?;
-    let (link, temporary) = (dir.join(format!("{name}-current.pem")), dir.join(format!("{name}-current.pem.new")));
+    write_private(
+        &dir.join(&file),
+        format!("{}\n{key}", certificate.trim_end()).as_bytes(),
+    )?;
+    let (link, temporary) = (
+        dir.join(format!("{name}-current.pem")),
+        dir.join(format!("{name}-current.pem.new")),
+    );
     let old = std::fs::read_link(&link).ok();
     let _ = std::fs::remove_file(&temporary);
     std::os::unix::fs::symlink(&file, &temporary).map_err(Error::io("link", &temporary))?;
@@ -105,15 +116,22 @@ fn request_pem(wish: &Wish, key: &rcgen::KeyPair) -> Result<String> {
     // `new` tells addresses from names by itself.
     let mut params = rcgen::CertificateParams::new(wish.names.clone()).map_err(bad)?;
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:nodes");
-    params.distinguished_name.push(rcgen::DnType::CommonName, format!("system:node:{}", wish.node));
+    params
+        .distinguished_name
+        .push(rcgen::DnType::OrganizationName, "system:nodes");
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, format!("system:node:{}", wish.node));
     params.serialize_request(key).and_then(|r| r.pem()).map_err(bad)
 }
 
 /// Asks for a certificate and waits until it is issued; the chain as PEM.
 pub async fn request(client: kube::Client, wish: &Wish, key: &rcgen::KeyPair) -> Result<String> {
     let csr = CertificateSigningRequest {
-        metadata: ObjectMeta { generate_name: Some("csr-".into()), ..Default::default() },
+        metadata: ObjectMeta {
+            generate_name: Some("csr-".into()),
+            ..Default::default()
+        },
         spec: CertificateSigningRequestSpec {
             request: k8s_openapi::ByteString(request_pem(wish, key)?.into_bytes()),
             signer_name: wish.signer.into(),
@@ -128,7 +146,12 @@ pub async fn request(client: kube::Client, wish: &Wish, key: &rcgen::KeyPair) ->
     tracing::info!(csr = name, signer = wish.signer, "waiting for the certificate");
     let decided = |c: Option<&CertificateSigningRequest>| {
         let Some(c) = c else { return true };
-        let refused = |t: &str| c.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|x| x.type_ == t);
+        let refused = |t: &str| {
+            c.status
+                .iter()
+                .flat_map(|s| s.conditions.iter().flatten())
+                .any(|x| x.type_ == t)
+        };
         certificate(c).is_some() || refused("Denied") || refused("Failed")
     };
     let wait = await_condition(api.clone(), &name, decided);
@@ -161,13 +184,21 @@ mod tests {
     #[test]
     fn requests_carry_the_nodes_identity() {
         let key = rcgen::KeyPair::generate().unwrap();
-        let wish = Wish { signer: "s", usage: "client auth", node: "n1".into(), names: vec!["n1".into(), "10.0.0.1".into()] };
+        let wish = Wish {
+            signer: "s",
+            usage: "client auth",
+            node: "n1".into(),
+            names: vec!["n1".into(), "10.0.0.1".into()],
+        };
         let pem = request_pem(&wish, &key).unwrap();
         let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
         use x509_parser::prelude::FromDer;
         let (_, csr) = x509_parser::certification_request::X509CertificationRequest::from_der(&block.contents).unwrap();
         let subject = csr.certification_request_info.subject.to_string();
-        assert!(subject.contains("O=system:nodes") && subject.contains("CN=system:node:n1"), "{subject}");
+        assert!(
+            subject.contains("O=system:nodes") && subject.contains("CN=system:node:n1"),
+            "{subject}"
+        );
     }
 
     #[test]

@@ -32,7 +32,9 @@ impl Current {
 
 fn certified(certificate: &[u8], key: &[u8]) -> Result<CertifiedKey> {
     let bad = |e: String| Error::Certificate(e);
-    let chain = CertificateDer::pem_slice_iter(certificate).collect::<Result<Vec<_>, _>>().map_err(|e| bad(e.to_string()))?;
+    let chain = CertificateDer::pem_slice_iter(certificate)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| bad(e.to_string()))?;
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| bad(e.to_string()))?;
     CertifiedKey::from_der(chain, key, &rustls::crypto::aws_lc_rs::default_provider()).map_err(|e| bad(e.to_string()))
 }
@@ -81,7 +83,8 @@ impl Plan {
     }
 
     fn self_signed(&self) -> Result<CertifiedKey> {
-        let made = rcgen::generate_simple_self_signed(self.names.clone()).map_err(|e| Error::Certificate(e.to_string()))?;
+        let made =
+            rcgen::generate_simple_self_signed(self.names.clone()).map_err(|e| Error::Certificate(e.to_string()))?;
         certified(made.cert.pem().as_bytes(), made.signing_key.serialize_pem().as_bytes())
     }
 
@@ -117,7 +120,12 @@ impl Plan {
 
     async fn renew(&self, current: &Current, api: &Api) -> Result<Life> {
         let key = rcgen::KeyPair::generate().map_err(|e| Error::Certificate(e.to_string()))?;
-        let wish = Wish { signer: "kubernetes.io/kubelet-serving", usage: "server auth", node: self.node.clone(), names: self.names.clone() };
+        let wish = Wish {
+            signer: "kubernetes.io/kubelet-serving",
+            usage: "server auth",
+            node: self.node.clone(),
+            names: self.names.clone(),
+        };
         let pem = request(api.client()?, &wish, &key).await?;
         let key = key.serialize_pem();
         store(&self.pki, NAME, &pem, &key)?;

@@ -24,7 +24,11 @@ pub type Files = BTreeMap<String, File>;
 /// Whether a path may be written below a volume: relative, no `..`, and not ours.
 pub fn check_path(path: &str) -> std::result::Result<(), String> {
     let p = Path::new(path);
-    if path.is_empty() || path.len() > 4096 || !p.components().all(|c| matches!(c, Component::Normal(_))) || path.starts_with("..") {
+    if path.is_empty()
+        || path.len() > 4096
+        || !p.components().all(|c| matches!(c, Component::Normal(_)))
+        || path.starts_with("..")
+    {
         return Err(format!("{path:?} is not a path inside the volume"));
     }
     Ok(())
@@ -42,7 +46,10 @@ pub fn write(dir: &Path, files: &Files, group: Option<u32>) -> Result<bool> {
     {
         return Ok(false);
     }
-    let generation = format!("..{}", k8s_openapi::jiff::Timestamp::now().strftime("%Y_%m_%d_%H_%M_%S.%N"));
+    let generation = format!(
+        "..{}",
+        k8s_openapi::jiff::Timestamp::now().strftime("%Y_%m_%d_%H_%M_%S.%N")
+    );
     let new = dir.join(&generation);
     std::fs::create_dir(&new).map_err(Error::io("create", &new))?;
     chown(&new, None, group)?;
@@ -70,13 +77,15 @@ fn write_file(new: &Path, path: &str, file: &File, group: Option<u32>) -> Result
         folder.push(part);
         if !folder.is_dir() {
             std::fs::create_dir(&folder).map_err(Error::io("create", &folder))?;
-            std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o755)).map_err(Error::io("set permissions of", &folder))?;
+            std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o755))
+                .map_err(Error::io("set permissions of", &folder))?;
             chown(&folder, None, group)?;
         }
     }
     std::fs::write(&target, &file.data).map_err(Error::io("write", &target))?;
     chown(&target, file.owner, group)?;
-    std::fs::set_permissions(&target, PermissionsExt::from_mode(file.mode)).map_err(Error::io("set permissions of", &target))
+    std::fs::set_permissions(&target, PermissionsExt::from_mode(file.mode))
+        .map_err(Error::io("set permissions of", &target))
 }
 
 fn chown(path: &Path, owner: Option<u32>, group: Option<u32>) -> Result<()> {
@@ -100,7 +109,9 @@ fn same(generation: &Path, files: &Files) -> bool {
 }
 
 fn list(root: &Path, dir: &Path, out: &mut BTreeSet<String>) -> bool {
-    let Ok(entries) = std::fs::read_dir(dir) else { return false };
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return false;
+    };
     for entry in entries.flatten() {
         let path = entry.path();
         if path.is_dir() {
@@ -116,7 +127,11 @@ fn list(root: &Path, dir: &Path, out: &mut BTreeSet<String>) -> bool {
 
 /// First parts of the paths: what the volume's folder itself shows.
 fn visible(files: &Files) -> BTreeSet<PathBuf> {
-    files.keys().filter_map(|p| Path::new(p).components().next()).map(|c| PathBuf::from(c.as_os_str())).collect()
+    files
+        .keys()
+        .filter_map(|p| Path::new(p).components().next())
+        .map(|c| PathBuf::from(c.as_os_str()))
+        .collect()
 }
 
 fn link_visible(dir: &Path, files: &Files) -> Result<()> {
@@ -143,7 +158,18 @@ mod tests {
     use proptest::prelude::*;
 
     fn files(list: &[(&str, &str)]) -> Files {
-        list.iter().map(|(p, d)| ((*p).to_owned(), File { data: d.as_bytes().to_vec(), mode: 0o644, owner: None })).collect()
+        list.iter()
+            .map(|(p, d)| {
+                (
+                    (*p).to_owned(),
+                    File {
+                        data: d.as_bytes().to_vec(),
+                        mode: 0o644,
+                        owner: None,
+                    },
+                )
+            })
+            .collect()
     }
 
     #[test]
@@ -168,7 +194,10 @@ mod tests {
         assert!(write(tmp.path(), &f, None).unwrap());
         f.get_mut("a").unwrap().mode = 0o400;
         assert!(write(tmp.path(), &f, None).unwrap());
-        assert_eq!(std::fs::metadata(tmp.path().join("a")).unwrap().permissions().mode() & 0o777, 0o400);
+        assert_eq!(
+            std::fs::metadata(tmp.path().join("a")).unwrap().permissions().mode() & 0o777,
+            0o400
+        );
     }
 
     #[test]

@@ -12,7 +12,8 @@ use crate::objects::Objects;
 use crate::quantity;
 use atomic::Files;
 use k8s_openapi::api::core::v1::{
-    ConfigMapVolumeSource, EmptyDirVolumeSource, HostPathVolumeSource, Pod, ProjectedVolumeSource, SecretVolumeSource, Volume, VolumeProjection,
+    ConfigMapVolumeSource, EmptyDirVolumeSource, HostPathVolumeSource, Pod, ProjectedVolumeSource, SecretVolumeSource,
+    Volume, VolumeProjection,
 };
 use rustix::mount::{MountFlags, UnmountFlags};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -45,9 +46,10 @@ impl Volumes {
 
     /// Whether any volume shows objects that may change.
     pub fn refreshes(pod: &Pod) -> bool {
-        pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()).any(|v| {
-            v.config_map.is_some() || v.secret.is_some() || v.projected.is_some() || v.downward_api.is_some()
-        })
+        pod.spec
+            .iter()
+            .flat_map(|s| s.volumes.iter().flatten())
+            .any(|v| v.config_map.is_some() || v.secret.is_some() || v.projected.is_some() || v.downward_api.is_some())
     }
 
     /// Where a volume lies on the host.
@@ -93,7 +95,8 @@ impl Volumes {
             tmpfs(&dir, None)?;
         }
         std::fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
-        std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o755)).map_err(Error::io("set permissions of", &dir))?;
+        std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o755))
+            .map_err(Error::io("set permissions of", &dir))?;
         let changed = tokio::task::spawn_blocking(move || atomic::write(&dir, &files, group)).await;
         changed.map_err(|e| Error::Other(e.to_string()))?.map(drop)
     }
@@ -129,7 +132,13 @@ impl Volumes {
         }
     }
 
-    async fn projected(&self, pod: &Pod, source: &ProjectedVolumeSource, facts: &Facts, age: Duration) -> Result<Files> {
+    async fn projected(
+        &self,
+        pod: &Pod,
+        source: &ProjectedVolumeSource,
+        facts: &Facts,
+        age: Duration,
+    ) -> Result<Files> {
         let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
         let mut out = Files::new();
         for part in source.sources.iter().flatten() {
@@ -138,7 +147,14 @@ impl Volumes {
         Ok(out)
     }
 
-    async fn projection(&self, pod: &Pod, part: &VolumeProjection, mode: i32, facts: &Facts, age: Duration) -> Result<Files> {
+    async fn projection(
+        &self,
+        pod: &Pod,
+        part: &VolumeProjection,
+        mode: i32,
+        facts: &Facts,
+        age: Duration,
+    ) -> Result<Files> {
         if let Some(m) = &part.config_map {
             let optional = m.optional.unwrap_or(false);
             let payload = self.config_map_payload(pod, &m.name, optional, age).await?;
@@ -154,10 +170,25 @@ impl Volumes {
         }
         if let Some(t) = &part.service_account_token {
             atomic::check_path(&t.path).map_err(Error::Other)?;
-            let text = self.objects.token(pod, t.audience.as_deref(), t.expiration_seconds.unwrap_or(3600)).await?;
+            let text = self
+                .objects
+                .token(pod, t.audience.as_deref(), t.expiration_seconds.unwrap_or(3600))
+                .await?;
             let owner = single_user(pod);
-            let mode = if owner.is_some() || fs_group(pod).is_some() { 0o600 } else { mode.unsigned_abs() & 0o777 };
-            return Ok([(t.path.clone(), atomic::File { data: text.into_bytes(), mode, owner })].into());
+            let mode = if owner.is_some() || fs_group(pod).is_some() {
+                0o600
+            } else {
+                mode.unsigned_abs() & 0o777
+            };
+            return Ok([(
+                t.path.clone(),
+                atomic::File {
+                    data: text.into_bytes(),
+                    mode,
+                    owner,
+                },
+            )]
+            .into());
         }
         Err(Error::Other("this kind of projection is not supported".into()))
     }
@@ -166,7 +197,9 @@ impl Volumes {
     pub async fn teardown(&self, uid: &str) -> Result<()> {
         self.objects.forget(uid);
         let dir = self.paths.pod(uid);
-        tokio::task::spawn_blocking(move || remove(&dir)).await.map_err(|e| Error::Other(e.to_string()))?
+        tokio::task::spawn_blocking(move || remove(&dir))
+            .await
+            .map_err(|e| Error::Other(e.to_string()))?
     }
 }
 
@@ -193,27 +226,40 @@ fn fs_group(pod: &Pod) -> Option<u32> {
 fn single_user(pod: &Pod) -> Option<u32> {
     let spec = pod.spec.as_ref()?;
     let of_pod = spec.security_context.as_ref().and_then(|s| s.run_as_user);
-    let mut users = crate::spec::containers(pod).map(|(_, c)| c.security_context.as_ref().and_then(|s| s.run_as_user).or(of_pod));
+    let mut users =
+        crate::spec::containers(pod).map(|(_, c)| c.security_context.as_ref().and_then(|s| s.run_as_user).or(of_pod));
     let first = users.next()??;
-    users.all(|u| u == Some(first)).then_some(first).and_then(|u| u32::try_from(u).ok())
+    users
+        .all(|u| u == Some(first))
+        .then_some(first)
+        .and_then(|u| u32::try_from(u).ok())
 }
 
 fn empty_dir(dir: &Path, source: &EmptyDirVolumeSource, pod: &Pod, group: Option<u32>) -> Result<()> {
     match source.medium.as_deref() {
         None | Some("") => {}
         Some("Memory") => {
-            let limit = source.size_limit.as_ref().and_then(|q| quantity::whole(&q.0)).filter(|n| *n > 0);
+            let limit = source
+                .size_limit
+                .as_ref()
+                .and_then(|q| quantity::whole(&q.0))
+                .filter(|n| *n > 0);
             let memory = crate::qos::pod_limits(pod, -1, false).memory;
-            tmpfs(dir, match (limit, memory) {
-                (Some(a), Some(b)) => Some(a.min(b)),
-                (a, b) => a.or(b),
-            })?;
+            tmpfs(
+                dir,
+                match (limit, memory) {
+                    (Some(a), Some(b)) => Some(a.min(b)),
+                    (a, b) => a.or(b),
+                },
+            )?;
         }
         Some(other) => return Err(Error::Other(format!("medium {other:?} is not supported"))),
     }
     let fresh = !dir.exists();
     std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-    let mode = std::fs::metadata(dir).map(|m| m.permissions().mode() & 0o7777).unwrap_or(0);
+    let mode = std::fs::metadata(dir)
+        .map(|m| m.permissions().mode() & 0o7777)
+        .unwrap_or(0);
     if fresh || mode & 0o777 != 0o777 && source.medium.as_deref() == Some("Memory") {
         let bits = if group.is_some() { 0o2777 } else { 0o777 };
         std::os::unix::fs::chown(dir, None, group).map_err(Error::io("change the group of", dir))?;
@@ -233,12 +279,21 @@ fn tmpfs(dir: &Path, size: Option<i64>) -> Result<()> {
         options.push_str(&format!(",size={size}"));
     }
     let options = std::ffi::CString::new(options).map_err(|e| Error::Other(e.to_string()))?;
-    rustix::mount::mount("tmpfs", dir, "tmpfs", MountFlags::NODEV | MountFlags::NOSUID, options.as_c_str()).map_err(|e| Error::io("mount tmpfs on", dir)(e.into()))
+    rustix::mount::mount(
+        "tmpfs",
+        dir,
+        "tmpfs",
+        MountFlags::NODEV | MountFlags::NOSUID,
+        options.as_c_str(),
+    )
+    .map_err(|e| Error::io("mount tmpfs on", dir)(e.into()))
 }
 
 fn is_mount(dir: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
-    let (Ok(own), Some(Ok(parent))) = (std::fs::metadata(dir), dir.parent().map(std::fs::metadata)) else { return false };
+    let (Ok(own), Some(Ok(parent))) = (std::fs::metadata(dir), dir.parent().map(std::fs::metadata)) else {
+        return false;
+    };
     own.dev() != parent.dev()
 }
 
@@ -270,7 +325,11 @@ fn host_path(source: &HostPathVolumeSource) -> Result<(), String> {
         ("BlockDevice", Ok(t)) => t.is_block_device(),
         _ => false,
     };
-    if ok { Ok(()) } else { Err(format!("hostPath type check failed: {} is not a {kind}", source.path)) }
+    if ok {
+        Ok(())
+    } else {
+        Err(format!("hostPath type check failed: {} is not a {kind}", source.path))
+    }
 }
 
 /// Unmounts everything below a folder, then removes it. Never enters a mount: what is still mounted makes it fail.

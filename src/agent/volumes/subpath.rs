@@ -12,17 +12,29 @@ const INSIDE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICL
 /// Opens `sub` below `volume`, making missing folders with the permissions of the volume's root.
 fn open_inside(volume: &Path, sub: &str) -> Result<OwnedFd> {
     let io = |e: rustix::io::Errno| Error::io("open", volume.join(sub))(e.into());
-    let root = openat(CWD, volume, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(io)?;
+    let root = openat(
+        CWD,
+        volume,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(io)?;
     let open = |path: &Path| openat2(&root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), INSIDE);
     match open(Path::new(sub)) {
         Ok(fd) => return Ok(fd),
         Err(rustix::io::Errno::NOENT) => {}
         Err(e) => return Err(io(e)),
     }
-    let mode = rustix::fs::fstat(&root).map(|s| Mode::from_raw_mode(s.st_mode & 0o7777)).unwrap_or(Mode::from_raw_mode(0o755));
+    let mode = rustix::fs::fstat(&root)
+        .map(|s| Mode::from_raw_mode(s.st_mode & 0o7777))
+        .unwrap_or(Mode::from_raw_mode(0o755));
     let mut so_far = PathBuf::new();
     for part in Path::new(sub).components() {
-        let parent = if so_far.as_os_str().is_empty() { root.try_clone().map_err(Error::io("open", volume))? } else { open(&so_far).map_err(io)? };
+        let parent = if so_far.as_os_str().is_empty() {
+            root.try_clone().map_err(Error::io("open", volume))?
+        } else {
+            open(&so_far).map_err(io)?
+        };
         match rustix::fs::mkdirat(&parent, Path::new(part.as_os_str()), mode) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(e) => return Err(io(e)),
@@ -46,7 +58,11 @@ pub fn bind(volume: &Path, sub: &str, place: &Path) -> Result<PathBuf> {
     let made = if is_dir {
         std::fs::create_dir_all(place)
     } else {
-        std::fs::OpenOptions::new().create(true).append(true).open(place).map(drop)
+        std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(place)
+            .map(drop)
     };
     made.map_err(Error::io("create", place))?;
     let source = format!("/proc/self/fd/{}", fd.as_raw_fd());
@@ -67,7 +83,15 @@ mod tests {
         std::os::unix::fs::symlink("../..", volume.join("up")).unwrap();
         std::fs::create_dir(volume.join("d")).unwrap();
         std::os::unix::fs::symlink("d", volume.join("ok")).unwrap();
-        for (sub, ok) in [("abs", false), ("abs/passwd", false), ("up", false), ("up/x", false), ("d", true), ("ok", true), ("new/deep", true)] {
+        for (sub, ok) in [
+            ("abs", false),
+            ("abs/passwd", false),
+            ("up", false),
+            ("up/x", false),
+            ("d", true),
+            ("ok", true),
+            ("new/deep", true),
+        ] {
             assert_eq!(open_inside(&volume, sub).is_ok(), ok, "{sub}");
         }
         assert!(volume.join("new/deep").is_dir());
