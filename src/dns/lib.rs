@@ -228,3 +228,24 @@ impl Names {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: super::Args,
+    }
+
+    #[test]
+    fn flags_are_consistent_and_an_address_may_be_left_out() {
+        Cli::command().debug_assert();
+        let args = Cli::parse_from(["dns", "--listen", ":1053", "--health", "127.0.0.1:80"]).args;
+        assert_eq!(
+            (args.listen.to_string(), args.health.to_string()),
+            ("0.0.0.0:1053".into(), "127.0.0.1:80".into())
+        );
+    }
+}

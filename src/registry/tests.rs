@@ -346,3 +346,17 @@ async fn skopeo_reads_images_over_tls() {
     assert_eq!(oci::Digest::of(found.as_bytes()), image.digest);
     server.stop().await;
 }
+
+#[test]
+fn flags_are_consistent() {
+    use clap::{CommandFactory, Parser};
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+    Cli::command().debug_assert();
+    let line = "registry --store /s --listen 10.0.0.1:5000 --tls-cert c --tls-key k --domain sea.hub:5000 --domain 10.0.0.1:5000";
+    assert_eq!(Cli::parse_from(line.split(' ')).args.domains.len(), 2);
+    assert!(Cli::try_parse_from(["registry", "--store", "/s", "--tls-cert", "c"]).is_err());
+}

@@ -409,3 +409,7 @@ fn message(route: &Route, uplink: u32, tunnel: Option<u32>) -> (RouteMessage, Pr
         },
     )
 }
+
+#[cfg(test)]
+#[path = "kernel_tests.rs"]
+mod tests;

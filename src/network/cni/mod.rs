@@ -41,8 +41,8 @@ const FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// This node's name.
-    #[arg(long, env = "NODE_NAME", required_unless_present = "cleanup", default_value = "")]
-    pub node_name: String,
+    #[arg(long, env = "NODE_NAME", required_unless_present = "cleanup")]
+    pub node_name: Option<String>,
     /// Kubeconfig; without it the pod's service account is used.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
@@ -181,8 +181,13 @@ impl Network {
         let nodes = self.nodes.state();
         let own = nodes
             .iter()
-            .find(|node| node.metadata.name.as_deref() == Some(&self.args.node_name));
-        let own = own.ok_or_else(|| Error::Waiting(format!("node {:?} is not known yet", self.args.node_name)))?;
+            .find(|node| node.metadata.name.is_some() && node.metadata.name == self.args.node_name);
+        let own = own.ok_or_else(|| {
+            Error::Waiting(format!(
+                "node {:?} is not known yet",
+                self.args.node_name.as_deref().unwrap_or_default()
+            ))
+        })?;
         let me = plan::peer(own).map_err(Error::Waiting)?;
         let peers: Vec<_> = nodes.iter().filter_map(|node| plan::peer(node).ok()).collect();
         let uplink = self.kernel.uplink(me.address).await?;

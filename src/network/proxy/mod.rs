@@ -196,3 +196,6 @@ impl Proxy {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod datapath_tests;
