@@ -1,0 +1,385 @@
+//! The bootstrap policy: roles and bindings every cluster starts with, as tables. Reconciled at each start: missing
+//! rules and subjects are added again unless an object is annotated `rbac.authorization.kubernetes.io/autoupdate: "false"`.
+//!
+//! The controller manager runs all controllers under one identity, so its role is the union of what upstream's separate
+//! controllers may do: named resources and verbs, not everything.
+
+use serde_json::{Value, json};
+
+/// A rule: verbs, groups, resources (all space-separated; the legacy group is `-`), names.
+type R = (&'static str, &'static str, &'static str, &'static [&'static str]);
+
+const GROUP: &str = "rbac.authorization.k8s.io";
+const READ: &str = "get list watch";
+const WRITE: &str = "create delete deletecollection patch update";
+const ALL: &str = "get list watch create delete deletecollection patch update";
+
+fn words(s: &str) -> Vec<&str> {
+    s.split_whitespace().map(|w| if w == "-" { "" } else { w }).collect()
+}
+
+fn rule(r: &R) -> Value {
+    let mut v = json!({"verbs": words(r.0), "apiGroups": words(r.1), "resources": words(r.2)});
+    if !r.3.is_empty() {
+        v["resourceNames"] = json!(r.3);
+    }
+    v
+}
+
+fn paths(verbs: &str, urls: &[&str]) -> Value {
+    json!({"verbs": words(verbs), "nonResourceURLs": urls})
+}
+
+fn meta(name: &str) -> Value {
+    json!({
+        "name": name,
+        "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"},
+        "annotations": {"rbac.authorization.kubernetes.io/autoupdate": "true"},
+    })
+}
+
+fn cluster_role(name: &str, rules: Vec<Value>) -> Value {
+    json!({"apiVersion": format!("{GROUP}/v1"), "kind": "ClusterRole", "metadata": meta(name), "rules": rules})
+}
+
+/// A ClusterRole whose rules are those of labelled parts; `own` parts are the built-in ones.
+fn aggregated(name: &str, to: &[&str], rules: &[R]) -> [Value; 2] {
+    let mut part = cluster_role(&format!("system:aggregate-to-{name}"), rules.iter().map(rule).collect());
+    part["metadata"]["labels"][format!("rbac.authorization.k8s.io/aggregate-to-{name}")] = "true".into();
+    let mut whole = cluster_role(name, Vec::new());
+    whole["aggregationRule"] = json!({"clusterRoleSelectors": [
+        {"matchLabels": {format!("rbac.authorization.k8s.io/aggregate-to-{name}"): "true"}}
+    ]});
+    for t in to {
+        whole["metadata"]["labels"][format!("rbac.authorization.k8s.io/aggregate-to-{t}")] = "true".into();
+    }
+    [part, whole]
+}
+
+fn subject(s: &str) -> Value {
+    match s.split_once(':') {
+        Some(("user", name)) => json!({"apiGroup": GROUP, "kind": "User", "name": name}),
+        Some(("group", name)) => json!({"apiGroup": GROUP, "kind": "Group", "name": name}),
+        _ => {
+            let (ns, name) = s.trim_start_matches("sa:").split_once('/').unwrap_or(("kube-system", s));
+            json!({"kind": "ServiceAccount", "namespace": ns, "name": name})
+        }
+    }
+}
+
+fn binding(kind: &str, name: &str, namespace: &str, role_kind: &str, role: &str, subjects: &[&str]) -> Value {
+    let mut m = meta(name);
+    if !namespace.is_empty() {
+        m["namespace"] = namespace.into();
+    }
+    json!({
+        "apiVersion": format!("{GROUP}/v1"), "kind": kind, "metadata": m,
+        "roleRef": {"apiGroup": GROUP, "kind": role_kind, "name": role},
+        "subjects": subjects.iter().map(|s| subject(s)).collect::<Vec<_>>(),
+    })
+}
+
+const WORKLOADS: &str = "daemonsets deployments deployments/scale replicasets replicasets/scale statefulsets statefulsets/scale";
+const CORE_EDIT: &str = "configmaps events persistentvolumeclaims replicationcontrollers replicationcontrollers/scale services";
+
+const ADMIN: &[R] = &[
+    ("create", "authorization.k8s.io", "localsubjectaccessreviews", &[]),
+    (ALL, GROUP, "roles rolebindings", &[]),
+];
+
+const EDIT: &[R] = &[
+    (READ, "-", "pods/attach pods/exec pods/portforward pods/proxy secrets services/proxy", &[]),
+    ("impersonate", "-", "serviceaccounts", &[]),
+    (WRITE, "-", "pods pods/attach pods/exec pods/portforward pods/proxy", &[]),
+    ("create", "-", "pods/eviction serviceaccounts/token", &[]),
+    (WRITE, "-", CORE_EDIT, &[]),
+    (WRITE, "-", "secrets serviceaccounts services/proxy", &[]),
+    (WRITE, "apps", WORKLOADS, &[]),
+    (WRITE, "apps", "deployments/rollback", &[]),
+    (WRITE, "autoscaling", "horizontalpodautoscalers", &[]),
+    (WRITE, "batch", "cronjobs jobs", &[]),
+    (WRITE, "networking.k8s.io", "ingresses networkpolicies", &[]),
+    (WRITE, "policy", "poddisruptionbudgets", &[]),
+    (ALL, "coordination.k8s.io", "leases", &[]),
+];
+
+const VIEW: &[R] = &[
+    (READ, "-", "configmaps endpoints persistentvolumeclaims persistentvolumeclaims/status pods replicationcontrollers", &[]),
+    (READ, "-", "replicationcontrollers/scale serviceaccounts services services/status bindings events limitranges", &[]),
+    (READ, "-", "namespaces namespaces/status pods/log pods/status replicationcontrollers/status resourcequotas resourcequotas/status", &[]),
+    (READ, "discovery.k8s.io", "endpointslices", &[]),
+    (READ, "apps", "controllerrevisions daemonsets/status deployments/status replicasets/status statefulsets/status", &[]),
+    (READ, "apps", WORKLOADS, &[]),
+    (READ, "autoscaling", "horizontalpodautoscalers horizontalpodautoscalers/status", &[]),
+    (READ, "batch", "cronjobs cronjobs/status jobs jobs/status", &[]),
+    (READ, "networking.k8s.io", "ingresses ingresses/status networkpolicies", &[]),
+    (READ, "policy", "poddisruptionbudgets poddisruptionbudgets/status", &[]),
+];
+
+const NODE: &[R] = &[
+    ("create", "authentication.k8s.io", "tokenreviews", &[]),
+    ("create", "authorization.k8s.io", "localsubjectaccessreviews subjectaccessreviews", &[]),
+    (READ, "-", "services", &[]),
+    ("create get list watch", "-", "nodes", &[]),
+    ("patch update", "-", "nodes/status", &[]),
+    ("patch update", "-", "nodes", &[]),
+    ("create patch update", "- events.k8s.io", "events", &[]),
+    (READ, "-", "pods", &[]),
+    ("create delete", "-", "pods", &[]),
+    ("patch update", "-", "pods/status", &[]),
+    ("create", "-", "pods/eviction", &[]),
+    (READ, "-", "configmaps secrets", &[]),
+    ("get", "-", "persistentvolumeclaims persistentvolumes", &[]),
+    ("create get list watch", "certificates.k8s.io", "certificatesigningrequests", &[]),
+    ("create delete get patch update", "coordination.k8s.io", "leases", &[]),
+    ("create", "-", "serviceaccounts/token", &[]),
+    (READ, "storage.k8s.io", "csidrivers volumeattachments", &[]),
+    ("create delete get patch update", "storage.k8s.io", "csinodes", &[]),
+    (READ, "node.k8s.io", "runtimeclasses", &[]),
+];
+
+const SCHEDULER: &[R] = &[
+    ("create patch update", "- events.k8s.io", "events", &[]),
+    ("create get list watch", "coordination.k8s.io", "leases", &[]),
+    ("get patch update", "coordination.k8s.io", "leases", &["kube-scheduler"]),
+    (READ, "-", "nodes namespaces replicationcontrollers services persistentvolumes", &[]),
+    ("delete get list watch", "-", "pods", &[]),
+    ("create", "-", "bindings pods/binding", &[]),
+    ("patch update", "-", "pods/status", &[]),
+    (READ, "apps", "replicasets statefulsets", &[]),
+    (READ, "policy", "poddisruptionbudgets", &[]),
+    ("get list patch update watch", "-", "persistentvolumeclaims persistentvolumes", &[]),
+    ("create", "authentication.k8s.io", "tokenreviews", &[]),
+    ("create", "authorization.k8s.io", "subjectaccessreviews", &[]),
+    (READ, "storage.k8s.io", "csinodes csidrivers csistoragecapacities storageclasses volumeattachments", &[]),
+    (READ, "scheduling.k8s.io", "priorityclasses", &[]),
+    (READ, "resource.k8s.io", "deviceclasses resourceslices resourceclaims", &[]),
+];
+
+const CONTROLLER_MANAGER: &[R] = &[
+    ("create patch update", "- events.k8s.io", "events", &[]),
+    ("create get list watch", "coordination.k8s.io", "leases", &[]),
+    ("get patch update", "coordination.k8s.io", "leases", &["kube-controller-manager"]),
+    ("create", "authentication.k8s.io", "tokenreviews", &[]),
+    ("create", "authorization.k8s.io", "subjectaccessreviews", &[]),
+    // Garbage collector, namespace controller and quota look at every kind and may remove any object.
+    ("get list watch delete deletecollection patch update", "*", "*", &[]),
+    // Workloads.
+    ("create", "-", "pods", &[]),
+    ("patch update", "-", "pods pods/status replicationcontrollers replicationcontrollers/status replicationcontrollers/scale", &[]),
+    ("create", "apps", "replicasets controllerrevisions", &[]),
+    ("create", "batch", "jobs", &[]),
+    // Services.
+    ("create", "- discovery.k8s.io", "endpoints endpoints/restricted endpointslices endpointslices/restricted", &[]),
+    // Nodes, accounts, namespaces.
+    ("create", "-", "serviceaccounts serviceaccounts/token secrets configmaps namespaces/finalize", &[]),
+    ("create", "-", "pods/eviction", &[]),
+    ("create", "-", "persistentvolumeclaims persistentvolumes", &[]),
+    ("create", "coordination.k8s.io storage.k8s.io", "leases volumeattachments", &[]),
+    // Certificates.
+    ("patch update", "certificates.k8s.io", "certificatesigningrequests/approval certificatesigningrequests/status", &[]),
+    ("approve sign", "certificates.k8s.io", "signers", &[
+        "kubernetes.io/kube-apiserver-client", "kubernetes.io/kube-apiserver-client-kubelet",
+        "kubernetes.io/kubelet-serving", "kubernetes.io/legacy-unknown",
+    ]),
+];
+
+fn cluster_roles() -> Vec<Value> {
+    let simple = |name: &str, rules: &[R]| cluster_role(name, rules.iter().map(rule).collect());
+    let discovery = ["/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/openapi", "/openapi/*", "/readyz", "/version", "/version/"];
+    let signer = |name: &str, verb: &'static str, s: &'static [&'static str]| {
+        let status = if verb == "approve" { "certificatesigningrequests/approval" } else { "certificatesigningrequests/status" };
+        cluster_role(name, vec![
+            rule(&(READ, "certificates.k8s.io", "certificatesigningrequests", &[])),
+            rule(&("update", "certificates.k8s.io", status, &[])),
+            rule(&(verb, "certificates.k8s.io", "signers", s)),
+        ])
+    };
+    let mut roles = vec![
+        cluster_role("cluster-admin", vec![rule(&("*", "*", "*", &[])), paths("*", &["*"])]),
+        cluster_role("system:discovery", vec![paths("get", &discovery)]),
+        cluster_role("system:public-info-viewer", vec![paths("get", &["/healthz", "/livez", "/readyz", "/version", "/version/"])]),
+        cluster_role("system:monitoring", vec![paths("get", &["/healthz", "/healthz/*", "/livez", "/livez/*", "/metrics", "/metrics/*", "/readyz", "/readyz/*"])]),
+        simple("system:basic-user", &[
+            ("create", "authorization.k8s.io", "selfsubjectaccessreviews selfsubjectrulesreviews", &[]),
+            ("create", "authentication.k8s.io", "selfsubjectreviews", &[]),
+        ]),
+        cluster_role("system:service-account-issuer-discovery", vec![paths("get", &["/.well-known/openid-configuration", "/.well-known/openid-configuration/", "/openid/v1/jwks", "/openid/v1/jwks/"])]),
+        simple("system:node", NODE),
+        simple("system:node-bootstrapper", &[("create get list watch", "certificates.k8s.io", "certificatesigningrequests", &[])]),
+        simple("system:node-proxier", &[
+            (READ, "-", "endpoints nodes services", &[]),
+            (READ, "discovery.k8s.io", "endpointslices", &[]),
+            (READ, "networking.k8s.io", "servicecidrs", &[]),
+            ("create patch update", "- events.k8s.io", "events", &[]),
+        ]),
+        simple("system:node-problem-detector", &[
+            ("get", "-", "nodes", &[]),
+            ("patch", "-", "nodes/status", &[]),
+            ("create patch update", "- events.k8s.io", "events", &[]),
+        ]),
+        simple("system:kube-dns", &[(READ, "-", "endpoints services namespaces pods", &[]), (READ, "discovery.k8s.io", "endpointslices", &[])]),
+        simple("system:kubelet-api-admin", &[
+            (READ, "-", "nodes", &[]),
+            ("proxy", "-", "nodes", &[]),
+            ("*", "-", "nodes/log nodes/metrics nodes/proxy nodes/stats nodes/configz nodes/healthz nodes/pods nodes/checkpoint", &[]),
+        ]),
+        simple("system:auth-delegator", &[
+            ("create", "authentication.k8s.io", "tokenreviews", &[]),
+            ("create", "authorization.k8s.io", "subjectaccessreviews", &[]),
+        ]),
+        simple("system:heapster", &[(READ, "-", "events namespaces nodes pods", &[]), (READ, "apps", "deployments", &[])]),
+        simple("system:persistent-volume-provisioner", &[
+            ("create delete get list watch", "-", "persistentvolumes", &[]),
+            ("get list update watch", "-", "persistentvolumeclaims", &[]),
+            (READ, "storage.k8s.io", "storageclasses", &[]),
+            ("create get list patch update watch", "-", "events", &[]),
+        ]),
+        simple("system:kube-scheduler", SCHEDULER),
+        simple("system:kube-controller-manager", CONTROLLER_MANAGER),
+        simple("system:certificates.k8s.io:certificatesigningrequests:nodeclient", &[("create", "certificates.k8s.io", "certificatesigningrequests/nodeclient", &[])]),
+        simple("system:certificates.k8s.io:certificatesigningrequests:selfnodeclient", &[("create", "certificates.k8s.io", "certificatesigningrequests/selfnodeclient", &[])]),
+        signer("system:certificates.k8s.io:kube-apiserver-client-approver", "approve", &["kubernetes.io/kube-apiserver-client"]),
+        signer("system:certificates.k8s.io:kube-apiserver-client-kubelet-approver", "approve", &["kubernetes.io/kube-apiserver-client-kubelet"]),
+        signer("system:certificates.k8s.io:kubelet-serving-approver", "approve", &["kubernetes.io/kubelet-serving"]),
+        signer("system:certificates.k8s.io:legacy-unknown-approver", "approve", &["kubernetes.io/legacy-unknown"]),
+    ];
+    roles.extend(aggregated("admin", &[], ADMIN));
+    roles.extend(aggregated("edit", &["admin"], EDIT));
+    roles.extend(aggregated("view", &["edit"], VIEW));
+    roles
+}
+
+fn cluster_bindings() -> Vec<Value> {
+    let b = |name: &str, role: &str, subjects: &[&str]| binding("ClusterRoleBinding", name, "", "ClusterRole", role, subjects);
+    let everybody = &["group:system:authenticated", "group:system:unauthenticated"][..];
+    let same = |role: &str, subjects: &[&str]| b(role, role, subjects);
+    vec![
+        same("cluster-admin", &["group:system:masters"]),
+        same("system:discovery", &["group:system:authenticated"]),
+        same("system:basic-user", &["group:system:authenticated"]),
+        same("system:public-info-viewer", everybody),
+        same("system:monitoring", &["group:system:monitoring"]),
+        same("system:service-account-issuer-discovery", &["group:system:serviceaccounts"]),
+        same("system:node-proxier", &["user:system:kube-proxy", "sa:kube-system/kube-proxy"]),
+        same("system:kube-dns", &["sa:kube-system/kube-dns"]),
+        same("system:kube-controller-manager", &["user:system:kube-controller-manager"]),
+        same("system:kube-scheduler", &["user:system:kube-scheduler"]),
+        // The Node authorizer serves nodes; the role exists for those who bind it on purpose.
+        same("system:node", &[]),
+    ]
+}
+
+fn namespaced() -> Vec<Value> {
+    let role = |ns: &str, name: &str, rules: &[R]| {
+        let mut r = cluster_role(name, rules.iter().map(rule).collect());
+        r["kind"] = "Role".into();
+        r["metadata"]["namespace"] = ns.into();
+        r
+    };
+    let bind = |ns: &str, role: &str, subjects: &[&str]| binding("RoleBinding", role, ns, "Role", role, subjects);
+    let leader = |name: &'static [&'static str]| -> Vec<R> {
+        vec![
+            ("watch get update", "-", "configmaps", name),
+            ("create get list watch", "coordination.k8s.io", "leases", &[]),
+            ("get patch update", "coordination.k8s.io", "leases", name),
+        ]
+    };
+    let authentication: &[R] = &[(READ, "-", "configmaps", &["extension-apiserver-authentication"])];
+    let signer: &[R] = &[(READ, "-", "configmaps", &[]), ("get list watch delete", "-", "secrets", &[])];
+    vec![
+        role("kube-system", "extension-apiserver-authentication-reader", authentication),
+        bind("kube-system", "extension-apiserver-authentication-reader", &["user:system:kube-controller-manager", "user:system:kube-scheduler"]),
+        role("kube-system", "system::leader-locking-kube-controller-manager", &leader(&["kube-controller-manager"])),
+        bind("kube-system", "system::leader-locking-kube-controller-manager", &["user:system:kube-controller-manager"]),
+        role("kube-system", "system::leader-locking-kube-scheduler", &leader(&["kube-scheduler"])),
+        bind("kube-system", "system::leader-locking-kube-scheduler", &["user:system:kube-scheduler"]),
+        role("kube-system", "system:controller:token-cleaner", signer),
+        bind("kube-system", "system:controller:token-cleaner", &["user:system:kube-controller-manager"]),
+        role("kube-public", "system:controller:bootstrap-signer", &[("get list watch", "-", "configmaps", &[]), ("update", "-", "configmaps", &["cluster-info"])]),
+        bind("kube-public", "system:controller:bootstrap-signer", &["user:system:kube-controller-manager"]),
+    ]
+}
+
+/// All objects of the policy; plural and object.
+pub fn objects() -> Vec<(&'static str, Value)> {
+    let mut out: Vec<(&'static str, Value)> = Vec::new();
+    out.extend(cluster_roles().into_iter().map(|r| ("clusterroles", r)));
+    out.extend(cluster_bindings().into_iter().map(|r| ("clusterrolebindings", r)));
+    for o in namespaced() {
+        let plural = if o["kind"] == "Role" { "roles" } else { "rolebindings" };
+        out.push((plural, o));
+    }
+    out
+}
+
+/// Adds to `found` the rules or subjects of `wanted` that it lacks; whether anything was missing.
+pub fn reconcile(found: &mut Value, wanted: &Value) -> bool {
+    if found["metadata"]["annotations"]["rbac.authorization.kubernetes.io/autoupdate"] == "false" {
+        return false;
+    }
+    let mut changed = false;
+    for list in ["rules", "subjects"] {
+        for item in wanted[list].as_array().into_iter().flatten() {
+            let has = found[list].as_array().is_some_and(|a| a.contains(item));
+            if has {
+                continue;
+            }
+            if !found[list].is_array() {
+                found[list] = json!([]);
+            }
+            if let Some(a) = found[list].as_array_mut() {
+                a.push(item.clone());
+                changed = true;
+            }
+        }
+    }
+    if !wanted["aggregationRule"].is_null() && found["aggregationRule"] != wanted["aggregationRule"] {
+        found["aggregationRule"] = wanted["aggregationRule"].clone();
+        changed = true;
+    }
+    for (k, v) in wanted["metadata"]["labels"].as_object().into_iter().flatten() {
+        if found["metadata"]["labels"].get(k) != Some(v) {
+            found["metadata"]["labels"][k] = v.clone();
+            changed = true;
+        }
+    }
+    changed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_binding_refers_to_a_role_of_the_policy() {
+        let all = objects();
+        for (_, b) in all.iter().filter(|(p, _)| p.ends_with("bindings")) {
+            let role = &b["roleRef"];
+            assert!(
+                all.iter().any(|(_, r)| r["kind"] == role["kind"] && r["metadata"]["name"] == role["name"]),
+                "{role}"
+            );
+        }
+    }
+
+    #[test]
+    fn reconciling_restores_what_is_missing_and_keeps_what_was_added() {
+        let wanted = cluster_role("x", vec![rule(&("get", "-", "pods", &[]))]);
+        let mut found = cluster_role("x", vec![rule(&("get", "-", "secrets", &[]))]);
+        assert!(reconcile(&mut found, &wanted));
+        assert_eq!(found["rules"].as_array().unwrap().len(), 2);
+        assert!(!reconcile(&mut found, &wanted));
+        found["rules"] = json!([]);
+        found["metadata"]["annotations"]["rbac.authorization.kubernetes.io/autoupdate"] = "false".into();
+        assert!(!reconcile(&mut found, &wanted));
+    }
+
+    #[test]
+    fn the_controller_manager_is_no_administrator() {
+        let role = cluster_roles().into_iter().find(|r| r["metadata"]["name"] == "system:kube-controller-manager").unwrap();
+        for r in role["rules"].as_array().unwrap() {
+            assert!(!r["verbs"].as_array().unwrap().contains(&"*".into()));
+        }
+    }
+}

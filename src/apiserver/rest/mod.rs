@@ -1,0 +1,117 @@
+//! The generic REST verbs over the table of kinds.
+
+pub mod body;
+pub mod csr;
+pub mod delete;
+pub mod format;
+pub mod list;
+pub mod lookup;
+pub mod options;
+pub mod patch;
+pub mod pods;
+pub mod render;
+pub mod restrict;
+pub mod reviews;
+pub mod scale;
+pub mod select;
+pub mod tokens;
+pub mod watch;
+pub mod write;
+
+use std::sync::Arc;
+
+use api::Kind;
+use http::Request;
+use hyper::body::Incoming;
+
+use crate::app::App;
+use crate::authn::User;
+use crate::authz::Attributes;
+use crate::error::{ApiError, Result};
+use crate::request::RequestInfo;
+use crate::server::Response;
+
+/// One request that was let in.
+pub struct Context {
+    /// The server.
+    pub app: Arc<App>,
+    /// What is asked.
+    pub info: RequestInfo,
+    /// Who asks.
+    pub user: User,
+}
+
+impl Context {
+    /// The namespace that objects of the kind live in, for this request.
+    pub fn namespace(&self, kind: &Kind) -> &str {
+        if kind.namespaced { &self.info.namespace } else { "" }
+    }
+
+    /// Another verb on the same object, to ask the authorizer about.
+    pub fn action(&self, verb: &str) -> Attributes {
+        Attributes {
+            verb: verb.to_owned(),
+            resource_request: true,
+            group: self.info.group.clone(),
+            version: self.info.version.clone(),
+            resource: self.info.resource.clone(),
+            subresource: self.info.subresource.clone(),
+            namespace: self.info.namespace.clone(),
+            name: self.info.name.clone(),
+            ..Attributes::default()
+        }
+    }
+}
+
+/// Serves a resource request.
+///
+/// # Errors
+/// The refusal.
+pub async fn serve(c: Context, request: Request<Incoming>) -> Result<Response> {
+    let kind = api::kinds::find(&c.info.group, &c.info.version, &c.info.resource).ok_or_else(ApiError::no_such_path)?;
+    if !kind.namespaced && !c.info.namespace.is_empty() && kind.plural != "namespaces" {
+        return Err(ApiError::no_such_path());
+    }
+    if !c.info.subresource.is_empty() {
+        return subresource(c, kind, request).await;
+    }
+    let verb = c.info.verb.as_str();
+    if !kind.verbs.contains(&verb) {
+        return Err(ApiError::method_not_allowed());
+    }
+    match verb {
+        "get" => list::get(&c, kind, request.headers()).await,
+        "list" => {
+            let answer = list::list(&c, kind, request.headers()).await?;
+            Ok(crate::compress::gzip(request.headers(), answer).await)
+        }
+        "watch" => watch::watch(&c, kind, request.headers()).await,
+        "create" if !kind.stored() => reviews::create(&c, kind, request).await,
+        "create" => write::create(&c, kind, request).await,
+        "update" => write::update(&c, kind, request).await,
+        "patch" => patch::patch(&c, kind, request).await,
+        "delete" => delete::delete(&c, kind, request).await,
+        "deletecollection" => delete::collection(&c, kind, request).await,
+        _ => Err(ApiError::method_not_allowed()),
+    }
+}
+
+async fn subresource(c: Context, kind: &'static Kind, request: Request<Incoming>) -> Result<Response> {
+    let name = c.info.subresource.as_str();
+    let sub = kind.subresource(name).ok_or_else(ApiError::no_such_path)?;
+    if !sub.verbs.contains(&c.info.verb.as_str()) {
+        return Err(ApiError::method_not_allowed());
+    }
+    match (kind.plural, name, c.info.verb.as_str()) {
+        (_, "proxy", _) | ("pods", "log" | "exec" | "attach" | "portforward", _) => pods::proxied(&c, kind, request).await,
+        ("pods", "binding", _) => pods::bind(&c, kind, request).await,
+        ("pods", "eviction", _) => pods::evict(&c, kind, request).await,
+        ("serviceaccounts", "token", _) => tokens::create(&c, kind, request).await,
+        (_, "scale", "get") => scale::get(&c, kind, request.headers()).await,
+        (_, "scale", _) => scale::write(&c, kind, request).await,
+        (_, _, "get") => list::get(&c, kind, request.headers()).await,
+        (_, _, "update") => write::update(&c, kind, request).await,
+        (_, _, "patch") => patch::patch(&c, kind, request).await,
+        _ => Err(ApiError::method_not_allowed()),
+    }
+}

@@ -1,0 +1,164 @@
+//! What the server keeps in order by itself: namespaces, priority classes, RBAC policy, the `kubernetes` Service, history.
+
+mod endpoints;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::Kind;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::app::App;
+use crate::authz::policy;
+use crate::error::{ApiError, Result};
+use crate::objects::{self, Modify};
+use crate::rest::write::Writer;
+
+/// Names of the hooks that readiness waits for.
+pub const HOOKS: &[&str] = &[
+    "start-system-namespaces-controller",
+    "scheduling/bootstrap-system-priority-classes",
+    "rbac/bootstrap-roles",
+    "bootstrap-controller",
+];
+
+/// Pause before failed work is tried again; doubles up to ten seconds.
+const RETRY: Duration = Duration::from_millis(200);
+const RETRY_MOST: Duration = Duration::from_secs(10);
+/// How often namespaces and the `kubernetes` Service are looked after, and this server's own key is renewed.
+const PERIOD: Duration = Duration::from_secs(10);
+
+/// Namespaces that always exist.
+pub const NAMESPACES: &[&str] = &["kube-system", "kube-public", "kube-node-lease", "default"];
+
+/// Runs until `stop`: the hooks once, then the upkeep.
+pub async fn run(app: Arc<App>, stop: CancellationToken) {
+    app.cache.wait_synced().await;
+    let history = tokio::spawn(compaction(app.clone(), stop.clone()));
+    let work = async {
+        for hook in HOOKS {
+            until_done(&app, hook).await;
+            app.hooks.done(hook);
+            tracing::info!(hook, "post-start hook done");
+        }
+        let mut period = tokio::time::interval(PERIOD);
+        loop {
+            period.tick().await;
+            for hook in ["start-system-namespaces-controller", "bootstrap-controller"] {
+                if let Err(e) = step(&app, hook).await {
+                    tracing::warn!(hook, error = %e, "upkeep failed; it is repeated");
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        () = stop.cancelled() => {}
+    }
+    if let Err(e) = endpoints::leave(&app).await {
+        tracing::warn!(error = %e, "this server's address could not be withdrawn");
+    }
+    history.abort();
+}
+
+async fn until_done(app: &App, hook: &str) {
+    let mut pause = RETRY;
+    while let Err(e) = step(app, hook).await {
+        tracing::warn!(hook, error = %e, "post-start hook failed; it is repeated");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_MOST);
+    }
+}
+
+async fn step(app: &App, hook: &str) -> Result<()> {
+    match hook {
+        "start-system-namespaces-controller" => namespaces(app).await,
+        "scheduling/bootstrap-system-priority-classes" => priority_classes(app).await,
+        "rbac/bootstrap-roles" => rbac(app).await,
+        _ => endpoints::keep(app).await,
+    }
+}
+
+/// A kind of the table.
+pub(crate) fn kind(group: &str, version: &str, plural: &str) -> Result<&'static Kind> {
+    api::kinds::find(group, version, plural)
+        .ok_or_else(|| ApiError::internal(format!("no kind {plural} in group {group:?}")))
+}
+
+/// Creates an object unless there is one of its name.
+pub(crate) async fn ensure(app: &App, kind: &'static Kind, object: Value) -> Result<()> {
+    let (namespace, name) = (api::metadata::namespace(&object), api::metadata::name(&object));
+    if objects::cache_of(app, kind)?.get(namespace, name).is_some() {
+        return Ok(());
+    }
+    match (Writer { app, user: None }).create(kind, object, false).await {
+        Err(e) if e.reason == "AlreadyExists" => Ok(()),
+        done => done.map(|_| ()),
+    }
+}
+
+async fn namespaces(app: &App) -> Result<()> {
+    let kind = kind("", "v1", "namespaces")?;
+    for name in NAMESPACES {
+        ensure(app, kind, json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})).await?;
+    }
+    Ok(())
+}
+
+async fn priority_classes(app: &App) -> Result<()> {
+    let kind = kind("scheduling.k8s.io", "v1", "priorityclasses")?;
+    for (name, value, text) in [
+        ("system-node-critical", 2_000_001_000, "Used for system critical pods that must not be moved from their current node."),
+        ("system-cluster-critical", 2_000_000_000, "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary."),
+    ] {
+        let class = json!({
+            "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name},
+            "value": value, "description": text, "globalDefault": false,
+        });
+        ensure(app, kind, class).await?;
+    }
+    Ok(())
+}
+
+async fn rbac(app: &App) -> Result<()> {
+    for (plural, wanted) in policy::objects() {
+        let kind = kind("rbac.authorization.k8s.io", "v1", plural)?;
+        let (namespace, name) = (api::metadata::namespace(&wanted).to_owned(), api::metadata::name(&wanted).to_owned());
+        let Some(found) = objects::cache_of(app, kind)?.get(&namespace, &name) else {
+            ensure(app, kind, wanted).await?;
+            continue;
+        };
+        if !policy::reconcile(&mut found.value(), &wanted) {
+            continue;
+        }
+        objects::modify(app, kind, &namespace, &name, false, |current| {
+            let mut new = current.clone();
+            Ok(if policy::reconcile(&mut new, &wanted) { Modify::Write(new) } else { Modify::Keep })
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// Lets etcd forget what is older than one interval. All masters do it; the second one finds it done.
+async fn compaction(app: Arc<App>, stop: CancellationToken) {
+    let seconds = app.args.etcd_compaction_interval_seconds;
+    if seconds == 0 {
+        return;
+    }
+    let mut before = app.cache.progress();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
+        }
+        if before > 0 {
+            match app.etcd.compact(before).await {
+                Ok(()) | Err(crate::store::StoreError::Compacted) => tracing::debug!(before, "history compacted"),
+                Err(e) => tracing::warn!(error = %e, "etcd's history could not be compacted"),
+            }
+        }
+        before = app.cache.progress();
+    }
+}
