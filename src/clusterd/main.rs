@@ -21,6 +21,10 @@ enum Role {
     Host(host::Args),
     /// Serve a host's images
     Registry(registry::Args),
+    /// Serve the Kubernetes API
+    Apiserver(Box<apiserver::Args>),
+    /// Choose nodes for pods
+    Scheduler(Box<scheduler::Args>),
     /// Run controllers
     ControllerManager(Box<controllers::Args>),
     /// Run pods
@@ -74,6 +78,8 @@ async fn run(role: Role) -> anyhow::Result<()> {
     match role {
         Role::Host(args) => host::run(args).await?,
         Role::Registry(args) => registry::run(args).await?,
+        Role::Apiserver(args) => apiserver::run(*args).await?,
+        Role::Scheduler(args) => scheduler::run(*args).await?,
         Role::ControllerManager(args) => controllers::run(*args).await?,
         Role::Agent(args) => agent::run(*args).await?,
         Role::Network(args) => network::cni::run(args).await?,
