@@ -13,7 +13,7 @@ IMAGE ?= local/native:dev
 export INSTALLER_STORE ?= $(CURDIR)/target/store
 export DEBIAN_FRONTEND := noninteractive
 PACKAGES := build-essential protobuf-compiler libprotobuf-dev mmdebstrap patchelf busybox-static iproute2 nftables openssh-client openssh-server \
-	python3-pip unzip zstd skopeo containerd runc etcd-server containernetworking-plugins dnsutils
+	python3-pip unzip zstd skopeo containerd runc etcd-server containernetworking-plugins bind9-dnsutils
 NEXTEST := $(shell command -v cargo-nextest)
 
 .PHONY: help
@@ -44,12 +44,14 @@ build: target/deps.stamp ## Build the programs (static, release).
 
 .PHONY: image
 image: build target/tools/kubectl ## Build the default cluster image into the store.
+	images/debian.sh target/debian
 	@mkdir -p target/image-bin && install -m 755 $(BIN)/clusterd target/image-bin/clusterd
-	$(INSTALLER) build -t $(IMAGE) -f rootfs/Kubefile --build-context bin=target/image-bin --build-context tools=target/tools .
+	$(INSTALLER) build -t $(IMAGE) -f rootfs/Kubefile --build-context bin=target/image-bin --build-context tools=target/tools --build-context debian=target/debian .
+	$(INSTALLER) build -t local/e2e:dev --build-context debian=target/debian tests/e2e/image
 
 .PHONY: demo
 demo: image ## Three bare hosts to a verified cluster, with no way out.
-	@rm -f target/demo-keep; $(LAB) --name demo up m1 n1 n2 --prefix 10.88.0
+	$(LAB) --name demo up m1 n1 n2 --prefix 10.88.0
 	$(INSTALLER) --known-hosts target/lab/demo/known_hosts apply -f Clusterfile --yes
 	@$(LAB) --name demo exec m1 /opt/installer/bin/kubectl --kubeconfig /etc/kubernetes/admin.conf get nodes -o wide
 	@$(LAB) --name demo exec m1 /opt/installer/bin/kubectl --kubeconfig /etc/kubernetes/admin.conf get pods -A -o wide
