@@ -74,6 +74,8 @@ pub(crate) enum Todo {
     Layout(oci::Index),
     /// Keys and certificates are made only when they are really wanted.
     Issue(pki::Issue),
+    /// What it needs is not there (yet): a plan may say so, an apply may not go on.
+    Refuse(Error),
 }
 
 /// A decision: what would change, and the work, if any.
@@ -150,12 +152,16 @@ impl Gate {
         let fresh = journal::read(&dir)?.is_none_or(|log| log.entries.is_empty());
         // Looked at before the journal's own folder exists, or they would count as having been there.
         let before = if fresh {
-            Some(snapshot::take(&self.root, self.system.as_ref()))
+            Some(snapshot::take(&self.root, self.system.as_ref()).without_ours())
         } else {
             None
         };
         let missing = missing_parents(&self.root, &home)?;
-        let home_existed = !matches!(fsops::look(&self.root.path(&home)?)?, There::Nothing);
+        let home_existed =
+            !matches!(fsops::look(&self.root.path(&home)?)?, There::Nothing) && !self.only_ours(&home)?;
+        for path in missing.iter().chain([&home]) {
+            make_dir(&self.root.path(path)?, 0o755)?;
+        }
         let (mut journal, log) = Journal::open(&dir)?;
         if log.undoing() {
             // Only undo may go on; it opens the journal itself.
@@ -170,7 +176,7 @@ impl Gate {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             }];
             entries.extend(missing.into_iter().map(|path| Entry::NoDir { path, owned: false }));
-            if !home_existed || self.only_ours(&home)? {
+            if !home_existed {
                 entries.push(Entry::NoDir {
                     path: home,
                     owned: true,
@@ -269,6 +275,7 @@ impl Gate {
             Todo::Rootfs(rootfs) => self.unpack(&rootfs),
             Todo::Layout(index) => self.put_layout(&index),
             Todo::Issue(issue) => self.issue(issue),
+            Todo::Refuse(error) => Err(error),
         }
     }
 

@@ -115,7 +115,7 @@ pub enum Request {
     /// What is in the journal. Open. Changes nothing.
     Journal,
     /// Undoes everything in the journal, backwards, then removes the cluster's data and the journal. Write. Goes on where an interrupted
-    /// one stopped. Answers with what was done, what could not be, and what is left.
+    /// one stopped. When nothing failed the scope is closed and the lock given back. Answers with what was done, what could not be, and what is left.
     Undo,
     /// What differs from before the first change. Open. Changes nothing.
     Verify,

@@ -391,8 +391,12 @@ impl Server {
                     .await?
             }
             Request::Undo => {
-                self.with_gate(true, |gate| Ok(Answer::Undone(undo::undo(gate)?)))
-                    .await?
+                let undone = self.with_gate(true, |gate| Ok(undo::undo(gate)?)).await?;
+                if undone.failed.is_empty() {
+                    // The journal is gone: whoever goes on must open anew, which begins another.
+                    drop(locked(&self.session).take());
+                }
+                Answer::Undone(undone)
             }
             Request::Verify => {
                 self.with_gate(false, |gate| Ok(Answer::Left(snapshot::verify(gate)?)))
@@ -464,3 +468,6 @@ fn summary(gate: &Gate) -> Result<JournalSummary> {
         torn: log.torn,
     })
 }
+
+#[cfg(test)]
+mod tests;

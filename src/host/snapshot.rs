@@ -125,6 +125,23 @@ pub(crate) fn take(root: &Root, system: &dyn System) -> Snapshot {
     out
 }
 
+impl Snapshot {
+    /// Takes out what has a name of ours: if it is there before we begin, it is the leftover of an installation whose journal is lost, and an
+    /// undo must not leave it either.
+    pub(crate) fn without_ours(mut self) -> Self {
+        self.units.retain(|name| !name.starts_with("installer-"));
+        self.cgroups.retain(|path| !path.contains("/installer"));
+        self.links.retain(|name| !name.starts_with("installer-"));
+        self.tables.retain(|name| !name.contains(" installer-"));
+        for folder in ["/etc/installer", "/run/installer"] {
+            self.runtime.remove(folder);
+            self.files
+                .retain(|path, _| path != folder && !path.starts_with(&format!("{folder}/")));
+        }
+        self
+    }
+}
+
 pub(crate) fn route_label(route: &crate::facts::Route) -> String {
     let part = |name: &str, value: &Option<String>| value.as_ref().map(|v| format!(" {name} {v}")).unwrap_or_default();
     format!(

@@ -64,7 +64,10 @@ pub(crate) fn undo(gate: &mut Gate) -> Result<Undone> {
     let mut report = Report::default();
     if gate.root.is_real() {
         running::units(gate, &entries, &mut report);
-        running::processes(gate, &mut report);
+        // Pods are only ours to end if it was us who started the programs that run them.
+        if entries.iter().any(|entry| matches!(entry, Entry::Unit { .. })) || before.units.is_empty() {
+            running::processes(gate, &mut report);
+        }
         let unmounted = running::unmount(gate, &before, &mut report);
         report.note_quiet(unmounted);
         let network = running::network(&before, &mut report);

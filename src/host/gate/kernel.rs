@@ -1,6 +1,6 @@
 //! Deciding about and changing kernel parameters, modules and swap.
 
-use std::path::PathBuf;
+use std::{os::unix::fs::MetadataExt as _, path::PathBuf};
 
 use super::{Decision, Gate, Todo, change, unchanged};
 use crate::{Error, Result, effect::Action, fsops, journal::Entry, system::must};
@@ -20,9 +20,11 @@ impl Gate {
         let what = format!("sysctl {key}");
         let path = self.sysctl_path(key)?;
         let Some(old) = fsops::read_small(&path, 64 << 10)? else {
-            return Err(Error::invalid(format!(
-                "the kernel has no parameter {key} (is its module loaded?)"
-            )));
+            let why = Error::invalid(format!("the kernel has no parameter {key} (is its module loaded?)"));
+            return Ok((
+                change(what, Action::Modify, format!("→ {value}")),
+                Some(Todo::Refuse(why)),
+            ));
         };
         let old = String::from_utf8_lossy(&old).trim().to_owned();
         // The kernel shows several numbers with tabs.
@@ -82,7 +84,9 @@ impl Gate {
     pub(super) fn swap_off(&mut self) -> Result<()> {
         let areas = self.swap_areas()?;
         if let Some(fstab) = self.fstab_without_swap()? {
-            self.put_file("/etc/fstab", fstab.as_bytes(), 0o644, None)?;
+            let path = self.root.path("/etc/fstab")?;
+            let mode = std::fs::metadata(&path).map_err(Error::io(&path))?.mode();
+            self.put_file("/etc/fstab", fstab.as_bytes(), mode, None)?;
         }
         if areas.is_empty() {
             return Ok(());

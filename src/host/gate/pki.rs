@@ -121,15 +121,13 @@ impl Gate {
             .flatten()
             .find(|path| !matches!(self.pem(path), Ok(Some(_))));
         if let Some(missing) = missing {
-            if self.journal.is_some() {
-                return Err(Error::new(
-                    FaultKind::NotFound,
-                    format!("{} needs {missing}, which is not there", config.path),
-                ));
-            }
+            let why = Error::new(
+                FaultKind::NotFound,
+                format!("{} needs {missing}, which is not there", config.path),
+            );
             return Ok((
                 change(&config.path, Action::Create, format!("once {missing} is there")),
-                None,
+                Some(Todo::Refuse(why)),
             ));
         }
         let ca = self.need_pem(&config.ca)?;

@@ -5,6 +5,7 @@ use crate::{
     CURRENT, Error, Result,
     effect::{Action, Rootfs},
     fsops::{self, There},
+    proto::FaultKind,
     unpack,
 };
 
@@ -58,15 +59,6 @@ impl Gate {
     pub(super) fn decide_layout(&self, index: &oci::Index) -> Result<Decision> {
         let layout = self.layout()?;
         let what = layout.index_path().display().to_string();
-        if let Some(missing) = index.manifests.iter().find(|d| !layout.blobs().has(&d.digest, d.size)) {
-            return Err(Error::new(
-                crate::proto::FaultKind::NotFound,
-                format!(
-                    "the index names blob {} which this host lacks; send the blobs first",
-                    missing.digest
-                ),
-            ));
-        }
         if layout.index_path().exists() && layout.read_index()? == *index {
             return Ok(unchanged(what));
         }
@@ -76,7 +68,17 @@ impl Gate {
             Action::Create
         };
         let detail = format!("{} manifests", index.manifests.len());
-        Ok((change(what, action, detail), Some(Todo::Layout(index.clone()))))
+        let todo = match index.manifests.iter().find(|d| !layout.blobs().has(&d.digest, d.size)) {
+            None => Todo::Layout(index.clone()),
+            Some(missing) => Todo::Refuse(Error::new(
+                FaultKind::NotFound,
+                format!(
+                    "the index names blob {} which this host lacks; send the blobs first",
+                    missing.digest
+                ),
+            )),
+        };
+        Ok((change(what, action, detail), Some(todo)))
     }
 
     pub(super) fn put_layout(&mut self, index: &oci::Index) -> Result<()> {

@@ -260,7 +260,8 @@ mod tests {
             ..started.clone()
         };
         // unit, active, enabled, stale, differs, younger → steps
-        let table: &[(&Unit, &str, &str, bool, bool, bool, &[&str])] = &[
+        type Row<'a> = (&'a Unit, &'a str, &'a str, bool, bool, bool, &'a [&'a str]);
+        let table: &[Row<'_>] = &[
             (&started, "active", "enabled", false, false, false, &[]),
             (
                 &started,

@@ -1,6 +1,8 @@
 //! Against a real OpenSSH server on loopback: its own keys and configuration in a temporary folder, one `sshd -i` per connection.
 //! Needs root and `/usr/sbin/sshd` (Debian: openssh-server).
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a failing step fails the test
+
 use std::{
     fs,
     os::fd::OwnedFd,
@@ -25,14 +27,20 @@ impl Drop for Server {
 }
 
 fn keygen(path: &Path, kind: &str, passphrase: &str) {
-    let status = std::process::Command::new("ssh-keygen").args(["-q", "-t", kind, "-N", passphrase, "-C", "test", "-f"]).arg(path).status();
+    let status = std::process::Command::new("ssh-keygen")
+        .args(["-q", "-t", kind, "-N", passphrase, "-C", "test", "-f"])
+        .arg(path)
+        .status();
     assert!(status.unwrap().success());
 }
 
 impl Server {
     /// `extra` lines come first in sshd's configuration, so they win.
     async fn start(extra: &str) -> Self {
-        assert!(Path::new("/usr/sbin/sshd").exists(), "this test needs an OpenSSH server: apt-get install openssh-server");
+        assert!(
+            Path::new("/usr/sbin/sshd").exists(),
+            "this test needs an OpenSSH server: apt-get install openssh-server"
+        );
         fs::create_dir_all("/run/sshd").unwrap();
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
@@ -41,7 +49,9 @@ impl Server {
         keygen(&at("key"), "ed25519", "");
         keygen(&at("locked"), "ed25519", "open sesame");
         keygen(&at("stranger"), "ed25519", "");
-        let authorized = ["key.pub", "locked.pub"].map(|name| fs::read_to_string(at(name)).unwrap()).concat();
+        let authorized = ["key.pub", "locked.pub"]
+            .map(|name| fs::read_to_string(at(name)).unwrap())
+            .concat();
         fs::write(at("authorized"), authorized).unwrap();
         let config = format!(
             "{extra}\nHostKey {0}/host_ed25519\nHostKey {0}/host_rsa\nAuthorizedKeysFile {0}/authorized\nStrictModes no\nUsePAM no\n\
@@ -58,7 +68,12 @@ impl Server {
                 stream.set_nonblocking(false).unwrap();
                 let (input, output) = (OwnedFd::from(stream.try_clone().unwrap()), OwnedFd::from(stream));
                 let mut sshd = tokio::process::Command::new("/usr/sbin/sshd");
-                sshd.arg("-i").arg("-f").arg(&config).stdin(Stdio::from(input)).stdout(Stdio::from(output)).stderr(Stdio::null());
+                sshd.arg("-i")
+                    .arg("-f")
+                    .arg(&config)
+                    .stdin(Stdio::from(input))
+                    .stdout(Stdio::from(output))
+                    .stderr(Stdio::null());
                 let mut child = sshd.spawn().unwrap();
                 tokio::spawn(async move { child.wait().await });
             }
@@ -73,7 +88,10 @@ impl Server {
     fn config(&self) -> Config {
         let mut config = Config::new("127.0.0.1", "root");
         config.port = self.port;
-        config.auth = vec![Auth::KeyFile { path: self.at("key"), passphrase: None }];
+        config.auth = vec![Auth::KeyFile {
+            path: self.at("key"),
+            passphrase: None,
+        }];
         config.host_key.known_hosts = vec![self.at("known_hosts")];
         config.host_key.accept_new = true;
         config
@@ -84,8 +102,17 @@ impl Server {
     }
 
     fn fingerprint(&self, name: &str) -> String {
-        let out = std::process::Command::new("ssh-keygen").arg("-lf").arg(self.at(name)).output().unwrap();
-        String::from_utf8(out.stdout).unwrap().split(' ').nth(1).unwrap().to_owned()
+        let out = std::process::Command::new("ssh-keygen")
+            .arg("-lf")
+            .arg(self.at(name))
+            .output()
+            .unwrap();
+        String::from_utf8(out.stdout)
+            .unwrap()
+            .split(' ')
+            .nth(1)
+            .unwrap()
+            .to_owned()
     }
 }
 
@@ -99,17 +126,42 @@ async fn commands_keep_their_arguments_streams_and_exit_codes() {
     let connection = server.connect().await;
     let tricky = ["printf", "%s|", "a b", "it's", "$HOME", "", "*", "x;y"];
     let out = connection.exec(&Command::new(tricky)).await.unwrap();
-    assert_eq!((String::from_utf8_lossy(&out.stdout).as_ref(), out.status), ("a b|it's|$HOME||*|x;y|", ExitStatus::Code(0)));
-    let out = connection.exec(&Command::new(["sh", "-c", "cat; echo oops >&2; exit 7"]).stdin("in")).await.unwrap();
-    assert_eq!((out.stdout, out.stderr.as_str(), out.status), (b"in".to_vec(), "oops", ExitStatus::Code(7)));
-    let out = connection.exec(&Command::new(["sh", "-c", "kill -9 $$"])).await.unwrap();
+    assert_eq!(
+        (String::from_utf8_lossy(&out.stdout).as_ref(), out.status),
+        ("a b|it's|$HOME||*|x;y|", ExitStatus::Code(0))
+    );
+    let out = connection
+        .exec(&Command::new(["sh", "-c", "cat; echo oops >&2; exit 7"]).stdin("in"))
+        .await
+        .unwrap();
+    assert_eq!(
+        (out.stdout, out.stderr.as_str(), out.status),
+        (b"in".to_vec(), "oops", ExitStatus::Code(7))
+    );
+    let out = connection
+        .exec(&Command::new(["sh", "-c", "kill -9 $$"]))
+        .await
+        .unwrap();
     assert_eq!(out.status, ExitStatus::Signal("KILL".into()));
-    let out = connection.exec(&Command::new(["head", "-c", "5000000", "/dev/zero"]).max_output(1000)).await.unwrap();
+    let out = connection
+        .exec(&Command::new(["head", "-c", "5000000", "/dev/zero"]).max_output(1000))
+        .await
+        .unwrap();
     assert_eq!((out.stdout.len(), out.status.success()), (1000, true));
-    let late = connection.exec(&Command::new(["sleep", "60"]).timeout(Duration::from_millis(200))).await.unwrap_err();
+    let late = connection
+        .exec(&Command::new(["sleep", "60"]).timeout(Duration::from_millis(200)))
+        .await
+        .unwrap_err();
     assert!(matches!(late, Error::Timeout { .. }), "{late}");
     // The connection is as good as before.
-    assert!(connection.exec(&Command::new(["id"]).elevate(Become::Root { password: None })).await.unwrap().status.success());
+    assert!(
+        connection
+            .exec(&Command::new(["id"]).elevate(Become::Root { password: None }))
+            .await
+            .unwrap()
+            .status
+            .success()
+    );
 }
 
 #[tokio::test]
@@ -150,7 +202,10 @@ async fn a_dropped_process_is_hung_up_on() {
     let connection = server.connect().await;
     let pidfile = server.at("pid");
     let script = format!("echo $$ > {}; exec cat", pidfile.display());
-    let process = connection.open_process(&Command::new(["sh", "-c", &script])).await.unwrap();
+    let process = connection
+        .open_process(&Command::new(["sh", "-c", &script]))
+        .await
+        .unwrap();
     let pid = loop {
         match fs::read_to_string(&pidfile) {
             Ok(text) if text.ends_with('\n') => break text.trim().to_owned(),
@@ -174,7 +229,10 @@ async fn unknown_changed_and_pinned_host_keys_are_judged() {
     config.host_key.accept_new = false;
     let shown = server.fingerprint("host_ed25519.pub");
     let unknown = refused(&config).await.to_string();
-    assert!(unknown.contains(&shown) && unknown.contains("--accept-new-host-keys"), "{unknown}");
+    assert!(
+        unknown.contains(&shown) && unknown.contains("--accept-new-host-keys"),
+        "{unknown}"
+    );
     assert!(!server.at("known_hosts").exists());
 
     server.connect().await;
@@ -191,7 +249,13 @@ async fn unknown_changed_and_pinned_host_keys_are_judged() {
     config.host_key.accept_new = true;
     let changed = refused(&config).await.to_string();
     let expected = server.fingerprint("stranger.pub");
-    assert!(changed.contains("CHANGED") && changed.contains(&shown) && changed.contains(&expected) && changed.contains("known_hosts:1"), "{changed}");
+    assert!(
+        changed.contains("CHANGED")
+            && changed.contains(&shown)
+            && changed.contains(&expected)
+            && changed.contains("known_hosts:1"),
+        "{changed}"
+    );
 
     config.host_key.pinned = Some(Pin::Fingerprint(shown));
     Connection::connect(&config).await.expect("the pin rules");
@@ -202,24 +266,51 @@ async fn unknown_changed_and_pinned_host_keys_are_judged() {
 #[tokio::test]
 async fn every_way_to_authenticate_is_tried_and_told() {
     let server = Server::start("").await;
-    let key = |name: &str, passphrase: Option<&str>| Auth::KeyFile { path: server.at(name), passphrase: passphrase.map(Into::into) };
+    let key = |name: &str, passphrase: Option<&str>| Auth::KeyFile {
+        path: server.at(name),
+        passphrase: passphrase.map(Into::into),
+    };
     let mut config = server.config();
-    config.auth = vec![key("absent", None), key("locked", None), key("locked", Some("wrong")), key("stranger", None), Auth::Password("wrong-pw".into())];
+    config.auth = vec![
+        key("absent", None),
+        key("locked", None),
+        key("locked", Some("wrong")),
+        key("stranger", None),
+        Auth::Password("wrong-pw".into()),
+    ];
     let error = refused(&config).await.to_string();
-    for part in ["absent: no such file", "no passphrase is given", "passphrase is wrong", "stranger: refused", "password: refused", "publickey", "user 'root'"] {
+    for part in [
+        "absent: no such file",
+        "no passphrase is given",
+        "passphrase is wrong",
+        "stranger: refused",
+        "password: refused",
+        "publickey",
+        "user 'root'",
+    ] {
         assert!(error.contains(part), "{part} in {error}");
     }
     assert!(!error.contains("wrong-pw") && !format!("{config:?}").contains("wrong-pw"));
     config.auth = vec![key("stranger", None), key("locked", Some("open sesame"))];
     Connection::connect(&config).await.expect("the second key is right");
     config.auth.clear();
-    assert!(refused(&config).await.to_string().contains("No key, agent or password is configured"));
+    assert!(
+        refused(&config)
+            .await
+            .to_string()
+            .contains("No key, agent or password is configured")
+    );
 }
 
 #[tokio::test]
 async fn what_cannot_be_reached_is_told_apart() {
     let server = Server::start("").await;
-    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let free = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     let mut config = server.config();
     config.port = free;
     assert!(matches!(refused(&config).await, Error::Refused { .. }));
@@ -230,7 +321,13 @@ async fn what_cannot_be_reached_is_told_apart() {
     config.host = "127.0.0.1".into();
     config.port = silent.local_addr().unwrap().port();
     config.connect_timeout = Duration::from_millis(300);
-    assert!(matches!(refused(&config).await, Error::Timeout { during: "exchanging keys", .. }));
+    assert!(matches!(
+        refused(&config).await,
+        Error::Timeout {
+            during: "exchanging keys",
+            ..
+        }
+    ));
 }
 
 #[tokio::test]
@@ -255,9 +352,16 @@ async fn a_file_arrives_whole_and_with_its_mode() {
     let connection = server.connect().await;
     let content: Vec<u8> = (0..2_000_000u32).map(|n| (n % 249) as u8).collect();
     let path = server.at("new folder/program");
-    let sent = connection.upload(path.to_str().unwrap(), 0o755, &content[..], &Become::User).await.unwrap();
+    let sent = connection
+        .upload(path.to_str().unwrap(), 0o755, &content[..], &Become::User)
+        .await
+        .unwrap();
     assert_eq!(sent, content.len() as u64);
     assert!(fs::read(&path).unwrap() == content);
-    let error = connection.upload("/proc/nope/x", 0o755, &content[..], &Become::User).await.unwrap_err().to_string();
+    let error = connection
+        .upload("/proc/nope/x", 0o755, &content[..], &Become::User)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("/proc/nope"), "{error}");
 }

@@ -1,0 +1,270 @@
+//! Client and server over a pipe in memory, on a host in a folder.
+
+use std::path::Path;
+
+use super::*;
+use crate::{
+    Client, ClientError, Effect,
+    effect::{File, Subject, Usage},
+    proto::Missing,
+    system::Ran,
+};
+
+struct NoSystem;
+
+impl System for NoSystem {
+    fn run(&self, _: &[&str]) -> io::Result<Ran> {
+        Ok(Ran::default())
+    }
+}
+
+fn host() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for folder in ["run", "etc", "var/lib", "proc/sys"] {
+        std::fs::create_dir_all(dir.path().join(folder)).unwrap();
+    }
+    dir
+}
+
+/// A connected client, and the server's task.
+fn connect(root: &Path) -> (Client, tokio::task::JoinHandle<io::Result<()>>) {
+    let (here, there) = tokio::io::duplex(1 << 20);
+    let ((reader, writer), (server_reader, server_writer)) = (tokio::io::split(here), tokio::io::split(there));
+    let task = tokio::spawn(serve(
+        server_reader,
+        server_writer,
+        Root::at(root),
+        Arc::new(NoSystem),
+        None,
+    ));
+    (Client::new(reader, writer), task)
+}
+
+fn scope() -> Scope {
+    Scope {
+        cluster: "demo".into(),
+        data_root: "/data".into(),
+    }
+}
+
+async fn writer(root: &Path) -> (Client, tokio::task::JoinHandle<io::Result<()>>) {
+    let (client, task) = connect(root);
+    client.hello().await.unwrap();
+    client
+        .open(
+            &scope(),
+            Mode::Write {
+                who: "apply by ann".into(),
+            },
+        )
+        .await
+        .unwrap();
+    (client, task)
+}
+
+fn file(content: &str) -> Effect {
+    Effect::File(File {
+        path: "/etc/new/x".into(),
+        content: content.into(),
+        mode: 0o600,
+        owner: None,
+        secret: true,
+    })
+}
+
+fn fault(error: ClientError) -> Fault {
+    error.fault().cloned().unwrap_or_else(|| panic!("{error}"))
+}
+
+#[tokio::test]
+async fn requests_are_legal_only_in_their_order() {
+    let dir = host();
+    let (client, _task) = connect(dir.path());
+    assert!(fault(client.ping().await.unwrap_err()).message.contains("hello"));
+    client.hello().await.unwrap();
+    assert!(
+        fault(client.preview(vec![]).await.unwrap_err())
+            .message
+            .contains("open a scope")
+    );
+    client.open(&scope(), Mode::Read).await.unwrap();
+    assert!(client.preview(vec![file("x")]).await.unwrap()[0].changed());
+    assert!(
+        fault(client.apply(vec![file("x")]).await.unwrap_err())
+            .message
+            .contains("looking only")
+    );
+    assert!(!dir.path().join("data").exists(), "looking changes nothing");
+    client.open(&scope(), Mode::Write { who: "ann".into() }).await.unwrap();
+    let other = Scope::new("other");
+    assert!(
+        fault(client.open(&other, Mode::Read).await.unwrap_err())
+            .message
+            .contains("another cluster")
+    );
+}
+
+#[tokio::test]
+async fn the_second_writer_is_told_of_the_first_who_frees_the_host_by_leaving() {
+    let dir = host();
+    let (first, task) = writer(dir.path()).await;
+    let (second, _task) = connect(dir.path());
+    second.hello().await.unwrap();
+    let mode = || Mode::Write { who: "bob".into() };
+    let refused = fault(second.open(&scope(), mode()).await.unwrap_err());
+    assert!(
+        refused.kind == FaultKind::Locked && refused.message.contains("apply by ann"),
+        "{refused:?}"
+    );
+    drop(first);
+    task.await.unwrap().unwrap();
+    second.open(&scope(), mode()).await.unwrap();
+}
+
+#[tokio::test]
+async fn effects_are_applied_in_order_and_the_failing_one_is_named() {
+    let dir = host();
+    let (client, _task) = writer(dir.path()).await;
+    let bad = Effect::Link {
+        path: "/etc".into(),
+        target: "x".into(),
+    };
+    let refused = fault(
+        client
+            .apply(vec![file("secret"), bad, file("never")])
+            .await
+            .unwrap_err(),
+    );
+    assert_eq!(refused.effect, Some(1));
+    assert_eq!(std::fs::read_to_string(dir.path().join("etc/new/x")).unwrap(), "secret");
+    assert_eq!(&**client.read_file("/etc/new/x", 100).await.unwrap(), b"secret");
+    let large = fault(client.read_file("/etc/new/x", 3).await.unwrap_err());
+    assert!(large.message.contains("more than 3"), "{}", large.message);
+    assert!(
+        client
+            .journal()
+            .await
+            .unwrap()
+            .entries
+            .iter()
+            .any(|e| e.contains("/etc/new/x"))
+    );
+    let undone = client.undo().await.unwrap();
+    assert_eq!((undone.failed, undone.left), (vec![], vec![]));
+    assert!(!dir.path().join("etc/new").exists() && !dir.path().join("data").exists());
+    let closed = fault(client.apply(vec![file("x")]).await.unwrap_err());
+    assert!(closed.message.contains("open a scope"), "{}", closed.message);
+}
+
+#[tokio::test]
+async fn blobs_stream_resume_and_are_verified() {
+    let dir = host();
+    let (client, task) = writer(dir.path()).await;
+    let content: Vec<u8> = (0..5_000_000u32).map(|n| (n % 253) as u8).collect();
+    let blob = Blob {
+        digest: oci::Digest::of(&content),
+        size: content.len() as u64,
+    };
+
+    // The connection breaks in the middle: what arrived stays.
+    let (mut feed, source) = tokio::io::duplex(1 << 20);
+    let (sender, wanted) = (client.clone(), blob.clone());
+    let sending = tokio::spawn(async move { sender.put_blob(&wanted, 0, source).await });
+    tokio::io::AsyncWriteExt::write_all(&mut feed, &content[..3_000_000])
+        .await
+        .unwrap();
+    let layout = oci::Layout::open(dir.path().join("data/demo"));
+    while layout.blobs().partial_size(&blob.digest) < 2_000_000 {
+        tokio::task::yield_now().await;
+    }
+    sending.abort();
+    assert!(sending.await.is_err());
+    drop(client);
+    task.await.unwrap().unwrap();
+
+    let (client, _task) = writer(dir.path()).await;
+    let missing = client.missing_blobs(vec![blob.clone()]).await.unwrap();
+    let [Missing { have, .. }] = missing[..] else {
+        panic!("{missing:?}")
+    };
+    assert!((2_000_000..=3_000_000).contains(&have));
+    client.put_blob(&blob, have, &content[have as usize..]).await.unwrap();
+    assert!(client.missing_blobs(vec![blob.clone()]).await.unwrap().is_empty());
+    let mut back = Vec::new();
+    client.get_blob(&blob.digest, 1000, &mut back).await.unwrap();
+    assert!(back == content[1000..]);
+
+    let wrong = Blob {
+        digest: oci::Digest::of(b"else"),
+        size: 4,
+    };
+    let refused = fault(client.put_blob(&wrong, 0, &b"ever"[..]).await.unwrap_err());
+    assert_eq!(refused.kind, FaultKind::Corrupt);
+    // A refusal before the end: the rest is not sent, the connection lives on.
+    let refused = fault(client.put_blob(&wrong, 0, &content[..]).await.unwrap_err());
+    assert_eq!(refused.kind, FaultKind::Corrupt);
+    client.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn keys_stay_where_they_are_made_and_requests_are_signed_elsewhere() {
+    let (master, node) = (host(), host());
+    let (ca, _a) = writer(master.path()).await;
+    let (joining, _b) = writer(node.path()).await;
+    let pki = |name: &str| format!("/etc/kubernetes/pki/{name}");
+    let authority = crate::effect::Ca {
+        cert: pki("ca.crt"),
+        key: pki("ca.key"),
+        common_name: "kubernetes".into(),
+        days: 3650,
+    };
+    ca.apply(vec![Effect::Ca(authority)]).await.unwrap();
+    let subject = Subject {
+        common_name: "system:node:n".into(),
+        organizations: vec!["system:nodes".into()],
+        sans: vec![],
+    };
+    let csr = joining.create_csr(&pki("kubelet.key"), subject.clone()).await.unwrap();
+    let cert = ca
+        .sign_csr(&pki("ca.crt"), &pki("ca.key"), csr, subject, Usage::Client, 365)
+        .await
+        .unwrap();
+    assert!(cert.starts_with("-----BEGIN CERTIFICATE-----"));
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(node.path().join("etc/kubernetes/pki/kubelet.key"))
+            .unwrap()
+            .permissions(),
+    );
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn waiting_requests_do_not_hold_up_others_and_end_with_the_client() {
+    let dir = host();
+    let (client, task) = connect(dir.path());
+    client.hello().await.unwrap();
+    let waiting = client.clone();
+    let path = crate::proto::Condition::Path {
+        path: "/etc/later".into(),
+    };
+    let wait = tokio::spawn(async move { waiting.wait_for(path, Duration::from_secs(600)).await });
+    client.ping().await.unwrap();
+    std::fs::write(dir.path().join("etc/later"), "").unwrap();
+    wait.await.unwrap().unwrap();
+    let (waiting, never) = (
+        client.clone(),
+        crate::proto::Condition::Path {
+            path: "/etc/never".into(),
+        },
+    );
+    let wait = tokio::spawn(async move { waiting.wait_for(never, Duration::from_secs(600)).await });
+    client.ping().await.unwrap();
+    wait.abort();
+    let _ = wait.await;
+    drop(client);
+    tokio::time::timeout(Duration::from_secs(5), task)
+        .await
+        .expect("the server ends with its client")
+        .unwrap()
+        .unwrap();
+}
