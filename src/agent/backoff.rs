@@ -66,7 +66,7 @@ impl Doubling {
 
     /// For the API server: quick at first, because a cluster that comes up is waited for.
     pub fn api() -> Doubling {
-        Doubling::new(Duration::from_millis(200), Duration::from_secs(5))
+        Doubling::new(Duration::from_millis(200), Duration::from_secs(1))
     }
 
     /// The next delay.

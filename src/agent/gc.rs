@@ -1,12 +1,12 @@
 //! Collection of what nobody needs: dead containers but the last of each name, dead sandboxes, images by the use of
 //! their file system, logs and folders of pods that are gone.
 
+use crate::actions;
 use crate::ctx::Ctx;
 use crate::error::Result;
 use crate::manager::Pods;
 use crate::observed::{Observed, SECOND, State, now};
 use crate::qos::Qos;
-use crate::worker;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,7 +59,7 @@ pub async fn remove_orphan(ctx: &Ctx, uid: &str) -> Result<()> {
         for c in p.observed.alive() {
             ctx.cri.stop_container(&c.id, 30).await?;
         }
-        worker::remove_containers(ctx, uid).await?;
+        actions::remove_containers(ctx, uid).await?;
         let dir = ctx.paths.pod_log(&p.namespace, &p.name, uid);
         let _ = std::fs::remove_dir_all(dir);
     }
@@ -96,7 +96,7 @@ async fn containers(ctx: &Ctx) {
             match ctx.cri.remove_container(&id).await {
                 Ok(()) => {
                     if let Some(c) = name {
-                        worker::remove_log_link(ctx, &p.namespace, &p.name, &c.name, &id);
+                        actions::remove_log_link(ctx, &p.namespace, &p.name, &c.name, &id);
                         remove_log_files(&c.log_path);
                     }
                 }

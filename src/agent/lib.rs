@@ -8,6 +8,7 @@
 //! **Containers belong to the runtime**: when the agent ends, they go on running, and the next agent adopts them.
 //! **No API server is needed** for static pods. There is no state on disk but certificates and the pods' own files.
 
+mod actions;
 mod admission;
 mod api_client;
 mod args;

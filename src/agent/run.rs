@@ -81,49 +81,42 @@ fn host_ips(args: &Args) -> Vec<String> {
     list.iter().map(ToString::to_string).collect()
 }
 
-async fn start(args: Args, config: Config, tasks: &mut Tasks) -> Result<()> {
-    let endpoint = config
-        .container_runtime_endpoint
-        .clone()
-        .filter(|e| !e.is_empty())
-        .unwrap_or_else(|| args.container_runtime_endpoint.clone());
-    let cri = Cri::new(&endpoint, config.runtime_request_timeout)?;
+/// The providing sides of what the context only reads.
+struct Feeds {
+    client: crate::api_client::Provider,
+    network: watch::Sender<bool>,
+    services: watch::Sender<Option<Arc<Vec<crate::env::ServiceInfo>>>>,
+}
+
+/// Makes the context and starts what serves it.
+fn assemble(args: &Args, config: Config, cri: Cri, tasks: &mut Tasks) -> Result<(Arc<Ctx>, Feeds)> {
     let node_name = machine_info::node_name(args.hostname_override.as_deref());
     let paths = Paths::new(&args.root_dir, &args.log_dir);
     std::fs::create_dir_all(&paths.root).map_err(Error::io("create", &paths.root))?;
-    let wish = node::Wish {
-        labels: node::parse_labels(&args.node_labels).map_err(|message| Error::Config {
-            origin: "--node-labels".into(),
-            message,
-        })?,
-        taints: taints(&args, &config)?,
-        port: config.port,
-        hostname: machine_info::node_name(args.hostname_override.as_deref()),
-    };
-    let (provider, api) = Api::new();
+    let (client, api) = Api::new();
     let (network, network_ready) = watch::channel(false);
-    let (services, services_known) = watch::channel(None);
+    let (services_sender, services) = watch::channel(None);
     let (relist, relister) = Relist::new(cri.clone());
     let (events, eventer) = Events::new(api.clone(), &node_name);
+    spawn(tasks, relister);
+    spawn(tasks, eventer);
     let size = machine_info::Size::read();
     let capacity = machine_info::capacity(size, &paths.root, config.max_pods);
-    let cgroups = Cgroups::new(config.cgroup_driver, config.cgroup_root.as_deref(), Layout::detect()?);
     let objects = Objects::new(api.clone());
-    let pulls = if config.serialize_image_pulls {
-        1
-    } else {
-        config.max_parallel_image_pulls.unwrap_or(5) as usize
+    let pulls = match config.serialize_image_pulls {
+        true => 1,
+        false => config.max_parallel_image_pulls.unwrap_or(5) as usize,
     };
-    let ctx = Arc::new(Ctx {
+    let ctx = Ctx {
         paths: paths.clone(),
-        node_name: node_name.clone(),
-        host_ips: host_ips(&args),
+        node_name,
+        host_ips: host_ips(args),
         memory: size.memory,
         cpus: size.cpus,
         relist,
         images: Images::new(cri.clone(), pulls),
-        cgroups,
-        api: api.clone(),
+        cgroups: Cgroups::new(config.cgroup_driver, config.cgroup_root.as_deref(), Layout::detect()?),
+        api,
         volumes: Volumes {
             paths,
             objects: objects.clone(),
@@ -131,63 +124,85 @@ async fn start(args: Args, config: Config, tasks: &mut Tasks) -> Result<()> {
         objects,
         events,
         network_ready,
-        services: services_known,
+        services,
         allocatable: machine_info::allocatable(&capacity, &config),
         burstable: Mutex::default(),
-        cri: cri.clone(),
+        cri,
         config,
-    });
-    spawn(tasks, relister);
-    spawn(tasks, eventer);
+    };
+    Ok((
+        Arc::new(ctx),
+        Feeds {
+            client,
+            network,
+            services: services_sender,
+        },
+    ))
+}
+
+fn wish(args: &Args, config: &Config) -> Result<node::Wish> {
+    let bad = |origin: &str| {
+        let origin = origin.to_owned();
+        move |message| Error::Config { origin, message }
+    };
+    Ok(node::Wish {
+        labels: node::parse_labels(&args.node_labels).map_err(bad("--node-labels"))?,
+        taints: taints(args, config)?,
+        port: config.port,
+        hostname: machine_info::node_name(args.hostname_override.as_deref()),
+    })
+}
+
+async fn start(args: Args, config: Config, tasks: &mut Tasks) -> Result<()> {
+    let own = config.container_runtime_endpoint.clone().filter(|e| !e.is_empty());
+    let endpoint = own.unwrap_or_else(|| args.container_runtime_endpoint.clone());
+    let cri = Cri::new(&endpoint, config.runtime_request_timeout)?;
+    let wish = wish(&args, &config)?;
+    let (ctx, feeds) = assemble(&args, config, cri.clone(), tasks)?;
     let (runtime_sender, runtime) = watch::channel(node::RuntimeState::default());
-    spawn(tasks, node::watch_runtime(cri, runtime_sender, network));
-    wait_for_runtime(&ctx, &endpoint).await;
-    check_driver(&ctx).await?;
-    ctx.cgroups.ensure_classes(ctx.cpus).await?;
-    let has_api = args.kubeconfig.is_some() || args.bootstrap_kubeconfig.is_some();
-    let (manager, pods) = Manager::new(ctx.clone(), has_api, ctx.config.static_pod_path.is_some());
-    let (static_sender, static_receiver) = mpsc::channel(4);
-    let (api_sender, api_receiver) = mpsc::channel(256);
-    let (request_sender, request_receiver) = mpsc::channel(16);
-    tasks.spawn(manager.run(static_receiver, api_receiver, request_receiver));
-    match ctx.config.static_pod_path.clone() {
-        Some(dir) => spawn(
-            tasks,
-            statics::watch(
-                dir,
-                node_name.clone(),
-                ctx.config.file_check_frequency.min(Duration::from_secs(1)),
-                static_sender,
-            ),
-        ),
-        None => drop(static_sender),
-    }
+    spawn(tasks, node::watch_runtime(cri, runtime_sender, feeds.network));
     let (pressure_sender, pressure) = watch::channel(eviction::Pressure::default());
-    spawn(
-        tasks,
-        eviction::run(ctx.clone(), pods.clone(), pressure_sender, request_sender),
-    );
-    spawn(tasks, gc::run(ctx.clone(), pods.clone()));
-    spawn(tasks, logs::rotate(ctx.clone()));
     let (registered_sender, registered) = watch::channel(false);
+    let (api_sender, api_receiver) = mpsc::channel(256);
+    let has_api = args.kubeconfig.is_some() || args.bootstrap_kubeconfig.is_some();
     if has_api {
+        // Before the runtime is there: getting a certificate and the Node take their time as well.
+        let files = tls::client::Files::of(&args);
         spawn(
             tasks,
             tls::client::run(
                 ctx.config.rotate_certificates,
-                node_name.clone(),
-                tls::client::Files::of(&args),
-                provider,
+                ctx.node_name.clone(),
+                files,
+                feeds.client,
             ),
         );
-        spawn(tasks, sources::pods(api.clone(), node_name, api_sender));
-        spawn(tasks, sources::services(api, services));
+        spawn(tasks, sources::pods(ctx.api.clone(), ctx.node_name.clone(), api_sender));
+        spawn(tasks, sources::services(ctx.api.clone(), feeds.services));
         spawn(
             tasks,
             node::run(ctx.clone(), wish, runtime.clone(), pressure, registered_sender),
         );
         spawn(tasks, node::lease(ctx.clone(), registered.clone()));
     }
+    wait_for_runtime(&ctx, &endpoint).await;
+    check_driver(&ctx).await?;
+    ctx.cgroups.ensure_classes(ctx.cpus).await?;
+    let static_path = ctx.config.static_pod_path.clone();
+    let (manager, pods) = Manager::new(ctx.clone(), has_api, static_path.is_some());
+    let (static_sender, static_receiver) = mpsc::channel(4);
+    let (request_sender, request_receiver) = mpsc::channel(16);
+    tasks.spawn(manager.run(static_receiver, api_receiver, request_receiver));
+    if let Some(dir) = static_path {
+        let period = ctx.config.file_check_frequency.min(Duration::from_secs(1));
+        spawn(tasks, statics::watch(dir, ctx.node_name.clone(), period, static_sender));
+    }
+    spawn(
+        tasks,
+        eviction::run(ctx.clone(), pods.clone(), pressure_sender, request_sender),
+    );
+    spawn(tasks, gc::run(ctx.clone(), pods.clone()));
+    spawn(tasks, logs::rotate(ctx.clone()));
     server::start(&ctx, &args, pods, registered, runtime, tasks).await
 }
 
