@@ -6,6 +6,8 @@ mod pod;
 mod service;
 mod workload;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use crate::kinds::Kind;
@@ -19,7 +21,7 @@ pub fn apply(kind: &Kind, object: &mut Value) {
         "core.v1.Service" => service::service(root),
         "core.v1.Endpoints" => service::endpoints(root),
         "core.v1.Namespace" => namespace(root),
-        "core.v1.Secret" => default(root, "type", "Opaque"),
+        "core.v1.Secret" => secret(root),
         "core.v1.Node" => node(root),
         "apps.v1.Deployment" => workload::deployment(root),
         "apps.v1.ReplicaSet" => workload::replica_set(root),
@@ -68,11 +70,17 @@ fn map_mut<'a>(map: &'a mut Map<String, Value>, field: &str) -> Option<&'a mut M
 
 /// The objects in a list.
 fn each<'a>(map: &'a mut Map<String, Value>, field: &str) -> impl Iterator<Item = &'a mut Map<String, Value>> {
-    map.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut)
+    map.get_mut(field)
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_object_mut)
 }
 
 fn namespace(root: &mut Map<String, Value>) {
-    let Some(metadata) = map_mut(root, "metadata") else { return };
+    let Some(metadata) = map_mut(root, "metadata") else {
+        return;
+    };
     let name = text(metadata, "name").to_owned();
     if name.is_empty() {
         return;
@@ -87,12 +95,31 @@ fn namespace(root: &mut Map<String, Value>) {
     }
 }
 
+/// `stringData` is only a way to write `data`.
+fn secret(root: &mut Map<String, Value>) {
+    default_text(root, "type", "Opaque");
+    let Some(Value::Object(plain)) = root.remove("stringData") else {
+        return;
+    };
+    if plain.is_empty() {
+        return;
+    }
+    default(root, "data", json!({}));
+    if let Some(data) = map_mut(root, "data") {
+        for (key, value) in plain {
+            data.insert(key, STANDARD.encode(value.as_str().unwrap_or_default()).into());
+        }
+    }
+}
+
 /// What a node can give to pods is all it has, unless it says otherwise.
 fn node(root: &mut Map<String, Value>) {
     let Some(status) = map_mut(root, "status") else { return };
     if let Some(capacity) = status.get("capacity").cloned() {
         default(status, "allocatable", json!({}));
-        let (Some(allocatable), Value::Object(capacity)) = (map_mut(status, "allocatable"), capacity) else { return };
+        let (Some(allocatable), Value::Object(capacity)) = (map_mut(status, "allocatable"), capacity) else {
+            return;
+        };
         for (name, quantity) in capacity {
             default(allocatable, &name, quantity);
         }

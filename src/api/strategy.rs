@@ -30,7 +30,13 @@ fn has_generation(kind: &Kind) -> bool {
 /// Prepares an object for creation.
 pub fn prepare_create(kind: &Kind, object: &mut Value) {
     let meta = metadata::metadata_mut(object);
-    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields", "generation"] {
+    for field in [
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "selfLink",
+        "managedFields",
+        "generation",
+    ] {
         meta.remove(field);
     }
     if has_generation(kind) {
@@ -100,7 +106,11 @@ pub fn prepare_update(kind: &Kind, new: &mut Value, old: &Value, subresource: Op
     let spec_written = matches!(subresource, None | Some("ephemeralcontainers" | "scale" | "resize"));
     if has_generation(kind) {
         let was = metadata::generation(old);
-        let now = if spec_written && desire_changed(kind, new, old) { was + 1 } else { was };
+        let now = if spec_written && desire_changed(kind, new, old) {
+            was + 1
+        } else {
+            was
+        };
         metadata::set(new, "generation", if now > 0 { now.into() } else { Value::Null });
     }
 }
@@ -123,7 +133,13 @@ fn keep(new: &mut Value, old: &Value, field: &str) {
 /// What of the metadata is the server's alone. A UID that is given is left, so that it can be compared.
 fn keep_metadata(new: &mut Value, old: &Value) {
     let meta = metadata::metadata_mut(new);
-    for field in ["creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink"] {
+    for field in [
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "selfLink",
+    ] {
         put(meta, field, old["metadata"].get(field).cloned());
     }
     for field in ["uid", "name", "namespace"] {
@@ -186,7 +202,9 @@ fn desire_changed(kind: &Kind, new: &Value, old: &Value) -> bool {
                 || differs(&new["metadata"]["annotations"], &old["metadata"]["annotations"])
         }
         "discovery.v1.EndpointSlice" => {
-            ["addressType", "endpoints", "ports"].iter().any(|f| differs(&new[*f], &old[*f]))
+            ["addressType", "endpoints", "ports"]
+                .iter()
+                .any(|f| differs(&new[*f], &old[*f]))
                 || differs(&new["metadata"]["labels"], &old["metadata"]["labels"])
         }
         "scheduling.v1.PriorityClass" => false,
@@ -291,7 +309,8 @@ mod tests {
     fn status_cannot_approve_a_certificate() {
         let kind = find("certificates.k8s.io", "v1", "certificatesigningrequests").unwrap();
         let old = json!({"metadata": {"name": "a"}, "spec": {"request": "r"}});
-        let mut new = json!({"metadata": {"name": "a"}, "status": {"conditions": [{"type": "Approved"}], "certificate": "c"}});
+        let mut new =
+            json!({"metadata": {"name": "a"}, "status": {"conditions": [{"type": "Approved"}], "certificate": "c"}});
         let mut approval = new.clone();
         prepare_update(kind, &mut new, &old, Some("status"));
         assert_eq!(new["status"], json!({"conditions": [], "certificate": "c"}));

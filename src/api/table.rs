@@ -76,7 +76,11 @@ pub fn row(kind: &Kind, object: &Value, include: Include, version: &str, now: Ti
 /// A table of rows. `metadata` is the list's, or for a single object its `resourceVersion`; a watch leaves the columns out of
 /// all tables but its first.
 pub fn table(kind: &Kind, rows: Vec<Value>, metadata: Value, version: &str, with_columns: bool) -> Value {
-    let definitions: Vec<Value> = if with_columns { columns(kind).iter().map(definition).collect() } else { Vec::new() };
+    let definitions: Vec<Value> = if with_columns {
+        columns(kind).iter().map(definition).collect()
+    } else {
+        Vec::new()
+    };
     json!({
         "kind": "Table",
         "apiVersion": format!("meta.k8s.io/{version}"),
@@ -108,7 +112,13 @@ mod tests {
                 let cells = cells(kind, &object, Timestamp::UNIX_EPOCH);
                 assert_eq!(cells.len(), columns(kind).len(), "{}", kind.kind);
                 for (cell, column) in cells.iter().zip(columns(kind)) {
-                    assert_eq!(cell.is_number(), column.kind == "integer", "{} {}", kind.kind, column.name);
+                    assert_eq!(
+                        cell.is_number(),
+                        column.kind == "integer",
+                        "{} {}",
+                        kind.kind,
+                        column.name
+                    );
                 }
             }
             assert!(columns(kind).iter().any(|c| c.format == "name"), "{}", kind.kind);

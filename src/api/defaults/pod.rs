@@ -18,7 +18,9 @@ pub(super) fn object(root: &mut Object) {
 
 /// `template` of a workload.
 pub(super) fn template(template: Option<&mut Value>) {
-    let Some(spec) = template.and_then(|t| t.get_mut("spec")).and_then(Value::as_object_mut) else { return };
+    let Some(spec) = template.and_then(|t| t.get_mut("spec")).and_then(Value::as_object_mut) else {
+        return;
+    };
     self::spec(spec);
     // Templates keep host ports explicit, so that two replicas on a node are seen to collide.
     host_ports(spec);
@@ -168,7 +170,9 @@ fn pull_policy(image: &str) -> &'static str {
 fn requests_from_limits(spec: &mut Object) {
     for list in ["initContainers", "containers"] {
         for c in each(spec, list) {
-            let Some(resources) = map_mut(c, "resources") else { continue };
+            let Some(resources) = map_mut(c, "resources") else {
+                continue;
+            };
             copy_limits(resources);
         }
     }
@@ -178,7 +182,9 @@ fn requests_from_limits(spec: &mut Object) {
 }
 
 fn copy_limits(resources: &mut Object) {
-    let Some(Value::Object(limits)) = resources.get("limits").cloned() else { return };
+    let Some(Value::Object(limits)) = resources.get("limits").cloned() else {
+        return;
+    };
     if limits.is_empty() {
         return;
     }
@@ -278,7 +284,10 @@ mod tests {
         let v = &pod["spec"]["volumes"];
         assert_eq!(v[0]["emptyDir"], json!({}));
         assert_eq!(v[1]["secret"]["defaultMode"], 420);
-        assert_eq!(v[2]["projected"]["sources"][0]["serviceAccountToken"]["expirationSeconds"], 3600);
+        assert_eq!(
+            v[2]["projected"]["sources"][0]["serviceAccountToken"]["expirationSeconds"],
+            3600
+        );
         assert_eq!(v[3]["hostPath"]["type"], "");
     }
 }

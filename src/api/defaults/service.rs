@@ -28,7 +28,10 @@ pub(super) fn service(root: &mut Object) {
     default_text(spec, "type", "ClusterIP");
     let external_name = text(spec, "type") == "ExternalName";
     let outside = matches!(text(spec, "type"), "NodePort" | "LoadBalancer")
-        || spec.get("externalIPs").and_then(Value::as_array).is_some_and(|ips| !ips.is_empty());
+        || spec
+            .get("externalIPs")
+            .and_then(Value::as_array)
+            .is_some_and(|ips| !ips.is_empty());
     for port in each(spec, "ports") {
         default_text(port, "protocol", "TCP");
         let target = port.get("targetPort");

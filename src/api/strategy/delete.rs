@@ -39,8 +39,20 @@ pub fn preconditions(kind: &Kind, object: &Value, options: &Value) -> Result<(),
 pub fn delete(kind: &Kind, object: &Value, options: &Value, now: Timestamp) -> Deletion {
     let mut marked = object.clone();
     let finalizers = finalizers_after(object, options);
-    metadata::set(&mut marked, "finalizers", if finalizers.is_empty() { Value::Null } else { json!(finalizers) });
-    let grace = if kind.message == "core.v1.Pod" { pod_grace(object, options) } else { 0 };
+    metadata::set(
+        &mut marked,
+        "finalizers",
+        if finalizers.is_empty() {
+            Value::Null
+        } else {
+            json!(finalizers)
+        },
+    );
+    let grace = if kind.message == "core.v1.Pod" {
+        pod_grace(object, options)
+    } else {
+        0
+    };
     match metadata::deletion_timestamp(object) {
         None => mark(&mut marked, grace, now),
         Some(at) => shorten(&mut marked, at, grace, options),
@@ -59,8 +71,8 @@ pub fn delete(kind: &Kind, object: &Value, options: &Value, now: Timestamp) -> D
 
 /// Whether an object has nothing left to wait for and must be removed; also to be asked after each update.
 pub fn ends(kind: &Kind, object: &Value) -> bool {
-    let held = kind.message == "core.v1.Namespace"
-        && object["spec"]["finalizers"].as_array().is_some_and(|f| !f.is_empty());
+    let held =
+        kind.message == "core.v1.Namespace" && object["spec"]["finalizers"].as_array().is_some_and(|f| !f.is_empty());
     metadata::deletion_timestamp(object).is_some()
         && object["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
         && metadata::finalizers(object).next().is_none()
@@ -75,12 +87,16 @@ fn pod_grace(pod: &Value, options: &Value) -> i64 {
         return 0;
     }
     let wanted = options["gracePeriodSeconds"].as_i64();
-    let seconds = wanted.or(pod["spec"]["terminationGracePeriodSeconds"].as_i64()).unwrap_or(0);
+    let seconds = wanted
+        .or(pod["spec"]["terminationGracePeriodSeconds"].as_i64())
+        .unwrap_or(0);
     if seconds < 0 { 1 } else { seconds }
 }
 
 fn mark(object: &mut Value, grace: i64, now: Timestamp) {
-    let at = now.checked_add(SignedDuration::from_secs(grace)).unwrap_or(Timestamp::MAX);
+    let at = now
+        .checked_add(SignedDuration::from_secs(grace))
+        .unwrap_or(Timestamp::MAX);
     let generation = metadata::generation(object);
     if generation > 0 {
         metadata::set(object, "generation", (generation + 1).into());
@@ -109,7 +125,10 @@ const FOREGROUND: &str = "foregroundDeletion";
 /// Finalizers after the wish about dependents; without one, those that are there decide.
 fn finalizers_after(object: &Value, options: &Value) -> Vec<String> {
     let all: Vec<String> = metadata::finalizers(object).map(str::to_owned).collect();
-    let wanted = match (options["propagationPolicy"].as_str(), options["orphanDependents"].as_bool()) {
+    let wanted = match (
+        options["propagationPolicy"].as_str(),
+        options["orphanDependents"].as_bool(),
+    ) {
         (Some("Orphan"), _) | (None, Some(true)) => Some(ORPHAN),
         (Some("Foreground"), _) => Some(FOREGROUND),
         (Some(_), _) | (None, Some(false)) => None,
@@ -133,17 +152,27 @@ mod tests {
     fn a_running_pod_is_given_its_grace_and_may_be_hurried() {
         let kind = find("", "v1", "pods").unwrap();
         let pod = json!({"metadata": {"name": "a", "generation": 1}, "spec": {"nodeName": "n", "terminationGracePeriodSeconds": 30}});
-        let Deletion::Marked(marked) = delete(kind, &pod, &json!({}), at("2026-01-01T00:00:00Z")) else { panic!() };
+        let Deletion::Marked(marked) = delete(kind, &pod, &json!({}), at("2026-01-01T00:00:00Z")) else {
+            panic!()
+        };
         assert_eq!(
             marked["metadata"],
             json!({"name": "a", "generation": 2, "deletionTimestamp": "2026-01-01T00:00:30Z", "deletionGracePeriodSeconds": 30})
         );
         let later = at("2026-01-01T00:00:05Z");
         assert_eq!(delete(kind, &marked, &json!({}), later), Deletion::Unchanged);
-        assert_eq!(delete(kind, &marked, &json!({"gracePeriodSeconds": 60}), later), Deletion::Unchanged);
-        let Deletion::Marked(sooner) = delete(kind, &marked, &json!({"gracePeriodSeconds": 10}), later) else { panic!() };
+        assert_eq!(
+            delete(kind, &marked, &json!({"gracePeriodSeconds": 60}), later),
+            Deletion::Unchanged
+        );
+        let Deletion::Marked(sooner) = delete(kind, &marked, &json!({"gracePeriodSeconds": 10}), later) else {
+            panic!()
+        };
         assert_eq!(sooner["metadata"]["deletionTimestamp"], "2026-01-01T00:00:10Z");
-        assert_eq!(delete(kind, &sooner, &json!({"gracePeriodSeconds": 0}), later), Deletion::Now);
+        assert_eq!(
+            delete(kind, &sooner, &json!({"gracePeriodSeconds": 0}), later),
+            Deletion::Now
+        );
     }
 
     #[test]
@@ -162,19 +191,29 @@ mod tests {
         let kind = find("apps", "v1", "replicasets").unwrap();
         let rs = json!({"metadata": {"name": "a"}});
         let now = Timestamp::UNIX_EPOCH;
-        assert_eq!(delete(kind, &rs, &json!({"propagationPolicy": "Background"}), now), Deletion::Now);
-        let Deletion::Marked(m) = delete(kind, &rs, &json!({"propagationPolicy": "Foreground"}), now) else { panic!() };
+        assert_eq!(
+            delete(kind, &rs, &json!({"propagationPolicy": "Background"}), now),
+            Deletion::Now
+        );
+        let Deletion::Marked(m) = delete(kind, &rs, &json!({"propagationPolicy": "Foreground"}), now) else {
+            panic!()
+        };
         assert_eq!(m["metadata"]["finalizers"], json!(["foregroundDeletion"]));
         assert!(!ends(kind, &m));
         assert_eq!(delete(kind, &m, &json!({}), now), Deletion::Unchanged);
-        assert_eq!(delete(kind, &m, &json!({"propagationPolicy": "Background"}), now), Deletion::Now);
+        assert_eq!(
+            delete(kind, &m, &json!({"propagationPolicy": "Background"}), now),
+            Deletion::Now
+        );
     }
 
     #[test]
     fn a_namespace_terminates_before_it_goes() {
         let kind = find("", "v1", "namespaces").unwrap();
         let n = json!({"metadata": {"name": "a"}, "spec": {"finalizers": ["kubernetes"]}});
-        let Deletion::Marked(mut m) = delete(kind, &n, &json!({}), Timestamp::UNIX_EPOCH) else { panic!() };
+        let Deletion::Marked(mut m) = delete(kind, &n, &json!({}), Timestamp::UNIX_EPOCH) else {
+            panic!()
+        };
         assert_eq!(m["status"]["phase"], "Terminating");
         m["spec"]["finalizers"] = json!([]);
         assert!(ends(kind, &m));

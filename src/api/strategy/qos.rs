@@ -34,8 +34,14 @@ pub fn qos_class(spec: &Value) -> &'static str {
         return "BestEffort";
     }
     let equal = requests.len() == limits.len()
-        && requests.iter().all(|(name, q)| limits.get(name).is_some_and(|l| same(l, q)));
-    if all_limited && equal { "Guaranteed" } else { "Burstable" }
+        && requests
+            .iter()
+            .all(|(name, q)| limits.get(name).is_some_and(|l| same(l, q)));
+    if all_limited && equal {
+        "Guaranteed"
+    } else {
+        "Burstable"
+    }
 }
 
 fn same(a: &Quantity, b: &Quantity) -> bool {
@@ -68,12 +74,30 @@ mod tests {
         let both = json!({"cpu": "1", "memory": "1Gi"});
         let cases = [
             (json!({"containers": [{}]}), "BestEffort"),
-            (json!({"containers": [{"resources": {"limits": both, "requests": both}}]}), "Guaranteed"),
-            (json!({"containers": [{"resources": {"limits": both, "requests": {"cpu": "1000m", "memory": "1024Mi"}}}]}), "Guaranteed"),
-            (json!({"containers": [{"resources": {"limits": both, "requests": both}}, {}]}), "Burstable"),
-            (json!({"containers": [{"resources": {"requests": {"cpu": "1m"}}}]}), "Burstable"),
-            (json!({"containers": [{"resources": {"requests": {"cpu": "0"}}}]}), "BestEffort"),
-            (json!({"containers": [{"resources": {"requests": {"example.com/x": "1"}}}]}), "BestEffort"),
+            (
+                json!({"containers": [{"resources": {"limits": both, "requests": both}}]}),
+                "Guaranteed",
+            ),
+            (
+                json!({"containers": [{"resources": {"limits": both, "requests": {"cpu": "1000m", "memory": "1024Mi"}}}]}),
+                "Guaranteed",
+            ),
+            (
+                json!({"containers": [{"resources": {"limits": both, "requests": both}}, {}]}),
+                "Burstable",
+            ),
+            (
+                json!({"containers": [{"resources": {"requests": {"cpu": "1m"}}}]}),
+                "Burstable",
+            ),
+            (
+                json!({"containers": [{"resources": {"requests": {"cpu": "0"}}}]}),
+                "BestEffort",
+            ),
+            (
+                json!({"containers": [{"resources": {"requests": {"example.com/x": "1"}}}]}),
+                "BestEffort",
+            ),
         ];
         for (spec, class) in cases {
             assert_eq!(qos_class(&spec), class, "{spec}");

@@ -1,0 +1,515 @@
+//! Containers of a pod: the ordinary ones, those that initialise, and those that come later to debug.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::rules::{
+    Errors, entries, has, is_zero, items, named, non_negative, port_number, port_number_or_name, quantity, required,
+    required_name, supported, text,
+};
+use super::{FieldError, names};
+
+/// Names of a pod's volumes.
+pub(super) type Volumes = BTreeSet<String>;
+
+/// All containers of a pod's spec.
+pub(super) fn all(out: &mut Errors, spec: &Value, path: &str, volumes: &Volumes) {
+    let main = items(spec, "containers");
+    if main.is_empty() {
+        out.push(FieldError::required(format!("{path}.containers"), ""));
+    }
+    let mut seen = BTreeSet::new();
+    let host_network = spec["hostNetwork"] == true;
+    for list in ["containers", "initContainers"] {
+        for (i, c) in items(spec, list).iter().enumerate() {
+            let at = format!("{path}.{list}[{i}]");
+            container(out, c, &at, volumes);
+            unique_name(out, c, &at, &mut seen);
+            host_ports(out, c, &at, host_network);
+            let sidecar = text(c, "restartPolicy") == "Always";
+            if list == "initContainers" && !sidecar {
+                for field in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
+                    if has(c, field) {
+                        let why = "may not be set for init containers without restartPolicy=Always";
+                        out.push(FieldError::forbidden(format!("{at}.{field}"), why));
+                    }
+                }
+            }
+        }
+    }
+    port_conflicts(out, main, path);
+    ephemeral(out, spec, path, volumes);
+}
+
+/// Ephemeral containers, which have neither ports nor probes nor resources.
+pub(super) fn ephemeral(out: &mut Errors, spec: &Value, path: &str, volumes: &Volumes) {
+    let mut seen: BTreeSet<String> = ["containers", "initContainers"]
+        .iter()
+        .flat_map(|l| items(spec, l))
+        .map(|c| text(c, "name").to_owned())
+        .collect();
+    for (i, c) in items(spec, "ephemeralContainers").iter().enumerate() {
+        let at = format!("{path}.ephemeralContainers[{i}]");
+        container(out, c, &at, volumes);
+        unique_name(out, c, &at, &mut seen);
+        for field in ["ports", "lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
+            if has(c, field) {
+                out.push(FieldError::forbidden(
+                    format!("{at}.{field}"),
+                    "cannot be set for an Ephemeral Container",
+                ));
+            }
+        }
+        if c["resources"].as_object().is_some_and(|r| !r.is_empty()) {
+            out.push(FieldError::forbidden(
+                format!("{at}.resources"),
+                "cannot be set for an Ephemeral Container",
+            ));
+        }
+    }
+}
+
+fn unique_name(out: &mut Errors, c: &Value, path: &str, seen: &mut BTreeSet<String>) {
+    let name = text(c, "name");
+    if !name.is_empty() && !seen.insert(name.to_owned()) {
+        out.push(FieldError::duplicate(format!("{path}.name"), &name.into()));
+    }
+}
+
+fn container(out: &mut Errors, c: &Value, path: &str, volumes: &Volumes) {
+    required_name(out, format!("{path}.name"), text(c, "name"), names::dns1123_label);
+    let image = text(c, "image");
+    if image.is_empty() {
+        out.push(FieldError::required(format!("{path}.image"), ""));
+    } else if image != image.trim() {
+        let why = "must not have leading or trailing whitespace";
+        out.push(FieldError::invalid_text(format!("{path}.image"), image, why));
+    }
+    supported(out, c, path, "imagePullPolicy", &["Always", "IfNotPresent", "Never"]);
+    supported(
+        out,
+        c,
+        path,
+        "terminationMessagePolicy",
+        &["File", "FallbackToLogsOnError"],
+    );
+    ports(out, c, path);
+    environment(out, c, path);
+    mounts(out, c, path, volumes);
+    resources(out, &c["resources"], &format!("{path}.resources"));
+    for (field, one_success) in [
+        ("livenessProbe", true),
+        ("readinessProbe", false),
+        ("startupProbe", true),
+    ] {
+        if has(c, field) {
+            probe(out, &c[field], &format!("{path}.{field}"), one_success);
+        }
+    }
+    for hook in ["postStart", "preStop"] {
+        if has(&c["lifecycle"], hook) {
+            handler(out, &c["lifecycle"][hook], &format!("{path}.lifecycle.{hook}"));
+        }
+    }
+    security(out, &c["securityContext"], &format!("{path}.securityContext"));
+}
+
+fn ports(out: &mut Errors, c: &Value, path: &str) {
+    let mut seen = BTreeSet::new();
+    for (i, p) in items(c, "ports").iter().enumerate() {
+        let at = format!("{path}.ports[{i}]");
+        let name = text(p, "name");
+        if !name.is_empty() {
+            named(out, format!("{at}.name"), name, names::port_name);
+            if !seen.insert(name) {
+                out.push(FieldError::duplicate(format!("{at}.name"), &name.into()));
+            }
+        }
+        match p["containerPort"].as_i64().unwrap_or(0) {
+            0 => out.push(FieldError::required(format!("{at}.containerPort"), "")),
+            n => port_number(out, format!("{at}.containerPort"), n),
+        }
+        match p["hostPort"].as_i64().unwrap_or(0) {
+            0 => {}
+            n => port_number(out, format!("{at}.hostPort"), n),
+        }
+        required(out, p, &at, "protocol");
+        supported(out, p, &at, "protocol", &["SCTP", "TCP", "UDP"]);
+        if !text(p, "hostIP").is_empty() {
+            named(out, format!("{at}.hostIP"), text(p, "hostIP"), names::ip);
+        }
+    }
+}
+
+fn host_ports(out: &mut Errors, c: &Value, path: &str, host_network: bool) {
+    for (i, p) in items(c, "ports").iter().enumerate() {
+        if host_network && p["hostPort"].as_i64().unwrap_or(0) != p["containerPort"].as_i64().unwrap_or(0) {
+            let at = format!("{path}.ports[{i}].containerPort");
+            out.push(FieldError::invalid(
+                at,
+                &p["containerPort"],
+                "must match `hostPort` when `hostNetwork` is true",
+            ));
+        }
+    }
+}
+
+/// Two ports of a pod cannot be the same port of the host.
+fn port_conflicts(out: &mut Errors, containers: &[Value], path: &str) {
+    let mut seen = BTreeSet::new();
+    for (i, c) in containers.iter().enumerate() {
+        for (j, p) in items(c, "ports").iter().enumerate() {
+            let host = p["hostPort"].as_i64().unwrap_or(0);
+            let key = format!("{}/{}/{host}", text(p, "protocol"), text(p, "hostIP"));
+            if host != 0 && !seen.insert(key.clone()) {
+                out.push(FieldError::duplicate(
+                    format!("{path}.containers[{i}].ports[{j}].hostPort"),
+                    &key.into(),
+                ));
+            }
+        }
+    }
+}
+
+fn environment(out: &mut Errors, c: &Value, path: &str) {
+    for (i, v) in items(c, "env").iter().enumerate() {
+        let at = format!("{path}.env[{i}]");
+        required_name(out, format!("{at}.name"), text(v, "name"), names::env_var_name);
+        let from = &v["valueFrom"];
+        if from.is_null() {
+            continue;
+        }
+        let at = format!("{at}.valueFrom");
+        let sources = [
+            "fieldRef",
+            "resourceFieldRef",
+            "configMapKeyRef",
+            "secretKeyRef",
+            "fileKeyRef",
+        ];
+        let given: Vec<_> = sources.into_iter().filter(|s| has(from, s)).collect();
+        if !text(v, "value").is_empty() {
+            out.push(FieldError::invalid(
+                at,
+                &"".into(),
+                "may not be specified when `value` is not empty",
+            ));
+        } else if given.is_empty() {
+            let list = "`fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`";
+            out.push(FieldError::invalid(
+                at,
+                &"".into(),
+                format!("must specify one of: {list}"),
+            ));
+        } else if given.len() > 1 {
+            out.push(FieldError::invalid(
+                at,
+                &"".into(),
+                "may not have more than one field specified at a time",
+            ));
+        } else {
+            source(out, from, &at, given[0]);
+        }
+    }
+    for (i, e) in items(c, "envFrom").iter().enumerate() {
+        let at = format!("{path}.envFrom[{i}]");
+        let given: Vec<_> = ["configMapRef", "secretRef"]
+            .into_iter()
+            .filter(|s| has(e, s))
+            .collect();
+        match given[..] {
+            [] => out.push(FieldError::invalid(
+                at,
+                &"".into(),
+                "must specify one of: `configMapRef` or `secretRef`",
+            )),
+            [one] => required(out, &e[one], &format!("{at}.{one}"), "name"),
+            _ => out.push(FieldError::invalid(
+                at,
+                &"".into(),
+                "may not have more than one field specified at a time",
+            )),
+        }
+    }
+}
+
+/// Fields of a pod that its environment may show.
+const ENV_FIELDS: [&str; 9] = [
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.nodeName",
+    "spec.serviceAccountName",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
+    "status.podIPs",
+];
+
+fn source(out: &mut Errors, from: &Value, path: &str, kind: &str) {
+    let (r, at) = (&from[kind], format!("{path}.{kind}"));
+    match kind {
+        "configMapKeyRef" | "secretKeyRef" => {
+            required(out, r, &at, "name");
+            required_name(out, format!("{at}.key"), text(r, "key"), names::config_map_key);
+        }
+        "fieldRef" => field_ref(out, r, &at, &ENV_FIELDS),
+        "resourceFieldRef" => resource_ref(out, r, &at),
+        _ => {}
+    }
+}
+
+/// A reference to a field of the pod. Single labels and annotations are fields too.
+pub(super) fn field_ref(out: &mut Errors, r: &Value, path: &str, fields: &[&str]) {
+    let field = text(r, "fieldPath");
+    if field.is_empty() {
+        out.push(FieldError::required(format!("{path}.fieldPath"), ""));
+        return;
+    }
+    let subscripted = ["metadata.labels['", "metadata.annotations['"]
+        .iter()
+        .any(|p| field.starts_with(p))
+        && field.ends_with("']");
+    if !subscripted && !fields.contains(&field) {
+        out.push(FieldError::not_supported(format!("{path}.fieldPath"), field, fields));
+    }
+}
+
+/// A reference to an amount of a container's resources.
+pub(super) fn resource_ref(out: &mut Errors, r: &Value, path: &str) {
+    let resource = text(r, "resource");
+    const PLAIN: [&str; 6] = [
+        "limits.cpu",
+        "limits.ephemeral-storage",
+        "limits.memory",
+        "requests.cpu",
+        "requests.ephemeral-storage",
+        "requests.memory",
+    ];
+    let huge = resource.starts_with("limits.hugepages-") || resource.starts_with("requests.hugepages-");
+    if resource.is_empty() {
+        out.push(FieldError::required(format!("{path}.resource"), ""));
+    } else if !huge && !PLAIN.contains(&resource) {
+        out.push(FieldError::not_supported(format!("{path}.resource"), resource, &PLAIN));
+    }
+}
+
+fn mounts(out: &mut Errors, c: &Value, path: &str, volumes: &Volumes) {
+    let mut seen = BTreeSet::new();
+    for (i, m) in items(c, "volumeMounts").iter().enumerate() {
+        let at = format!("{path}.volumeMounts[{i}]");
+        let (name, target) = (text(m, "name"), text(m, "mountPath"));
+        if name.is_empty() {
+            out.push(FieldError::required(format!("{at}.name"), ""));
+        } else if !volumes.contains(name) {
+            out.push(FieldError::not_found(format!("{at}.name"), name));
+        }
+        if target.is_empty() {
+            out.push(FieldError::required(format!("{at}.mountPath"), ""));
+        } else if !seen.insert(target) {
+            out.push(FieldError::invalid_text(
+                format!("{at}.mountPath"),
+                target,
+                "must be unique",
+            ));
+        }
+        for field in ["subPath", "subPathExpr"] {
+            local_path(out, format!("{at}.{field}"), text(m, field));
+        }
+        if !text(m, "subPath").is_empty() && !text(m, "subPathExpr").is_empty() {
+            let why = "subPathExpr and subPath are mutually exclusive";
+            out.push(FieldError::invalid_text(
+                format!("{at}.subPathExpr"),
+                text(m, "subPathExpr"),
+                why,
+            ));
+        }
+        supported(
+            out,
+            m,
+            &at,
+            "mountPropagation",
+            &["None", "HostToContainer", "Bidirectional"],
+        );
+        if text(m, "mountPropagation") == "Bidirectional" && c["securityContext"]["privileged"] != true {
+            let why = "Bidirectional mount propagation is available only to privileged containers";
+            out.push(FieldError::forbidden(format!("{at}.mountPropagation"), why));
+        }
+    }
+}
+
+/// A path that stays below where it is put.
+pub(super) fn local_path(out: &mut Errors, path: String, value: &str) {
+    if value.starts_with('/') {
+        out.push(FieldError::invalid_text(path.clone(), value, "must be a relative path"));
+    }
+    if value.split('/').any(|part| part == "..") {
+        out.push(FieldError::invalid_text(path, value, "must not contain '..'"));
+    }
+}
+
+/// Requests and limits.
+pub(super) fn resources(out: &mut Errors, r: &Value, path: &str) {
+    let mut limits = std::collections::BTreeMap::new();
+    for (name, v) in entries(r, "limits") {
+        let at = format!("{path}.limits[{name}]");
+        resource_name(out, &at, name);
+        if let Some(q) = quantity(out, at, v) {
+            limits.insert(name, q);
+        }
+    }
+    for (name, v) in entries(r, "requests") {
+        let at = format!("{path}.requests[{name}]");
+        resource_name(out, &at, name);
+        let Some(q) = quantity(out, at, v) else { continue };
+        let own = !matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage");
+        let shown = v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+        let field = format!("{path}.requests");
+        match limits.get(name) {
+            Some(limit) if q > *limit => {
+                let why = format!("must be less than or equal to {name} limit of {limit}");
+                out.push(FieldError::invalid_text(field, &shown, why));
+            }
+            Some(limit) if own && q != *limit => {
+                let why = format!("must be equal to {name} limit of {limit}");
+                out.push(FieldError::invalid_text(field, &shown, why));
+            }
+            None if own => {
+                let why = "Limit must be set for non overcommitable resources";
+                out.push(FieldError::required(format!("{path}.limits"), why));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn resource_name(out: &mut Errors, path: &str, name: &str) {
+    let before = out.len();
+    named(out, path, name, names::qualified_name);
+    let standard = matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
+    if out.len() == before && !name.contains('/') && !standard {
+        out.push(FieldError::invalid_text(
+            path,
+            name,
+            "must be a standard resource for containers",
+        ));
+    }
+}
+
+fn probe(out: &mut Errors, p: &Value, path: &str, one_success: bool) {
+    handler(out, p, path);
+    for field in [
+        "initialDelaySeconds",
+        "timeoutSeconds",
+        "periodSeconds",
+        "successThreshold",
+        "failureThreshold",
+    ] {
+        non_negative(out, p, path, field);
+    }
+    if one_success && p["successThreshold"].as_i64().is_some_and(|n| n > 1) {
+        out.push(FieldError::invalid(
+            format!("{path}.successThreshold"),
+            &p["successThreshold"],
+            "must be 1",
+        ));
+    }
+    if let Some(n) = p["terminationGracePeriodSeconds"].as_i64() {
+        let at = format!("{path}.terminationGracePeriodSeconds");
+        if !one_success {
+            out.push(FieldError::invalid(
+                at,
+                &n.into(),
+                "must not be set for readinessProbes",
+            ));
+        } else if n <= 0 {
+            out.push(FieldError::invalid(at, &n.into(), "must be greater than 0"));
+        }
+    }
+}
+
+fn handler(out: &mut Errors, h: &Value, path: &str) {
+    let given: Vec<_> = ["exec", "httpGet", "tcpSocket", "grpc", "sleep"]
+        .into_iter()
+        .filter(|k| has(h, k))
+        .collect();
+    if given.is_empty() {
+        out.push(FieldError::required(path, "must specify a handler type"));
+    }
+    for extra in given.iter().skip(1) {
+        out.push(FieldError::forbidden(
+            format!("{path}.{extra}"),
+            "may not specify more than 1 handler type",
+        ));
+    }
+    let Some(kind) = given.first() else { return };
+    let (v, at) = (&h[*kind], format!("{path}.{kind}"));
+    match *kind {
+        "exec" if items(v, "command").is_empty() => out.push(FieldError::required(format!("{at}.command"), "")),
+        "httpGet" => {
+            required(out, v, &at, "path");
+            port_number_or_name(out, format!("{at}.port"), &v["port"]);
+            supported(out, v, &at, "scheme", &["HTTP", "HTTPS"]);
+            for (i, header) in items(v, "httpHeaders").iter().enumerate() {
+                named(
+                    out,
+                    format!("{at}.httpHeaders[{i}].name"),
+                    text(header, "name"),
+                    names::http_header_name,
+                );
+            }
+        }
+        "tcpSocket" => port_number_or_name(out, format!("{at}.port"), &v["port"]),
+        "grpc" => port_number(out, format!("{at}.port"), v["port"].as_i64().unwrap_or(0)),
+        "sleep" => non_negative(out, v, &at, "seconds"),
+        _ => {}
+    }
+}
+
+fn security(out: &mut Errors, s: &Value, path: &str) {
+    for field in ["runAsUser", "runAsGroup"] {
+        non_negative(out, s, path, field);
+    }
+    supported(out, s, path, "procMount", &["Default", "Unmasked"]);
+    if s["privileged"] == true && s["allowPrivilegeEscalation"] == false {
+        out.push(FieldError::invalid(
+            path,
+            &"".into(),
+            "cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
+        ));
+    }
+    if s["allowPrivilegeEscalation"] == false
+        && items(&s["capabilities"], "add")
+            .iter()
+            .any(|c| c == "CAP_SYS_ADMIN" || c == "SYS_ADMIN")
+    {
+        out.push(FieldError::invalid(
+            path,
+            &"".into(),
+            "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN",
+        ));
+    }
+    let seccomp = &s["seccompProfile"];
+    if has(s, "seccompProfile") {
+        supported(
+            out,
+            seccomp,
+            &format!("{path}.seccompProfile"),
+            "type",
+            &["Localhost", "RuntimeDefault", "Unconfined"],
+        );
+        if text(seccomp, "type") == "Localhost" && text(seccomp, "localhostProfile").is_empty() {
+            let why = "must be set when seccomp type is Localhost ";
+            out.push(FieldError::required(
+                format!("{path}.seccompProfile.localhostProfile"),
+                why.trim_end(),
+            ));
+        }
+    }
+}
+
+/// Whether both numbers of a rolling update are none, so that nothing could ever move.
+pub(super) fn cannot_roll(rolling: &Value) -> bool {
+    is_zero(&rolling["maxUnavailable"]) && is_zero(&rolling["maxSurge"])
+}
