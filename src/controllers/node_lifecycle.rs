@@ -141,7 +141,8 @@ impl Controller {
         let heard = all.entry(name(&node.metadata).to_owned()).or_insert_with(|| Heard {
             beat: beat.clone(),
             at: Instant::now(),
-            told: false,
+            // Only losing readiness is told; a node that comes up has never had it.
+            told: true,
         });
         if heard.beat != beat {
             heard.beat = beat;
