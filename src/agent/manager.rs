@@ -8,7 +8,7 @@ use crate::machine::Stop;
 use crate::names;
 use crate::observed::now;
 use crate::spec;
-use crate::status_writer::{self, Mirrors};
+use crate::status_writer::{self, Mirror, Mirrors};
 use crate::worker::{Desired, Worker};
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -60,7 +60,7 @@ pub struct Manager {
     statics_read: bool,
     api_read: bool,
     has_api: bool,
-    mirrors: watch::Sender<HashMap<String, (String, String)>>,
+    mirrors: watch::Sender<HashMap<String, Mirror>>,
     pods: Pods,
     cleaning: Arc<Mutex<HashSet<String>>>,
 }
@@ -374,11 +374,16 @@ impl Manager {
     }
 }
 
-fn mirror_entry(pod: &Pod) -> Option<(String, (String, String))> {
+fn mirror_entry(pod: &Pod) -> Option<(String, Mirror)> {
     if pod.metadata.deletion_timestamp.is_some() {
         return None;
     }
-    names::mirror_hash(pod).map(|h| (names::full(pod), (names::uid(pod).to_owned(), h.to_owned())))
+    let mirror = |hash: &str| Mirror {
+        uid: names::uid(pod).to_owned(),
+        hash: hash.to_owned(),
+        said: crate::status::said(pod.status.as_ref()),
+    };
+    names::mirror_hash(pod).map(|hash| (names::full(pod), mirror(hash)))
 }
 
 /// The pod is wanted no more.

@@ -473,6 +473,15 @@ fn condition(input: &Input<'_>, kind: &str, ok: bool, reason: &str, message: Str
 /// API merges by address are replaced when an address has gone; texts that are gone are deleted by null.
 pub fn patch(uid: &str, before: Option<&core::PodStatus>, status: &core::PodStatus) -> serde_json::Value {
     let mut body = serde_json::to_value(status).unwrap_or_default();
+    // Conditions are merged by type, so what one no longer says must be taken away by name.
+    let conditions = body.get_mut("conditions").and_then(|list| list.as_array_mut());
+    for condition in conditions.into_iter().flatten() {
+        for key in ["reason", "message"] {
+            if let Some(map) = condition.as_object_mut().filter(|map| !map.contains_key(key)) {
+                map.insert(key.into(), serde_json::Value::Null);
+            }
+        }
+    }
     if let Some(map) = body.as_object_mut() {
         for key in ["reason", "message", "podIP"] {
             if !map.contains_key(key) {
@@ -490,6 +499,16 @@ pub fn patch(uid: &str, before: Option<&core::PodStatus>, status: &core::PodStat
         }
     }
     serde_json::json!({"metadata": {"uid": uid}, "status": body})
+}
+
+/// What a status says in the conditions that are the agent's to decide: type and status, sorted.
+pub fn said(status: Option<&core::PodStatus>) -> Vec<(String, String)> {
+    const OURS: [&str; 4] = ["ContainersReady", "Initialized", "PodReadyToStartContainers", "Ready"];
+    let conditions = status.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    let ours = conditions.iter().filter(|c| OURS.contains(&c.type_.as_str()));
+    let mut said: Vec<_> = ours.map(|c| (c.type_.clone(), c.status.clone())).collect();
+    said.sort();
+    said
 }
 
 /// Whether a pod's phase is final in the API.

@@ -16,8 +16,19 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// Mirror pods that the API server has: `namespace/name` → UID and hash.
-pub type Mirrors = watch::Receiver<HashMap<String, (String, String)>>;
+/// Mirror pods that the API server has, by `namespace/name`.
+pub type Mirrors = watch::Receiver<HashMap<String, Mirror>>;
+
+/// A mirror pod as the API server has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mirror {
+    /// Its UID.
+    pub uid: String,
+    /// The hash of the manifest it mirrors.
+    pub hash: String,
+    /// What it says about itself, see [`status::said`].
+    pub said: Vec<(String, String)>,
+}
 
 /// The writer of one pod.
 #[derive(Debug)]
@@ -30,9 +41,10 @@ pub struct Writer {
 
 impl Writer {
     /// Starts the writer.
-    pub fn spawn(ctx: Arc<Ctx>, pod: Arc<Pod>, mirrors: Mirrors) -> Writer {
+    pub fn spawn(ctx: Arc<Ctx>, desired: watch::Receiver<Desired>, mirrors: Mirrors) -> Writer {
+        let pod = desired.borrow().pod.clone();
         let (queue, receiver) = watch::channel(None);
-        let task = tokio::spawn(run(ctx.clone(), pod.clone(), receiver, mirrors));
+        let task = tokio::spawn(run(ctx.clone(), desired, receiver, mirrors));
         Writer { ctx, pod, queue, task }
     }
 
@@ -142,7 +154,13 @@ pub async fn delete(api: &kube::Api<Pod>, name: &str, uid: &str) -> Result<()> {
     }
 }
 
-async fn run(ctx: Arc<Ctx>, pod: Arc<Pod>, mut queue: watch::Receiver<Option<PodStatus>>, mut mirrors: Mirrors) {
+async fn run(
+    ctx: Arc<Ctx>,
+    mut desired: watch::Receiver<Desired>,
+    mut queue: watch::Receiver<Option<PodStatus>>,
+    mut mirrors: Mirrors,
+) {
+    let pod = desired.borrow().pod.clone();
     let is_static = names::is_static(&pod);
     let key = names::full(&pod);
     let mut sent: Option<PodStatus> = pod.status.clone();
@@ -156,8 +174,15 @@ async fn run(ctx: Arc<Ctx>, pod: Arc<Pod>, mut queue: watch::Receiver<Option<Pod
         } else {
             None
         };
-        let moved = is_static && target.as_ref().map(|t| &t.0) != sent_to.as_ref();
-        let due = status.is_some() && (status != sent || moved || sent_to.is_none());
+        let moved = is_static && target.as_ref().map(|t| &t.uid) != sent_to.as_ref();
+        // While nothing was heard of this node others may have declared the pod not ready: what we say holds. An event older than
+        // our last write only makes us repeat ourselves, which changes nothing and makes no event.
+        let said = match &target {
+            Some(mirror) => mirror.said.clone(),
+            None => status::said(desired.borrow_and_update().pod.status.as_ref()),
+        };
+        let contradicted = sent_to.is_some() && !said.is_empty() && said != status::said(sent.as_ref());
+        let due = status.is_some() && (status != sent || moved || sent_to.is_none() || contradicted);
         let mut again = None;
         if let Some(status) = status.filter(|_| due) {
             api_handle.wait().await;
@@ -187,6 +212,7 @@ async fn run(ctx: Arc<Ctx>, pod: Arc<Pod>, mut queue: watch::Receiver<Option<Pod
         tokio::select! {
             changed = queue.changed() => if changed.is_err() { return },
             changed = mirrors.changed(), if is_static => if changed.is_err() { return },
+            changed = desired.changed(), if !is_static => if changed.is_err() { return },
             () = retry => {}
         }
     }
@@ -197,7 +223,7 @@ async fn write(
     ctx: &Ctx,
     pod: &Pod,
     is_static: bool,
-    mirror: Option<(String, String)>,
+    mirror: Option<Mirror>,
     sent: Option<&PodStatus>,
     status: &PodStatus,
 ) -> Result<String> {
@@ -211,11 +237,10 @@ async fn write(
     Ok(uid)
 }
 
-async fn ensure_mirror(ctx: &Ctx, api: &kube::Api<Pod>, pod: &Pod, known: Option<(String, String)>) -> Result<String> {
+async fn ensure_mirror(ctx: &Ctx, api: &kube::Api<Pod>, pod: &Pod, known: Option<Mirror>) -> Result<String> {
     let hash = mirror_hash_of(pod);
-    if let Some((uid, h)) = known.filter(|(_, h)| h == hash) {
-        let _ = h;
-        return Ok(uid);
+    if let Some(mirror) = known.filter(|mirror| mirror.hash == hash) {
+        return Ok(mirror.uid);
     }
     if let Some(found) = api.get_opt(names::name(pod)).await? {
         let uid = names::uid(&found).to_owned();

@@ -96,7 +96,7 @@ impl Worker {
             reason: None,
             message: String::new(),
         });
-        let writer = Writer::spawn(ctx.clone(), pod.clone(), mirrors);
+        let writer = Writer::spawn(ctx.clone(), desired.clone(), mirrors);
         Worker {
             observed: ctx.relist.subscribe(names::uid(&pod)),
             ctx,
@@ -436,8 +436,9 @@ impl Worker {
         }
         let (ctx, pod) = (self.ctx.clone(), pod.clone());
         let ips = pod_ips(&ctx, &pod, observed);
+        let age = (ctx.config.sync_frequency / 4).min(Duration::from_secs(15));
         self.refresh = Some(tokio::spawn(async move {
-            if let Err(e) = ctx.volumes.setup(&pod, &ctx.facts(ips), Duration::from_secs(15)).await {
+            if let Err(e) = ctx.volumes.setup(&pod, &ctx.facts(ips), age).await {
                 tracing::warn!(pod = names::full(&pod), "volumes not refreshed: {e}");
             }
         }));
