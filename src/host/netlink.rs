@@ -394,4 +394,61 @@ mod tests {
         addresses(&links).unwrap();
         routes(&links).unwrap();
     }
+
+    /// Runs `check` on a thread that has moved into a network namespace prepared by a shell script.
+    fn in_namespace(script: &str, check: fn()) {
+        use std::io::BufRead as _;
+        let mut child = std::process::Command::new("unshare")
+            .args(["-n", "sh", "-ec", &format!("{script}\necho ready; exec cat")])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        std::io::BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert_eq!(line, "ready\n", "needs root, ip and nft");
+        let namespace = std::fs::File::open(format!("/proc/{}/ns/net", child.id())).unwrap();
+        let result = std::thread::spawn(move || {
+            use std::os::fd::AsFd as _;
+            let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).unwrap();
+            check();
+        })
+        .join();
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        result.unwrap();
+    }
+
+    #[test]
+    fn tables_routes_and_links_of_a_real_kernel_are_removed() {
+        let script = "ip link add installer-vxlan type veth peer name other\nip addr add 10.9.0.1/24 dev installer-vxlan\nip link set installer-vxlan up\nip link set other up\n\
+                      ip route add 100.64.1.0/24 via 10.9.0.2 proto 157\nnft add table ip installer-proxy\n\
+                      nft add chain ip installer-proxy x '{ type nat hook prerouting priority -100; }'\nnft add table ip6 theirs";
+        in_namespace(script, || {
+            let labels = || tables().unwrap().iter().map(Table::label).collect::<Vec<_>>();
+            assert_eq!(labels(), ["ip installer-proxy", "ip6 theirs"]);
+            let ours = tables().unwrap().remove(0);
+            delete_table(&ours).unwrap();
+            delete_table(&ours).expect("gone already is fine");
+            assert_eq!(labels(), ["ip6 theirs"]);
+
+            let ours = |route: &KernelRoute| route.route.protocol == 157;
+            let found = routes(&links().unwrap()).unwrap().into_iter().find(ours).unwrap();
+            delete_route(&found).unwrap();
+            delete_route(&found).expect("gone already is fine");
+            assert!(!routes(&links().unwrap()).unwrap().iter().any(ours));
+
+            let link = links()
+                .unwrap()
+                .into_iter()
+                .find(|l| l.name == "installer-vxlan")
+                .unwrap();
+            delete_link(&link).unwrap();
+            delete_link(&link).expect("gone already is fine");
+            assert!(!links().unwrap().contains(&link));
+        });
+    }
 }
