@@ -33,7 +33,7 @@ mod system;
 mod tls;
 
 #[cfg(test)]
-mod tests;
+mod contract;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -131,14 +131,15 @@ pub(crate) struct Server {
 impl Server {
     /// Opens the listener and starts everything in the background until `stop`.
     pub(crate) async fn start(args: Args, stop: CancellationToken) -> Result<Self, Error> {
-        let app = Arc::new(assemble(args, stop.clone()).await?);
-        let args = &app.args;
         let config = tls::server(&args.tls_cert_file, &args.tls_private_key_file, args.client_ca_file.as_deref())?;
         let wanted = SocketAddr::new(args.bind_address, args.secure_port);
         let listen = |source| Error::Listen { address: wanted, source };
         let listener = TcpListener::bind(wanted).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
+        // What is published must be where the server really listens.
+        let args = Args { secure_port: address.port(), ..args };
         let grace = Duration::from_secs(args.shutdown_grace_seconds);
+        let app = Arc::new(assemble(args, stop.clone()).await?);
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let serving = tokio::spawn(server::serve(app.clone(), listener, acceptor, stop.clone(), grace));
         // The caches outlive the listener, so that requests still open at shutdown are answered.

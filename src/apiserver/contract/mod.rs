@@ -155,6 +155,8 @@ impl Cluster {
 
     async fn with(flags: &[&str]) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let dir = tempfile::tempdir().unwrap();
         let etcd = Etcd::start(dir.path());
         let pki = Pki::new(dir.path());
@@ -164,7 +166,7 @@ impl Cluster {
         let path = |f: &str| dir.path().join(f).to_str().unwrap().to_owned();
         let mut line = vec!["apiserver".to_owned()];
         for (k, v) in [
-            ("advertise-address", "127.0.0.1".to_owned()),
+            ("advertise-address", "192.0.2.1".to_owned()),
             ("bind-address", "127.0.0.1".to_owned()),
             ("secure-port", "0".to_owned()),
             ("etcd-servers", format!("http://127.0.0.1:{}", etcd.client)),
@@ -190,13 +192,16 @@ impl Cluster {
     }
 
     async fn until_ready(&self) {
+        let mut last = String::new();
         for _ in 0..600 {
-            if self.call(Method::GET, "/readyz", &As::Anonymous, None).await.code == 200 {
+            let answer = self.call(Method::GET, "/readyz", &As::Anonymous, None).await;
+            if answer.code == 200 {
                 return;
             }
+            last = String::from_utf8_lossy(&answer.bytes).into_owned();
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        panic!("the server does not become ready");
+        panic!("the server does not become ready:\n{last}");
     }
 
     async fn end(mut self) {

@@ -194,7 +194,7 @@ async fn services_get_addresses_and_the_server_publishes_itself() {
     let own = c.get("/api/v1/namespaces/default/services/kubernetes").await.expect(200);
     assert_eq!(own["spec"]["clusterIP"], "10.96.0.1");
     let endpoints = c.get("/api/v1/namespaces/default/endpoints/kubernetes").await.expect(200);
-    assert_eq!(endpoints["subsets"][0]["addresses"][0]["ip"], "127.0.0.1");
+    assert_eq!(endpoints["subsets"][0]["addresses"][0]["ip"], "192.0.2.1");
     c.get("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes").await.expect(200);
     let services = "/api/v1/namespaces/default/services";
     let service = |name: &str| json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {"ports": [{"port": 80}]}});
