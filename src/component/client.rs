@@ -15,9 +15,16 @@ use crate::Error;
 /// # Errors
 /// If the file cannot be read, is not a kubeconfig, or its certificates cannot be used.
 pub async fn connect(kubeconfig: &Path, agent: &'static str) -> Result<Client, Error> {
-    let wrap = |source| Error::Kubeconfig { path: kubeconfig.to_owned(), source: Box::new(source) };
+    let wrap = |source| Error::Kubeconfig {
+        path: kubeconfig.to_owned(),
+        source: Box::new(source),
+    };
     let file = Kubeconfig::read_from(kubeconfig).map_err(wrap)?;
-    let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(wrap)?;
-    config.headers.push((HeaderName::from_static("user-agent"), HeaderValue::from_static(agent)));
+    let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+        .await
+        .map_err(wrap)?;
+    config
+        .headers
+        .push((HeaderName::from_static("user-agent"), HeaderValue::from_static(agent)));
     Ok(Client::try_from(config)?)
 }

@@ -27,7 +27,7 @@ pub enum Error {
     #[error("{0}")]
     Invalid(String),
     /// The API server refused, or could not be reached.
-    #[error("{0}")]
+    #[error("{}", plain(.0))]
     Api(#[from] kube::Error),
     /// The port for health and metrics cannot be opened.
     #[error("cannot listen on {addr}: {source}")]
@@ -50,6 +50,21 @@ pub enum Error {
     /// A reconcile found the world not as it needs it and wants to look again later.
     #[error("{0}")]
     Retry(String),
+}
+
+/// The server's own words, without the layers around them.
+pub fn plain(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => {
+            // The layers of the HTTP client say little; their last cause says it all.
+            let mut cause: &dyn std::error::Error = other;
+            while let Some(next) = cause.source() {
+                cause = next;
+            }
+            cause.to_string()
+        }
+    }
 }
 
 /// Questions that reconcilers ask about an API error.

@@ -57,24 +57,43 @@ pub struct Recorder {
 
 impl Recorder {
     /// A recorder, and the task that writes what it is given until `stop`.
-    pub fn new(client: Client, component: &'static str, stop: CancellationToken) -> (Self, impl Future<Output = ()> + Send) {
+    pub fn new(
+        client: Client,
+        component: &'static str,
+        stop: CancellationToken,
+    ) -> (Self, impl Future<Output = ()> + Send) {
         let (sender, receiver) = mpsc::channel(WAITING);
         (Self { component, sender }, write_all(client, receiver, stop))
     }
 
     /// The same recorder speaking for another component (`replicaset-controller`, …).
     pub fn named(&self, component: &'static str) -> Self {
-        Self { component, sender: self.sender.clone() }
+        Self {
+            component,
+            sender: self.sender.clone(),
+        }
     }
 
     /// Says something about `object`.
-    pub fn event<K: Resource<DynamicType = ()>>(&self, object: &K, level: Level, reason: &'static str, message: impl Into<String>) {
+    pub fn event<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &K,
+        level: Level,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) {
         self.about(reference(object), level, reason, message);
     }
 
     /// Says something about what `about` names.
     pub fn about(&self, about: ObjectReference, level: Level, reason: &'static str, message: impl Into<String>) {
-        let note = Note { component: self.component, about, level, reason, message: message.into() };
+        let note = Note {
+            component: self.component,
+            about,
+            level,
+            reason,
+            message: message.into(),
+        };
         if self.sender.try_send(note).is_err() {
             debug!(reason, "too many events waiting; dropped");
         }
@@ -114,7 +133,10 @@ impl Memory {
                 self.allowance.clear();
             }
         }
-        let (left, at) = self.allowance.entry((note.component, subject(&note.about))).or_insert((BURST, now));
+        let (left, at) = self
+            .allowance
+            .entry((note.component, subject(&note.about)))
+            .or_insert((BURST, now));
         *left = refilled(*left, *at, now);
         *at = now;
         let allowed = *left >= 1.0;
@@ -147,7 +169,13 @@ fn refilled(left: f64, at: Instant, now: Instant) -> f64 {
 
 fn subject(about: &ObjectReference) -> String {
     let part = |s: &Option<String>| s.clone().unwrap_or_default();
-    format!("{}/{}/{}/{}", part(&about.kind), part(&about.namespace), part(&about.name), part(&about.uid))
+    format!(
+        "{}/{}/{}/{}",
+        part(&about.kind),
+        part(&about.namespace),
+        part(&about.name),
+        part(&about.uid)
+    )
 }
 
 async fn write_all(client: Client, mut receiver: mpsc::Receiver<Note>, stop: CancellationToken) {
@@ -170,7 +198,13 @@ async fn write_all(client: Client, mut receiver: mpsc::Receiver<Note>, stop: Can
 }
 
 async fn write(client: &Client, memory: &mut Memory, note: Note) -> Result<(), kube::Error> {
-    let key: Sameness = (note.component, subject(&note.about), note.level.as_str(), note.reason, note.message.clone());
+    let key: Sameness = (
+        note.component,
+        subject(&note.about),
+        note.level.as_str(),
+        note.reason,
+        note.message.clone(),
+    );
     let now = Timestamp::now();
     if let Some((namespace, name, count)) = memory.known.get(&key).cloned() {
         let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
@@ -187,20 +221,34 @@ async fn write(client: &Client, memory: &mut Memory, note: Note) -> Result<(), k
     let event = new_event(note, now);
     let namespace = event.metadata.namespace.clone().unwrap_or_default();
     let name = event.metadata.name.clone().unwrap_or_default();
-    Api::<Event>::namespaced(client.clone(), &namespace).create(&PostParams::default(), &event).await?;
+    Api::<Event>::namespaced(client.clone(), &namespace)
+        .create(&PostParams::default(), &event)
+        .await?;
     memory.remember(key, (namespace, name, 1));
     Ok(())
 }
 
 fn new_event(note: Note, now: Timestamp) -> Event {
-    let namespace = note.about.namespace.clone().filter(|n| !n.is_empty()).unwrap_or_else(|| "default".to_owned());
-    let name = format!("{}.{:x}", note.about.name.as_deref().unwrap_or("unknown"), now.as_nanosecond());
+    let namespace = note
+        .about
+        .namespace
+        .clone()
+        .filter(|n| !n.is_empty())
+        .unwrap_or_else(|| "default".to_owned());
+    let name = format!(
+        "{}.{:x}",
+        note.about.name.as_deref().unwrap_or("unknown"),
+        now.as_nanosecond()
+    );
     let mut event = Event {
         involved_object: note.about,
         type_: Some(note.level.as_str().to_owned()),
         reason: Some(note.reason.to_owned()),
         message: Some(note.message.chars().take(1024).collect()),
-        source: Some(EventSource { component: Some(note.component.to_owned()), host: None }),
+        source: Some(EventSource {
+            component: Some(note.component.to_owned()),
+            host: None,
+        }),
         reporting_component: Some(note.component.to_owned()),
         first_timestamp: Some(Time(now)),
         last_timestamp: Some(Time(now)),
@@ -219,7 +267,13 @@ mod tests {
     #[test]
     fn an_object_that_says_too_much_is_held_back_and_recovers_slowly() {
         let mut memory = Memory::default();
-        let note = Note { component: "c", about: ObjectReference::default(), level: Level::Normal, reason: "R", message: String::new() };
+        let note = Note {
+            component: "c",
+            about: ObjectReference::default(),
+            level: Level::Normal,
+            reason: "R",
+            message: String::new(),
+        };
         let start = Instant::now();
         assert_eq!((0..100).filter(|_| memory.allow(&note, start)).count(), 25);
         assert!(memory.allow(&note, start + REFILL));

@@ -66,9 +66,15 @@ impl Server {
     /// # Errors
     /// If the port is taken or the certificate unusable.
     pub async fn bind(addr: SocketAddr, files: Option<(&Path, &Path)>) -> Result<Self, Error> {
-        let listener = TcpListener::bind(addr).await.map_err(|source| Error::Listen { addr, source })?;
+        let listener = TcpListener::bind(addr)
+            .await
+            .map_err(|source| Error::Listen { addr, source })?;
         let addr = listener.local_addr().map_err(|source| Error::Listen { addr, source })?;
-        Ok(Self { listener, tls: TlsAcceptor::from(tls::server_config(files)?), addr })
+        Ok(Self {
+            listener,
+            tls: TlsAcceptor::from(tls::server_config(files)?),
+            addr,
+        })
     }
 
     /// Where it listens (the real port, if 0 was asked for).
@@ -79,9 +85,15 @@ impl Server {
     /// Serves until `stop`.
     pub async fn serve(self, health: Arc<Health>, metrics: Metrics, client: Client, stop: CancellationToken) {
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let shared = Arc::new(Shared { health, metrics, client });
+        let shared = Arc::new(Shared {
+            health,
+            metrics,
+            client,
+        });
         loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+                return;
+            };
             let (tcp, peer) = tokio::select! {
                 () = stop.cancelled() => return,
                 accepted = self.listener.accept() => match accepted {
@@ -96,7 +108,9 @@ impl Server {
             let (tls, shared, stop) = (self.tls.clone(), Arc::clone(&shared), stop.clone());
             tokio::spawn(async move {
                 let _slot = slot;
-                let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIME, tls.accept(tcp)).await else { return };
+                let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIME, tls.accept(tcp)).await else {
+                    return;
+                };
                 let service = service_fn(move |request| answer(Arc::clone(&shared), peer, request));
                 let builder = Builder::new(TokioExecutor::new());
                 let connection = builder.serve_connection(TokioIo::new(stream), service);
@@ -115,9 +129,16 @@ struct Shared {
     client: Client,
 }
 
-async fn answer(shared: Arc<Shared>, peer: SocketAddr, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    shared: Arc<Shared>,
+    peer: SocketAddr,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path().trim_end_matches('/');
-    let verbose = request.uri().query().is_some_and(|q| q.split('&').any(|p| p.starts_with("verbose")));
+    let verbose = request
+        .uri()
+        .query()
+        .is_some_and(|q| q.split('&').any(|p| p.starts_with("verbose")));
     let (status, text) = match path {
         "/healthz" | "/livez" | "/readyz" => probe(&path[1..], shared.health.leader_is_well(), verbose),
         "/metrics" => match allowed(&shared.client, peer, request.headers().get(header::AUTHORIZATION)).await {
@@ -128,7 +149,10 @@ async fn answer(shared: Arc<Shared>, peer: SocketAddr, request: Request<Incoming
     };
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     Ok(response)
 }
 
@@ -136,7 +160,11 @@ fn probe(name: &str, leader_is_well: bool, verbose: bool) -> (StatusCode, String
     let mut text = String::new();
     if verbose || !leader_is_well {
         text.push_str("[+]ping ok\n");
-        text.push_str(if leader_is_well { "[+]leaderElection ok\n" } else { "[-]leaderElection failed: lease not renewed\n" });
+        text.push_str(if leader_is_well {
+            "[+]leaderElection ok\n"
+        } else {
+            "[-]leaderElection failed: lease not renewed\n"
+        });
     }
     match (leader_is_well, verbose) {
         (true, false) => (StatusCode::OK, "ok".to_owned()),
@@ -145,7 +173,11 @@ fn probe(name: &str, leader_is_well: bool, verbose: bool) -> (StatusCode, String
     }
 }
 
-async fn allowed(client: &Client, peer: SocketAddr, authorization: Option<&header::HeaderValue>) -> Result<(), StatusCode> {
+async fn allowed(
+    client: &Client,
+    peer: SocketAddr,
+    authorization: Option<&header::HeaderValue>,
+) -> Result<(), StatusCode> {
     if peer.ip().to_canonical().is_loopback() {
         return Ok(());
     }
@@ -154,7 +186,10 @@ async fn allowed(client: &Client, peer: SocketAddr, authorization: Option<&heade
         .and_then(|v| v.strip_prefix("Bearer "))
         .ok_or(StatusCode::UNAUTHORIZED)?;
     let review = TokenReview {
-        spec: TokenReviewSpec { token: token.to_owned(), ..TokenReviewSpec::default() },
+        spec: TokenReviewSpec {
+            token: token.to_owned(),
+            ..TokenReviewSpec::default()
+        },
         ..TokenReview::default()
     };
     let review = Api::<TokenReview>::all(client.clone())
@@ -162,14 +197,20 @@ async fn allowed(client: &Client, peer: SocketAddr, authorization: Option<&heade
         .await
         .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
     let status = review.status.unwrap_or_default();
-    let user = status.user.filter(|_| status.authenticated == Some(true)).ok_or(StatusCode::UNAUTHORIZED)?;
+    let user = status
+        .user
+        .filter(|_| status.authenticated == Some(true))
+        .ok_or(StatusCode::UNAUTHORIZED)?;
     let access = SubjectAccessReview {
         spec: SubjectAccessReviewSpec {
             user: user.username,
             uid: user.uid,
             groups: user.groups,
             extra: user.extra,
-            non_resource_attributes: Some(NonResourceAttributes { path: Some("/metrics".into()), verb: Some("get".into()) }),
+            non_resource_attributes: Some(NonResourceAttributes {
+                path: Some("/metrics".into()),
+                verb: Some("get".into()),
+            }),
             ..SubjectAccessReviewSpec::default()
         },
         ..SubjectAccessReview::default()
@@ -178,7 +219,11 @@ async fn allowed(client: &Client, peer: SocketAddr, authorization: Option<&heade
         .create(&PostParams::default(), &access)
         .await
         .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
-    if access.status.is_some_and(|s| s.allowed) { Ok(()) } else { Err(StatusCode::FORBIDDEN) }
+    if access.status.is_some_and(|s| s.allowed) {
+        Ok(())
+    } else {
+        Err(StatusCode::FORBIDDEN)
+    }
 }
 
 #[cfg(test)]

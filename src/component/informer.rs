@@ -18,8 +18,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::{ApiErrorExt, plain};
+
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(5);
+/// How soon to ask again for a kind that the API server does not have.
+const NOT_SERVED: Duration = Duration::from_secs(30);
 
 /// Namespace and name; the namespace of cluster-scoped objects is empty.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,19 +37,29 @@ pub struct ObjectKey {
 impl ObjectKey {
     /// A key from its parts.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 
     /// The key of an object.
     pub fn of<K: Resource>(object: &K) -> Self {
         let meta = object.meta();
-        Self::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+        Self::new(
+            meta.namespace.clone().unwrap_or_default(),
+            meta.name.clone().unwrap_or_default(),
+        )
     }
 }
 
 impl Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+        if self.namespace.is_empty() {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
     }
 }
 
@@ -128,7 +142,10 @@ where
             name,
             prune,
             index_by,
-            store: RwLock::new(Store { namespaces: HashMap::new(), index: HashMap::new() }),
+            store: RwLock::new(Store {
+                namespaces: HashMap::new(),
+                index: HashMap::new(),
+            }),
             handlers: RwLock::new(Vec::new()),
             synced: watch::Sender::new(false),
         })
@@ -136,7 +153,10 @@ where
 
     /// Calls `handler` for every change from now on.
     pub fn on_change(&self, handler: impl Fn(Change<'_, K>) + Send + Sync + 'static) {
-        self.handlers.write().unwrap_or_else(PoisonError::into_inner).push(Box::new(handler));
+        self.handlers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Box::new(handler));
     }
 
     /// The object, if it is known.
@@ -151,19 +171,31 @@ where
 
     /// All objects of a namespace (of the cluster, if the namespace is empty and the kind cluster-scoped).
     pub fn list(&self, namespace: &str) -> Vec<Arc<K>> {
-        self.read().namespaces.get(namespace).map(|m| m.values().cloned().collect()).unwrap_or_default()
+        self.read()
+            .namespaces
+            .get(namespace)
+            .map(|m| m.values().cloned().collect())
+            .unwrap_or_default()
     }
 
     /// All objects of all namespaces.
     pub fn all(&self) -> Vec<Arc<K>> {
-        self.read().namespaces.values().flat_map(|m| m.values().cloned()).collect()
+        self.read()
+            .namespaces
+            .values()
+            .flat_map(|m| m.values().cloned())
+            .collect()
     }
 
     /// The objects whose index function gives `value`.
     pub fn indexed(&self, value: &str) -> Vec<Arc<K>> {
         let store = self.read();
-        let Some(keys) = store.index.get(value) else { return Vec::new() };
-        keys.iter().filter_map(|k| store.namespaces.get(&k.namespace)?.get(&k.name).cloned()).collect()
+        let Some(keys) = store.index.get(value) else {
+            return Vec::new();
+        };
+        keys.iter()
+            .filter_map(|k| store.namespaces.get(&k.namespace)?.get(&k.name).cloned())
+            .collect()
     }
 
     /// How many objects are known.
@@ -201,14 +233,25 @@ where
             match next {
                 None => return,
                 Some(Ok(event)) => {
-                    pause = FIRST_RETRY;
+                    // Every attempt begins with `Init`: it is no sign of success.
+                    if !matches!(event, Event::Init) {
+                        pause = FIRST_RETRY;
+                    }
                     self.observe(event, &mut listed);
                 }
                 Some(Err(error)) => {
-                    if pause > FIRST_RETRY * 8 {
-                        warn!(kind = self.name, %error, "cannot watch");
+                    let why = words(&error);
+                    if is_not_served(&error) {
+                        // A kind that the API server does not have has no objects; it may get it (or its server) later.
+                        if !self.is_synced() {
+                            debug!(kind = self.name, "not served");
+                            self.observe(Event::InitDone, &mut None);
+                        }
+                        pause = NOT_SERVED;
+                    } else if pause > FIRST_RETRY * 8 {
+                        warn!(kind = self.name, why, "cannot watch");
                     } else {
-                        debug!(kind = self.name, %error, "watch interrupted");
+                        debug!(kind = self.name, why, "watch interrupted");
                     }
                     tokio::select! {
                         () = stop.cancelled() => return,
@@ -245,7 +288,13 @@ where
 
     fn keys_not_in(&self, listed: &HashSet<ObjectKey>) -> Vec<ObjectKey> {
         let store = self.read();
-        store.namespaces.values().flat_map(HashMap::values).map(|o| ObjectKey::of(&**o)).filter(|k| !listed.contains(k)).collect()
+        store
+            .namespaces
+            .values()
+            .flat_map(HashMap::values)
+            .map(|o| ObjectKey::of(&**o))
+            .filter(|k| !listed.contains(k))
+            .collect()
     }
 
     fn upsert(&self, mut object: K) {
@@ -290,7 +339,9 @@ where
     fn remove(&self, key: &ObjectKey, last: Option<K>) {
         let old = {
             let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
-            let Some(objects) = store.namespaces.get_mut(&key.namespace) else { return };
+            let Some(objects) = store.namespaces.get_mut(&key.namespace) else {
+                return;
+            };
             let Some(old) = objects.remove(&key.name) else { return };
             if objects.is_empty() {
                 store.namespaces.remove(&key.namespace);
@@ -319,6 +370,20 @@ where
     }
 }
 
+fn is_not_served(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(e) if e.is_not_found())
+}
+
+fn words(error: &watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(e) | watcher::Error::WatchStartFailed(e) | watcher::Error::WatchFailed(e) => {
+            plain(e)
+        }
+        watcher::Error::WatchError(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
 impl<K> Store<K> {
     fn unindex(&mut self, value: &str, key: &ObjectKey) {
         if let Some(keys) = self.index.get_mut(value) {
@@ -337,7 +402,10 @@ mod tests {
     use std::sync::Mutex;
 
     fn pod(name: &str, version: &str, node: &str) -> Pod {
-        let mut pod = Pod { spec: Some(PodSpec::default()), ..Pod::default() };
+        let mut pod = Pod {
+            spec: Some(PodSpec::default()),
+            ..Pod::default()
+        };
         pod.metadata.namespace = Some("ns".into());
         pod.metadata.name = Some(name.into());
         pod.metadata.uid = Some(format!("uid-{name}"));
@@ -363,7 +431,9 @@ mod tests {
                 Change::Updated(..) => "~",
                 Change::Deleted(_) => "-",
             };
-            log.lock().unwrap().push(format!("{kind}{}", c.latest().metadata.name.as_deref().unwrap_or("")));
+            log.lock()
+                .unwrap()
+                .push(format!("{kind}{}", c.latest().metadata.name.as_deref().unwrap_or("")));
         });
         let mut listed = None;
         for event in [

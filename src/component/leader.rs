@@ -47,11 +47,24 @@ enum Verdict {
 
 impl Election {
     /// A candidate for the lease `name` in `kube-system`; `addr` is where this process serves its health.
-    pub fn new(client: &Client, name: &'static str, addr: std::net::SocketAddr, health: Arc<Health>, metrics: Metrics) -> Self {
+    pub fn new(
+        client: &Client,
+        name: &'static str,
+        addr: std::net::SocketAddr,
+        health: Arc<Health>,
+        metrics: Metrics,
+    ) -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let seat = format!("{host}_{addr}_");
         let identity = format!("{seat}{}", uuid::Uuid::new_v4());
-        Self { api: Api::namespaced(client.clone(), NAMESPACE), name, identity, seat, health, metrics }
+        Self {
+            api: Api::namespaced(client.clone(), NAMESPACE),
+            name,
+            identity,
+            seat,
+            health,
+            metrics,
+        }
     }
 
     /// Waits until this process leads. `false` if `stop` came first.
@@ -202,7 +215,14 @@ impl Election {
         while let Some(change) = changes.next().await {
             match change {
                 Ok(None) => return,
-                Ok(Some(lease)) if lease.spec.as_ref().is_none_or(|s| s.holder_identity.as_deref().is_none_or(str::is_empty)) => return,
+                Ok(Some(lease))
+                    if lease
+                        .spec
+                        .as_ref()
+                        .is_none_or(|s| s.holder_identity.as_deref().is_none_or(str::is_empty)) =>
+                {
+                    return;
+                }
                 Ok(Some(_)) => {}
                 Err(_) => std::future::pending().await,
             }
@@ -214,7 +234,11 @@ impl Election {
 fn verdict(spec: &LeaseSpec, identity: &str, seat: &str, age: Duration) -> Verdict {
     let holder = spec.holder_identity.as_deref().unwrap_or_default();
     let duration = Duration::from_secs(u64::try_from(spec.lease_duration_seconds.unwrap_or(0)).unwrap_or(0));
-    if holder.is_empty() || holder == identity || holder.starts_with(seat) || age >= duration { Verdict::Take } else { Verdict::Wait }
+    if holder.is_empty() || holder == identity || holder.starts_with(seat) || age >= duration {
+        Verdict::Take
+    } else {
+        Verdict::Wait
+    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,6 @@ pub mod selector;
 pub mod signal;
 mod tls;
 
-pub use error::{ApiErrorExt, Error};
+pub use error::{ApiErrorExt, Error, plain};
 pub use informer::{Change, Informer, ObjectKey};
 pub use queue::{Queue, Requeue};

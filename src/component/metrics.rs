@@ -43,10 +43,23 @@ impl Default for Metrics {
         let queues = QueueMetrics::default();
         let (leading, resident) = (Gauge::default(), Gauge::default());
         registry.register("workqueue_adds", "Keys added to a work queue", queues.adds.clone());
-        registry.register("workqueue_retries", "Keys that came back after a failure", queues.retries.clone());
-        registry.register("leader_election_master_status", "1 while this process leads", leading.clone());
+        registry.register(
+            "workqueue_retries",
+            "Keys that came back after a failure",
+            queues.retries.clone(),
+        );
+        registry.register(
+            "leader_election_master_status",
+            "1 while this process leads",
+            leading.clone(),
+        );
         registry.register("process_resident_memory_bytes", "Resident memory", resident.clone());
-        Self { registry: Arc::new(Mutex::new(registry)), queues, leading, resident }
+        Self {
+            registry: Arc::new(Mutex::new(registry)),
+            queues,
+            leading,
+            resident,
+        }
     }
 }
 

@@ -59,7 +59,9 @@ pub fn guarded_diff<K: Resource + Serialize>(old: &K, new: &K, part: Part) -> Re
             }
         }
     }
-    let Some(mut patch) = merge_diff(&before, &after) else { return Ok(None) };
+    let Some(mut patch) = merge_diff(&before, &after) else {
+        return Ok(None);
+    };
     if let (Value::Object(fields), Some(version)) = (&mut patch, &old.meta().resource_version) {
         let meta = fields.entry("metadata").or_insert_with(|| Value::Object(Map::new()));
         if let Value::Object(meta) = meta {
@@ -77,7 +79,9 @@ pub async fn update<K>(api: &Api<K>, old: &K, new: &K, part: Part) -> Result<Opt
 where
     K: Resource + Serialize + DeserializeOwned + Clone + std::fmt::Debug,
 {
-    let Some(patch) = guarded_diff(old, new, part)? else { return Ok(None) };
+    let Some(patch) = guarded_diff(old, new, part)? else {
+        return Ok(None);
+    };
     let name = old.meta().name.as_deref().unwrap_or_default();
     let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
     let written = match part {
@@ -121,7 +125,11 @@ mod tests {
     }
 
     fn value() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![any::<bool>().prop_map(Value::from), any::<u8>().prop_map(Value::from), "[a-c]{0,2}".prop_map(Value::from)];
+        let leaf = prop_oneof![
+            any::<bool>().prop_map(Value::from),
+            any::<u8>().prop_map(Value::from),
+            "[a-c]{0,2}".prop_map(Value::from)
+        ];
         leaf.prop_recursive(3, 24, 4, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),

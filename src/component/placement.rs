@@ -15,7 +15,10 @@ pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
         return false;
     }
     match toleration.operator.as_deref().unwrap_or_default() {
-        "" | "Equal" => !empty(&toleration.key) && toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default(),
+        "" | "Equal" => {
+            !empty(&toleration.key)
+                && toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default()
+        }
         "Exists" => true,
         _ => false,
     }
@@ -36,7 +39,9 @@ pub fn term_matches(term: &NodeSelectorTerm, name: &str, labels: Option<&Labels>
     if expressions.is_empty() && fields.is_empty() {
         return false;
     }
-    expressions.iter().all(|r| requirement(&r.key, &r.operator, r.values.as_deref().unwrap_or_default(), labels))
+    expressions
+        .iter()
+        .all(|r| requirement(&r.key, &r.operator, r.values.as_deref().unwrap_or_default(), labels))
         && fields.iter().all(|r| field_matches(r, name))
 }
 
@@ -63,7 +68,11 @@ pub fn node_allowed(spec: &PodSpec, node: &Node) -> bool {
         .and_then(|a| a.node_affinity.as_ref())
         .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
     let name = node.metadata.name.as_deref().unwrap_or_default();
-    required.is_none_or(|r| r.node_selector_terms.iter().any(|term| term_matches(term, name, labels)))
+    required.is_none_or(|r| {
+        r.node_selector_terms
+            .iter()
+            .any(|term| term_matches(term, name, labels))
+    })
 }
 
 #[cfg(test)]

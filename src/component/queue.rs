@@ -243,7 +243,9 @@ impl<T: Clone + Eq + Hash + Display + Send + 'static> Queue<T> {
 }
 
 fn retry_delay(failures: u32) -> Duration {
-    FIRST_RETRY.saturating_mul(1u32.checked_shl(failures.min(20)).unwrap_or(u32::MAX)).min(LAST_RETRY)
+    FIRST_RETRY
+        .saturating_mul(1u32.checked_shl(failures.min(20)).unwrap_or(u32::MAX))
+        .min(LAST_RETRY)
 }
 
 #[cfg(test)]
@@ -265,16 +267,32 @@ mod tests {
     #[tokio::test]
     async fn a_key_waits_once_and_is_worked_on_by_one_worker_at_a_time() {
         let queue = queue();
-        let (at_once, most, calls) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (at_once, most, calls) = (
+            Arc::new(AtomicUsize::new(0)),
+            Arc::new(AtomicUsize::new(0)),
+            Arc::new(AtomicUsize::new(0)),
+        );
         for _ in 0..10 {
             queue.add("a".into());
         }
         assert_eq!(queue.len(), 1);
         let stop = CancellationToken::new();
-        let (q, s, o, m, c) = (Arc::clone(&queue), stop.clone(), at_once, Arc::clone(&most), Arc::clone(&calls));
+        let (q, s, o, m, c) = (
+            Arc::clone(&queue),
+            stop.clone(),
+            at_once,
+            Arc::clone(&most),
+            Arc::clone(&calls),
+        );
         let feeder = Arc::clone(&queue);
         let task = tokio::spawn(q.run(4, stop, move |_key| {
-            let (o, m, c, feeder, s) = (Arc::clone(&o), Arc::clone(&m), Arc::clone(&c), Arc::clone(&feeder), s.clone());
+            let (o, m, c, feeder, s) = (
+                Arc::clone(&o),
+                Arc::clone(&m),
+                Arc::clone(&c),
+                Arc::clone(&feeder),
+                s.clone(),
+            );
             async move {
                 m.fetch_max(o.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                 feeder.add("a".into());

@@ -34,7 +34,9 @@ pub fn requirement(key: &str, operator: &str, values: &[String], labels: Option<
         "Exists" => value.is_some(),
         "DoesNotExist" => value.is_none(),
         "Gt" | "Lt" => {
-            let (Some(have), Some(want)) = (number(value), number(values.first())) else { return false };
+            let (Some(have), Some(want)) = (number(value), number(values.first())) else {
+                return false;
+            };
             if operator == "Gt" { have > want } else { have < want }
         }
         _ => false,
@@ -47,7 +49,8 @@ fn number(text: Option<&String>) -> Option<i64> {
 
 /// Whether the selector says nothing, and so selects everything.
 pub fn is_empty(selector: &LabelSelector) -> bool {
-    selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty) && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
+    selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty)
+        && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
 }
 
 #[cfg(test)]
@@ -73,7 +76,11 @@ mod tests {
             ("app", "Like", vec!["w"], false),
         ] {
             let values: Vec<String> = values.into_iter().map(str::to_owned).collect();
-            assert_eq!(requirement(key, operator, &values, Some(&labels)), expected, "{key} {operator} {values:?}");
+            assert_eq!(
+                requirement(key, operator, &values, Some(&labels)),
+                expected,
+                "{key} {operator} {values:?}"
+            );
         }
     }
 

@@ -45,14 +45,19 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
 }
 
 async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Requeue, Error> {
-    let Some(secret) = ctx.caches.bootstrap_tokens.get_key(key) else { return Ok(Requeue::Done) };
+    let Some(secret) = ctx.caches.bootstrap_tokens.get_key(key) else {
+        return Ok(Requeue::Done);
+    };
     match remaining(&secret, Timestamp::now()) {
         None => Ok(Requeue::Done),
         Some(left) if !left.is_zero() => Ok(Requeue::After(left)),
         Some(_) => {
             info!(secret = %key, "bootstrap token expired");
             let params = DeleteParams {
-                preconditions: Some(Preconditions { uid: secret.metadata.uid.clone(), resource_version: None }),
+                preconditions: Some(Preconditions {
+                    uid: secret.metadata.uid.clone(),
+                    resource_version: None,
+                }),
                 ..DeleteParams::default()
             };
             let api: Api<Secret> = Api::namespaced(ctx.client.clone(), &key.namespace);
@@ -80,7 +85,10 @@ mod tests {
             (Some("2025-12-31T00:00:00Z"), Some(Duration::ZERO)),
         ] {
             let data = text.map(|t| [("expiration".to_owned(), ByteString(t.as_bytes().to_vec()))].into());
-            let secret = Secret { data, ..Secret::default() };
+            let secret = Secret {
+                data,
+                ..Secret::default()
+            };
             assert_eq!(remaining(&secret, now), expected, "{text:?}");
         }
     }

@@ -57,7 +57,11 @@ impl FromStr for Cidr {
         if prefix > width {
             return Err(wrong());
         }
-        Ok(Self { base: base & mask(width - prefix), prefix, v6 })
+        Ok(Self {
+            base: base & mask(width - prefix),
+            prefix,
+            v6,
+        })
     }
 }
 
@@ -67,7 +71,12 @@ impl fmt::Display for Cidr {
             write!(f, "{}/{}", Ipv6Addr::from(self.base), self.prefix)
         } else {
             // An IPv4 base fits by construction.
-            write!(f, "{}/{}", Ipv4Addr::from(u32::try_from(self.base).unwrap_or(0)), self.prefix)
+            write!(
+                f,
+                "{}/{}",
+                Ipv4Addr::from(u32::try_from(self.base).unwrap_or(0)),
+                self.prefix
+            )
         }
     }
 }
@@ -92,7 +101,13 @@ impl Pool {
             return Err(format!("cannot cut {range} into /{part} for nodes"));
         }
         let parts = 1usize << (part - range.prefix);
-        Ok(Self { range, part, taken: vec![0; parts.div_ceil(64)], parts, next: 0 })
+        Ok(Self {
+            range,
+            part,
+            taken: vec![0; parts.div_ceil(64)],
+            parts,
+            next: 0,
+        })
     }
 
     /// Whether it is of IPv6.
@@ -102,7 +117,11 @@ impl Pool {
 
     fn part(&self, index: usize) -> Cidr {
         let offset = (index as u128) << (self.range.width() - self.part);
-        Cidr { base: self.range.base | offset, prefix: self.part, v6: self.range.v6 }
+        Cidr {
+            base: self.range.base | offset,
+            prefix: self.part,
+            v6: self.range.v6,
+        }
     }
 
     /// The parts that `cidr` overlaps; nothing if it lies outside.
@@ -147,7 +166,9 @@ impl Pool {
 
     /// Takes the next free part, going round: what was freed last is used last.
     pub(crate) fn allocate(&mut self) -> Option<Cidr> {
-        let free = (0..self.parts).map(|i| (self.next + i) % self.parts).find(|i| !self.is_taken(*i))?;
+        let free = (0..self.parts)
+            .map(|i| (self.next + i) % self.parts)
+            .find(|i| !self.is_taken(*i))?;
         self.set(free, true);
         self.next = (free + 1) % self.parts;
         Some(self.part(free))

@@ -41,7 +41,12 @@ pub(crate) fn decide(owner: &ObjectMeta, object: &ObjectMeta, matches: bool) -> 
 
 /// The candidates that are the owner's, after adopting and releasing. Before the first adoption the owner is read from
 /// the server: one that is gone, or has been replaced, adopts nothing.
-pub(crate) async fn claim<O, K>(client: &Client, owner: &O, candidates: Vec<Arc<K>>, matches: impl Fn(&K) -> bool) -> Result<Vec<Arc<K>>, Error>
+pub(crate) async fn claim<O, K>(
+    client: &Client,
+    owner: &O,
+    candidates: Vec<Arc<K>>,
+    matches: impl Fn(&K) -> bool,
+) -> Result<Vec<Arc<K>>, Error>
 where
     O: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
@@ -105,8 +110,12 @@ where
 {
     let meta = object.meta();
     let api: Api<K> = Api::namespaced(client.clone(), namespace(meta));
-    let patch = json!({"metadata": {"uid": uid(meta), "resourceVersion": meta.resource_version, "ownerReferences": owners}});
-    match api.patch(name(meta), &PatchParams::default(), &Patch::Merge(patch)).await {
+    let patch =
+        json!({"metadata": {"uid": uid(meta), "resourceVersion": meta.resource_version, "ownerReferences": owners}});
+    match api
+        .patch(name(meta), &PatchParams::default(), &Patch::Merge(patch))
+        .await
+    {
         Ok(written) => Ok(Some(written)),
         Err(e) if e.is_not_found() => Ok(None),
         Err(e) => Err(e.into()),
@@ -122,9 +131,14 @@ mod tests {
     fn only_orphans_are_adopted_and_only_own_are_released() {
         let meta = |uid: &str, owner: Option<&str>, deleting: bool| ObjectMeta {
             uid: Some(uid.into()),
-            owner_references: owner
-                .map(|o| vec![OwnerReference { uid: o.into(), controller: Some(true), ..OwnerReference::default() }]),
-            deletion_timestamp: deleting.then(|| Time(jiff::Timestamp::UNIX_EPOCH)),
+            owner_references: owner.map(|o| {
+                vec![OwnerReference {
+                    uid: o.into(),
+                    controller: Some(true),
+                    ..OwnerReference::default()
+                }]
+            }),
+            deletion_timestamp: deleting.then_some(Time(jiff::Timestamp::UNIX_EPOCH)),
             ..ObjectMeta::default()
         };
         for (owner_deleting, controller, object_deleting, matches, expected) in [
@@ -137,8 +151,15 @@ mod tests {
             (false, None, false, false, Claim::Ignore),
             (true, None, false, true, Claim::Ignore),
         ] {
-            let got = decide(&meta("o", None, owner_deleting), &meta("p", controller, object_deleting), matches);
-            assert_eq!(got, expected, "{owner_deleting} {controller:?} {object_deleting} {matches}");
+            let got = decide(
+                &meta("o", None, owner_deleting),
+                &meta("p", controller, object_deleting),
+                matches,
+            );
+            assert_eq!(
+                got, expected,
+                "{owner_deleting} {controller:?} {object_deleting} {matches}"
+            );
         }
     }
 }

@@ -107,8 +107,20 @@ impl Caches {
             };
         }
         watch!(
-            pods, nodes, services, endpoints, slices, deployments, replica_sets, replication_controllers, daemon_sets,
-            revisions, namespaces, service_accounts, requests, budgets
+            pods,
+            nodes,
+            services,
+            endpoints,
+            slices,
+            deployments,
+            replica_sets,
+            replication_controllers,
+            daemon_sets,
+            revisions,
+            namespaces,
+            service_accounts,
+            requests,
+            budgets
         );
         let named = Config::default().fields("metadata.name=kube-root-ca.crt");
         tasks.spawn(Arc::clone(&self.root_cas).run(Api::all(client.clone()), named, stop.clone()));
@@ -129,12 +141,25 @@ pub(crate) struct Context {
     pub(crate) events: Recorder,
     pub(crate) metrics: Metrics,
     pub(crate) stop: CancellationToken,
-    pub(crate) options: Options,
+    pub(crate) options: Arc<Options>,
 }
 
 impl Context {
-    pub(crate) fn new(client: Client, events: Recorder, metrics: Metrics, stop: CancellationToken, options: Options) -> Arc<Self> {
-        Arc::new(Self { client, caches: Caches::new(), events, metrics, stop, options })
+    pub(crate) fn new(
+        client: Client,
+        events: Recorder,
+        metrics: Metrics,
+        stop: CancellationToken,
+        options: Arc<Options>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            client,
+            caches: Caches::new(),
+            events,
+            metrics,
+            stop,
+            options,
+        })
     }
 
     /// Starts every watch; the tasks end with `stop`.

@@ -31,16 +31,20 @@ pub(crate) struct Request {
 
 /// Reads the request in PEM.
 pub(crate) fn parse(pem: &[u8]) -> Result<Request, String> {
-    let der = CertificateSigningRequestDer::from_pem_slice(pem).map_err(|e| format!("not a PEM certificate request: {e}"))?;
+    let der =
+        CertificateSigningRequestDer::from_pem_slice(pem).map_err(|e| format!("not a PEM certificate request: {e}"))?;
     // This verifies that the asker holds the private key.
     rcgen::CertificateSigningRequestParams::from_der(&der).map_err(|e| e.to_string())?;
     let (_, parsed) = X509CertificationRequest::from_der(&der).map_err(|e| e.to_string())?;
     let subject = &parsed.certification_request_info.subject;
-    let text = |a: &x509_parser::x509::AttributeTypeAndValue<'_>| a.as_str().map(str::to_owned).map_err(|e| e.to_string());
+    let text =
+        |a: &x509_parser::x509::AttributeTypeAndValue<'_>| a.as_str().map(str::to_owned).map_err(|e| e.to_string());
     let organizations = subject.iter_organization().map(text).collect::<Result<Vec<_>, _>>()?;
     let names = subject.iter_common_name().map(text).collect::<Result<Vec<_>, _>>()?;
     let mut request = Request {
-        odd_subject: names.len() != 1 || organizations.len() > 1 || subject.iter_attributes().count() != names.len() + organizations.len(),
+        odd_subject: names.len() != 1
+            || organizations.len() > 1
+            || subject.iter_attributes().count() != names.len() + organizations.len(),
         common_name: names.into_iter().next().unwrap_or_default(),
         organizations,
         ..Request::default()
@@ -63,7 +67,9 @@ fn address(bytes: &[u8]) -> Result<IpAddr, String> {
     if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
         return Ok(v4.into());
     }
-    <[u8; 16]>::try_from(bytes).map(IpAddr::from).map_err(|_| "an address of neither 4 nor 16 bytes".to_owned())
+    <[u8; 16]>::try_from(bytes)
+        .map(IpAddr::from)
+        .map_err(|_| "an address of neither 4 nor 16 bytes".to_owned())
 }
 
 fn usages_are(usages: &[String], purpose: &str) -> bool {
@@ -91,7 +97,9 @@ pub(crate) fn check(signer: &str, request: &Request, usages: &[String]) -> Resul
         }
         KUBELET_CLIENT if !usages_are(usages, "client auth") => fail("usages did not match those of a kubelet client"),
         KUBELET_SERVING if request.other_names > 0 => fail("only DNS names and IP addresses are allowed"),
-        KUBELET_SERVING if request.dns.is_empty() && request.ips.is_empty() => fail("at least one DNS name or IP address is required"),
+        KUBELET_SERVING if request.dns.is_empty() && request.ips.is_empty() => {
+            fail("at least one DNS name or IP address is required")
+        }
         KUBELET_SERVING if !usages_are(usages, "server auth") => fail("usages did not match those of a kubelet server"),
         KUBELET_CLIENT | KUBELET_SERVING => Ok(()),
         CLIENT => {
@@ -121,25 +129,46 @@ pub(crate) fn foreign_name(request: &Request, node: &Node) -> Option<String> {
         .flat_map(|s| s.addresses.iter().flatten())
         .map(|a| (a.type_.as_str(), a.address.as_str()))
         .collect();
-    let dns = |name: &str| addresses.iter().any(|(kind, a)| matches!(*kind, "Hostname" | "InternalDNS" | "ExternalDNS") && *a == name);
-    let ip = |ip: &IpAddr| addresses.iter().any(|(kind, a)| matches!(*kind, "InternalIP" | "ExternalIP") && a.parse() == Ok(*ip));
+    let dns = |name: &str| {
+        addresses
+            .iter()
+            .any(|(kind, a)| matches!(*kind, "Hostname" | "InternalDNS" | "ExternalDNS") && *a == name)
+    };
+    let ip = |ip: &IpAddr| {
+        addresses
+            .iter()
+            .any(|(kind, a)| matches!(*kind, "InternalIP" | "ExternalIP") && a.parse() == Ok(*ip))
+    };
     let foreign_dns = request.dns.iter().find(|n| !dns(n)).cloned();
     foreign_dns.or_else(|| request.ips.iter().find(|a| !ip(a)).map(IpAddr::to_string))
 }
 
 /// A condition by type.
-pub(crate) fn condition<'a>(csr: &'a CertificateSigningRequest, kind: &str) -> Option<&'a CertificateSigningRequestCondition> {
-    csr.status.as_ref()?.conditions.iter().flatten().find(|c| c.type_ == kind)
+pub(crate) fn condition<'a>(
+    csr: &'a CertificateSigningRequest,
+    kind: &str,
+) -> Option<&'a CertificateSigningRequestCondition> {
+    csr.status
+        .as_ref()?
+        .conditions
+        .iter()
+        .flatten()
+        .find(|c| c.type_ == kind)
 }
 
 /// Neither approved nor denied nor failed.
 pub(crate) fn is_pending(csr: &CertificateSigningRequest) -> bool {
-    ["Approved", "Denied", "Failed"].iter().all(|kind| condition(csr, kind).is_none())
+    ["Approved", "Denied", "Failed"]
+        .iter()
+        .all(|kind| condition(csr, kind).is_none())
 }
 
 /// Whether a certificate has been issued.
 pub(crate) fn is_issued(csr: &CertificateSigningRequest) -> bool {
-    csr.status.as_ref().and_then(|s| s.certificate.as_ref()).is_some_and(|c| !c.0.is_empty())
+    csr.status
+        .as_ref()
+        .and_then(|s| s.certificate.as_ref())
+        .is_some_and(|c| !c.0.is_empty())
 }
 
 #[cfg(test)]
@@ -156,7 +185,11 @@ pub(crate) mod tests {
         if let Some(organization) = organization {
             params.distinguished_name.push(DnType::OrganizationName, organization);
         }
-        params.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap()
+        params
+            .serialize_request(&KeyPair::generate().unwrap())
+            .unwrap()
+            .pem()
+            .unwrap()
     }
 
     fn usages(list: &[&str]) -> Vec<String> {
@@ -184,18 +217,34 @@ pub(crate) mod tests {
             ("example.com/other", &user, &client, false),
         ] {
             let request = parse(pem.as_bytes()).unwrap();
-            assert_eq!(check(signer, &request, usages).is_ok(), accepted, "{signer} {request:?} {usages:?}");
+            assert_eq!(
+                check(signer, &request, usages).is_ok(),
+                accepted,
+                "{signer} {request:?} {usages:?}"
+            );
         }
     }
 
     #[test]
     fn a_serving_certificate_names_only_the_node_that_asks() {
         let request = parse(pem("system:node:n1", Some("system:nodes"), &["n1", "10.0.0.1"]).as_bytes()).unwrap();
-        let address = |kind: &str, address: &str| NodeAddress { type_: kind.into(), address: address.into() };
-        let node = |addresses| Node { status: Some(NodeStatus { addresses: Some(addresses), ..NodeStatus::default() }), ..Node::default() };
+        let address = |kind: &str, address: &str| NodeAddress {
+            type_: kind.into(),
+            address: address.into(),
+        };
+        let node = |addresses| Node {
+            status: Some(NodeStatus {
+                addresses: Some(addresses),
+                ..NodeStatus::default()
+            }),
+            ..Node::default()
+        };
         let full = node(vec![address("Hostname", "n1"), address("InternalIP", "10.0.0.1")]);
         assert_eq!(foreign_name(&request, &full), None);
-        assert_eq!(foreign_name(&request, &node(vec![address("Hostname", "n1")])), Some("10.0.0.1".into()));
+        assert_eq!(
+            foreign_name(&request, &node(vec![address("Hostname", "n1")])),
+            Some("10.0.0.1".into())
+        );
         let mut csr = CertificateSigningRequest::default();
         csr.spec.username = Some("system:node:n1".into());
         assert_eq!(serving_node(&csr, &request), None);
@@ -208,7 +257,10 @@ pub(crate) mod tests {
     #[test]
     fn a_request_that_was_tampered_with_is_refused() {
         let text = pem("jane", None, &[]);
-        let mut der = CertificateSigningRequestDer::from_pem_slice(text.as_bytes()).unwrap().as_ref().to_vec();
+        let mut der = CertificateSigningRequestDer::from_pem_slice(text.as_bytes())
+            .unwrap()
+            .as_ref()
+            .to_vec();
         let at = der.windows(4).position(|w| w == b"jane").unwrap();
         der[at] = b'J';
         use base64::Engine;

@@ -54,7 +54,9 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
 }
 
 async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Requeue, Error> {
-    let Some(csr) = ctx.caches.requests.get_key(key).filter(|c| is_pending(c)) else { return Ok(Requeue::Done) };
+    let Some(csr) = ctx.caches.requests.get_key(key).filter(|c| is_pending(c)) else {
+        return Ok(Requeue::Done);
+    };
     if csr.spec.signer_name != KUBELET_CLIENT && csr.spec.signer_name != KUBELET_SERVING {
         return Ok(Requeue::Done);
     }
@@ -66,11 +68,19 @@ async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Requeue, Error> {
         }
     };
     // What the signer would refuse is not approved either: people shall see it as pending.
-    if let Err(why) = check(&csr.spec.signer_name, &request, csr.spec.usages.as_deref().unwrap_or_default()) {
+    if let Err(why) = check(
+        &csr.spec.signer_name,
+        &request,
+        csr.spec.usages.as_deref().unwrap_or_default(),
+    ) {
         debug!(csr = key.name, why, "left alone");
         return Ok(Requeue::Done);
     }
-    let reason = if csr.spec.signer_name == KUBELET_CLIENT { client(ctx, &csr, &request).await? } else { serving(ctx, &csr, &request) };
+    let reason = if csr.spec.signer_name == KUBELET_CLIENT {
+        client(ctx, &csr, &request).await?
+    } else {
+        serving(ctx, &csr, &request)
+    };
     match reason {
         Some(reason) => approve(ctx, &csr, reason).await,
         None => Ok(Requeue::Done),
@@ -78,15 +88,26 @@ async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Requeue, Error> {
 }
 
 /// Whether the one who asks may have a node's client certificate, by the authorizer's word.
-async fn client(ctx: &Context, csr: &CertificateSigningRequest, request: &Request) -> Result<Option<&'static str>, Error> {
+async fn client(
+    ctx: &Context,
+    csr: &CertificateSigningRequest,
+    request: &Request,
+) -> Result<Option<&'static str>, Error> {
     let own = csr.spec.username.as_ref() == Some(&request.common_name);
     if own && may(ctx, csr, "selfnodeclient").await? {
-        return Ok(Some("Auto approving self kubelet client certificate after SubjectAccessReview."));
+        return Ok(Some(
+            "Auto approving self kubelet client certificate after SubjectAccessReview.",
+        ));
     }
     if may(ctx, csr, "nodeclient").await? {
-        return Ok(Some("Auto approving kubelet client certificate after SubjectAccessReview."));
+        return Ok(Some(
+            "Auto approving kubelet client certificate after SubjectAccessReview.",
+        ));
     }
-    debug!(csr = name(&csr.metadata), "the asker may not have a node client certificate");
+    debug!(
+        csr = name(&csr.metadata),
+        "the asker may not have a node client certificate"
+    );
     Ok(None)
 }
 
@@ -108,18 +129,29 @@ async fn may(ctx: &Context, csr: &CertificateSigningRequest, subresource: &str) 
         },
         ..SubjectAccessReview::default()
     };
-    let answer = Api::<SubjectAccessReview>::all(ctx.client.clone()).create(&PostParams::default(), &review).await?;
+    let answer = Api::<SubjectAccessReview>::all(ctx.client.clone())
+        .create(&PostParams::default(), &review)
+        .await?;
     Ok(answer.status.is_some_and(|s| s.allowed))
 }
 
 fn serving(ctx: &Context, csr: &CertificateSigningRequest, request: &Request) -> Option<&'static str> {
     let node_name = serving_node(csr, request)?;
     let Some(node) = ctx.caches.nodes.get("", node_name) else {
-        debug!(csr = name(&csr.metadata), node = node_name, "waits for the node to register");
+        debug!(
+            csr = name(&csr.metadata),
+            node = node_name,
+            "waits for the node to register"
+        );
         return None;
     };
     if let Some(foreign) = foreign_name(request, &node) {
-        info!(csr = name(&csr.metadata), node = node_name, name = foreign, "asks for a name that is no address of the node; not approved");
+        info!(
+            csr = name(&csr.metadata),
+            node = node_name,
+            name = foreign,
+            "asks for a name that is no address of the node; not approved"
+        );
         return None;
     }
     Some("Auto approving kubelet serving certificate: requested by the node itself for its own addresses.")
@@ -127,16 +159,24 @@ fn serving(ctx: &Context, csr: &CertificateSigningRequest, request: &Request) ->
 
 async fn approve(ctx: &Context, csr: &CertificateSigningRequest, message: &str) -> Result<Requeue, Error> {
     let mut approved = csr.clone();
-    approved.status.get_or_insert_default().conditions.get_or_insert_default().push(CertificateSigningRequestCondition {
-        type_: "Approved".into(),
-        status: "True".into(),
-        reason: Some("AutoApproved".into()),
-        message: Some(message.into()),
-        last_update_time: Some(now()),
-        last_transition_time: Some(now()),
-    });
+    approved
+        .status
+        .get_or_insert_default()
+        .conditions
+        .get_or_insert_default()
+        .push(CertificateSigningRequestCondition {
+            type_: "Approved".into(),
+            status: "True".into(),
+            reason: Some("AutoApproved".into()),
+            message: Some(message.into()),
+            last_update_time: Some(now()),
+            last_transition_time: Some(now()),
+        });
     let api: Api<CertificateSigningRequest> = Api::all(ctx.client.clone());
-    match api.replace_subresource("approval", name(&csr.metadata), &PostParams::default(), &approved).await {
+    match api
+        .replace_subresource("approval", name(&csr.metadata), &PostParams::default(), &approved)
+        .await
+    {
         Ok(_) => {
             info!(csr = name(&csr.metadata), "approved");
             Ok(Requeue::Done)

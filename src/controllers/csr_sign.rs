@@ -11,7 +11,9 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use kube::Api;
 use kube::api::{DeleteParams, Preconditions};
-use rcgen::{CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SerialNumber};
+use rcgen::{
+    CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SerialNumber,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
 use tracing::info;
@@ -46,14 +48,26 @@ impl Authority {
         let ends = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
         let key = KeyPair::from_pem(key).map_err(|e| wrong(&e))?;
         if !parsed.tbs_certificate.subject_pki.raw.ends_with(key.public_key_raw()) {
-            return Err(Error::Invalid("cluster signing CA: the key is not that of the certificate".into()));
+            return Err(Error::Invalid(
+                "cluster signing CA: the key is not that of the certificate".into(),
+            ));
         }
         let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|e| wrong(&e))?;
-        Ok(Self { issuer, ends: SystemTime::UNIX_EPOCH + Duration::from_secs(ends) })
+        Ok(Self {
+            issuer,
+            ends: SystemTime::UNIX_EPOCH + Duration::from_secs(ends),
+        })
     }
 
     /// Signs a request that has been checked, for `wanted` at most.
-    fn sign(&self, pem: &[u8], signer: &str, usages: &[String], wanted: Option<Duration>, now: SystemTime) -> Result<String, String> {
+    fn sign(
+        &self,
+        pem: &[u8],
+        signer: &str,
+        usages: &[String],
+        wanted: Option<Duration>,
+        now: SystemTime,
+    ) -> Result<String, String> {
         let der = CertificateSigningRequestDer::from_pem_slice(pem).map_err(|e| e.to_string())?;
         let mut request = CertificateSigningRequestParams::from_der(&der).map_err(|e| e.to_string())?;
         let params = &mut request.params;
@@ -65,7 +79,9 @@ impl Authority {
         params.not_after = (now + lifetime).min(self.ends).into();
         params.is_ca = IsCa::ExplicitNoCa;
         params.use_authority_key_identifier_extension = true;
-        params.serial_number = Some(SerialNumber::from(rand::random::<u128>().to_be_bytes().map(|b| b & 0x7f).to_vec()));
+        params.serial_number = Some(SerialNumber::from(
+            rand::random::<u128>().to_be_bytes().map(|b| b & 0x7f).to_vec(),
+        ));
         params.key_usages = Vec::new();
         for usage in usages {
             match usage.as_str() {
@@ -74,7 +90,11 @@ impl Authority {
                 _ => {}
             }
         }
-        let purpose = if signer == KUBELET_SERVING { ExtendedKeyUsagePurpose::ServerAuth } else { ExtendedKeyUsagePurpose::ClientAuth };
+        let purpose = if signer == KUBELET_SERVING {
+            ExtendedKeyUsagePurpose::ServerAuth
+        } else {
+            ExtendedKeyUsagePurpose::ClientAuth
+        };
         params.extended_key_usages = vec![purpose];
         Ok(request.signed_by(&self.issuer).map_err(|e| e.to_string())?.pem())
     }
@@ -109,15 +129,25 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
 
 fn wants_signature(csr: &CertificateSigningRequest) -> bool {
     let ours = [CLIENT, KUBELET_CLIENT, KUBELET_SERVING].contains(&csr.spec.signer_name.as_str());
-    let approved = condition(csr, "Approved").is_some() && condition(csr, "Denied").is_none() && condition(csr, "Failed").is_none();
+    let approved = condition(csr, "Approved").is_some()
+        && condition(csr, "Denied").is_none()
+        && condition(csr, "Failed").is_none();
     ours && approved && !is_issued(csr)
 }
 
 async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Requeue, Error> {
-    let Some(csr) = ctx.caches.requests.get_key(key).filter(|c| wants_signature(c)) else { return Ok(Requeue::Done) };
-    let Some(authority) = &ctx.options.authority else { return Ok(Requeue::Done) };
+    let Some(csr) = ctx.caches.requests.get_key(key).filter(|c| wants_signature(c)) else {
+        return Ok(Requeue::Done);
+    };
+    let Some(authority) = &ctx.options.authority else {
+        return Ok(Requeue::Done);
+    };
     let (pem, usages) = (&csr.spec.request.0, csr.spec.usages.as_deref().unwrap_or_default());
-    let wanted = csr.spec.expiration_seconds.and_then(|s| u64::try_from(s).ok()).map(Duration::from_secs);
+    let wanted = csr
+        .spec
+        .expiration_seconds
+        .and_then(|s| u64::try_from(s).ok())
+        .map(Duration::from_secs);
     let signed = parse(pem)
         .and_then(|request| check(&csr.spec.signer_name, &request, usages))
         .and_then(|()| authority.sign(pem, &csr.spec.signer_name, usages, wanted, SystemTime::now()));
@@ -130,14 +160,17 @@ async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Requeue, Error> {
         }
         Err(why) => {
             info!(csr = key.name, why, "refused");
-            status.conditions.get_or_insert_default().push(CertificateSigningRequestCondition {
-                type_: "Failed".into(),
-                status: "True".into(),
-                reason: Some("SignerValidationFailure".into()),
-                message: Some(why),
-                last_update_time: Some(now()),
-                last_transition_time: Some(now()),
-            });
+            status
+                .conditions
+                .get_or_insert_default()
+                .push(CertificateSigningRequestCondition {
+                    type_: "Failed".into(),
+                    status: "True".into(),
+                    reason: Some("SignerValidationFailure".into()),
+                    message: Some(why),
+                    last_update_time: Some(now()),
+                    last_transition_time: Some(now()),
+                });
         }
     }
     let api: Api<CertificateSigningRequest> = Api::all(ctx.client.clone());
@@ -177,22 +210,36 @@ fn left(csr: &CertificateSigningRequest, now: Timestamp) -> Duration {
     let created = csr.metadata.creation_timestamp.as_ref().map_or(now, |t| t.0);
     let decided = csr.status.iter().flat_map(|s| s.conditions.iter().flatten());
     let decided = decided.filter_map(|c| c.last_update_time.as_ref()).map(|t| t.0).max();
-    let pending = condition(csr, "Approved").is_none() && condition(csr, "Denied").is_none() && condition(csr, "Failed").is_none();
-    let (from, kept) = if pending { (created, PENDING_KEPT) } else { (decided.unwrap_or(created), DECIDED_KEPT) };
+    let pending = condition(csr, "Approved").is_none()
+        && condition(csr, "Denied").is_none()
+        && condition(csr, "Failed").is_none();
+    let (from, kept) = if pending {
+        (created, PENDING_KEPT)
+    } else {
+        (decided.unwrap_or(created), DECIDED_KEPT)
+    };
     kept.saturating_sub(since(from, now))
 }
 
 async fn expire(ctx: &Context, key: &ObjectKey) -> Result<Requeue, Error> {
-    let Some(csr) = ctx.caches.requests.get_key(key) else { return Ok(Requeue::Done) };
+    let Some(csr) = ctx.caches.requests.get_key(key) else {
+        return Ok(Requeue::Done);
+    };
     let left = left(&csr, Timestamp::now());
     if !left.is_zero() {
         return Ok(Requeue::After(left));
     }
     let params = DeleteParams {
-        preconditions: Some(Preconditions { uid: csr.metadata.uid.clone(), resource_version: None }),
+        preconditions: Some(Preconditions {
+            uid: csr.metadata.uid.clone(),
+            resource_version: None,
+        }),
         ..DeleteParams::default()
     };
-    match Api::<CertificateSigningRequest>::all(ctx.client.clone()).delete(name(&csr.metadata), &params).await {
+    match Api::<CertificateSigningRequest>::all(ctx.client.clone())
+        .delete(name(&csr.metadata), &params)
+        .await
+    {
         Ok(_) => Ok(Requeue::Done),
         Err(e) if e.is_not_found() || e.is_conflict() => Ok(Requeue::Done),
         Err(e) => Err(e.into()),
@@ -220,15 +267,34 @@ mod tests {
         let usages = ["digital signature".to_owned(), "server auth".to_owned()];
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let request = pem("system:node:n1", Some("system:nodes"), &["n1", "10.0.0.1"]);
-        for (wanted, expected) in [(None, YEAR), (Some(7200), Duration::from_secs(7200)), (Some(1), SHORTEST), (Some(u64::MAX / 2), YEAR)] {
+        for (wanted, expected) in [
+            (None, YEAR),
+            (Some(7200), Duration::from_secs(7200)),
+            (Some(1), SHORTEST),
+            (Some(u64::MAX / 2), YEAR),
+        ] {
             let wanted = wanted.map(Duration::from_secs);
-            let signed = authority().sign(request.as_bytes(), KUBELET_SERVING, &usages, wanted, now).unwrap();
+            let signed = authority()
+                .sign(request.as_bytes(), KUBELET_SERVING, &usages, wanted, now)
+                .unwrap();
             let der = CertificateDer::from_pem_slice(signed.as_bytes()).unwrap();
             let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
-            assert_eq!(parsed.validity().not_after.timestamp(), 1_800_000_000 + i64::try_from(expected.as_secs()).unwrap());
+            assert_eq!(
+                parsed.validity().not_after.timestamp(),
+                1_800_000_000 + i64::try_from(expected.as_secs()).unwrap()
+            );
             assert!(!parsed.is_ca());
             assert!(parsed.extended_key_usage().unwrap().unwrap().value.server_auth);
-            assert_eq!(parsed.subject_alternative_name().unwrap().unwrap().value.general_names.len(), 2);
+            assert_eq!(
+                parsed
+                    .subject_alternative_name()
+                    .unwrap()
+                    .unwrap()
+                    .value
+                    .general_names
+                    .len(),
+                2
+            );
             assert!(parsed.subject().to_string().contains("system:node:n1"));
         }
     }
@@ -251,7 +317,10 @@ mod tests {
             last_update_time: Some(Time(at(100))),
             ..CertificateSigningRequestCondition::default()
         };
-        csr.status = Some(CertificateSigningRequestStatus { conditions: Some(vec![approved]), certificate: None });
+        csr.status = Some(CertificateSigningRequestStatus {
+            conditions: Some(vec![approved]),
+            certificate: None,
+        });
         assert_eq!(left(&csr, at(3600)), Duration::from_secs(100));
         assert_eq!(left(&csr, at(9999)), Duration::ZERO);
     }

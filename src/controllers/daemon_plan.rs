@@ -38,7 +38,11 @@ pub(crate) struct Plan {
 
 /// Whether a pod was made from the template of that revision.
 pub(crate) fn is_updated(pod: &Pod, hash: &str) -> bool {
-    pod.metadata.labels.as_ref().and_then(|l| l.get(HASH_LABEL)).is_some_and(|h| h == hash)
+    pod.metadata
+        .labels
+        .as_ref()
+        .and_then(|l| l.get(HASH_LABEL))
+        .is_some_and(|h| h == hash)
 }
 
 fn is_available(set: &DaemonSet, pod: &Pod, now: Timestamp) -> bool {
@@ -57,8 +61,12 @@ pub(crate) fn rolling(set: &DaemonSet, desired: i32) -> Option<(i32, i32)> {
         return None;
     }
     let rolling = strategy.and_then(|s| s.rolling_update.as_ref());
-    let surge = rolling.and_then(|r| r.max_surge.as_ref()).map_or(0, |v| scaled(v, desired, true));
-    let unavailable = rolling.and_then(|r| r.max_unavailable.as_ref()).map_or(1, |v| scaled(v, desired, true));
+    let surge = rolling
+        .and_then(|r| r.max_surge.as_ref())
+        .map_or(0, |v| scaled(v, desired, true));
+    let unavailable = rolling
+        .and_then(|r| r.max_unavailable.as_ref())
+        .map_or(1, |v| scaled(v, desired, true));
     Some((surge, if surge == 0 && unavailable == 0 { 1 } else { unavailable }))
 }
 
@@ -74,11 +82,16 @@ pub(crate) fn manage(set: &DaemonSet, places: &Places, hash: &str, now: Timestam
     let mut plan = Plan::default();
     for (node, place) in places {
         if !place.wanted.keep {
-            plan.delete.extend(place.pods.iter().filter(|p| !is_deleting(&p.metadata)).cloned());
+            plan.delete
+                .extend(place.pods.iter().filter(|p| !is_deleting(&p.metadata)).cloned());
             continue;
         }
-        let (failed, alive): (Vec<_>, Vec<_>) =
-            place.pods.iter().filter(|p| !is_deleting(&p.metadata)).cloned().partition(|p| phase(p) == "Failed");
+        let (failed, alive): (Vec<_>, Vec<_>) = place
+            .pods
+            .iter()
+            .filter(|p| !is_deleting(&p.metadata))
+            .cloned()
+            .partition(|p| phase(p) == "Failed");
         let leaving = place.pods.iter().any(|p| is_deleting(&p.metadata));
         if place.wanted.run && alive.is_empty() && failed.is_empty() && !leaving {
             plan.create.push(node.clone());
@@ -117,8 +130,14 @@ pub(crate) fn desired(places: &Places) -> i32 {
 
 /// The next step of a rolling update to the template with that hash.
 pub(crate) fn roll(set: &DaemonSet, places: &Places, hash: &str, now: Timestamp) -> Plan {
-    let Some((surge, unavailable)) = rolling(set, desired(places)) else { return Plan::default() };
-    if surge == 0 { replace(set, places, hash, unavailable, now) } else { surge_in(set, places, hash, surge, now) }
+    let Some((surge, unavailable)) = rolling(set, desired(places)) else {
+        return Plan::default();
+    };
+    if surge == 0 {
+        replace(set, places, hash, unavailable, now)
+    } else {
+        surge_in(set, places, hash, surge, now)
+    }
 }
 
 /// Deletes old pods (their nodes then get new ones): broken ones first, then as many as may be unavailable.
@@ -143,7 +162,10 @@ fn replace(set: &DaemonSet, places: &Places, hash: &str, allowed: i32, now: Time
     }
     let left = usize::try_from(allowed - unavailable).unwrap_or(0);
     broken.extend(serving.into_iter().take(left));
-    Plan { delete: broken, ..Plan::default() }
+    Plan {
+        delete: broken,
+        ..Plan::default()
+    }
 }
 
 /// Creates new pods beside the old ones; the old go when theirs is available (see [`surplus`]).
@@ -163,7 +185,10 @@ fn surge_in(set: &DaemonSet, places: &Places, hash: &str, allowed: i32, now: Tim
     }
     let left = usize::try_from(allowed - surging).unwrap_or(0);
     broken.extend(create.into_iter().take(left));
-    Plan { create: broken, ..Plan::default() }
+    Plan {
+        create: broken,
+        ..Plan::default()
+    }
 }
 
 #[cfg(test)]
@@ -178,8 +203,17 @@ mod tests {
             max_surge: Some(IntOrString::Int(surge)),
             max_unavailable: Some(IntOrString::Int(unavailable)),
         };
-        let strategy = DaemonSetUpdateStrategy { type_: Some("RollingUpdate".into()), rolling_update: Some(rolling) };
-        DaemonSet { spec: Some(DaemonSetSpec { update_strategy: Some(strategy), ..DaemonSetSpec::default() }), ..DaemonSet::default() }
+        let strategy = DaemonSetUpdateStrategy {
+            type_: Some("RollingUpdate".into()),
+            rolling_update: Some(rolling),
+        };
+        DaemonSet {
+            spec: Some(DaemonSetSpec {
+                update_strategy: Some(strategy),
+                ..DaemonSetSpec::default()
+            }),
+            ..DaemonSet::default()
+        }
     }
 
     fn daemon(name: &str, hash: &str, phase: &str, ready: bool) -> Arc<Pod> {
@@ -189,7 +223,10 @@ mod tests {
     }
 
     fn place(pods: Vec<Arc<Pod>>) -> Place {
-        Place { wanted: Wanted { run: true, keep: true }, pods }
+        Place {
+            wanted: Wanted { run: true, keep: true },
+            pods,
+        }
     }
 
     fn names(pods: &[Arc<Pod>]) -> Vec<&str> {
@@ -202,14 +239,38 @@ mod tests {
             ("empty".to_owned(), place(vec![])),
             ("fine".to_owned(), place(vec![daemon("a", "1", "Running", true)])),
             ("failed".to_owned(), place(vec![daemon("f", "1", "Failed", false)])),
-            ("two".to_owned(), place(vec![daemon("b", "1", "Running", true), daemon("c", "1", "Running", true)])),
-            ("unwanted".to_owned(), Place { wanted: Wanted { run: false, keep: false }, pods: vec![daemon("x", "1", "Running", true)] }),
-            ("cordoned".to_owned(), Place { wanted: Wanted { run: false, keep: true }, pods: vec![daemon("y", "1", "Running", true)] }),
+            (
+                "two".to_owned(),
+                place(vec![
+                    daemon("b", "1", "Running", true),
+                    daemon("c", "1", "Running", true),
+                ]),
+            ),
+            (
+                "unwanted".to_owned(),
+                Place {
+                    wanted: Wanted {
+                        run: false,
+                        keep: false,
+                    },
+                    pods: vec![daemon("x", "1", "Running", true)],
+                },
+            ),
+            (
+                "cordoned".to_owned(),
+                Place {
+                    wanted: Wanted { run: false, keep: true },
+                    pods: vec![daemon("y", "1", "Running", true)],
+                },
+            ),
         ]);
         let plan = manage(&set(0, 1), &places, "1", Timestamp::from_second(100).unwrap());
         assert_eq!(plan.create, ["empty"]);
         assert_eq!(names(&plan.delete), ["c", "x"]);
-        assert_eq!(plan.failed.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(), ["failed"]);
+        assert_eq!(
+            plan.failed.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(),
+            ["failed"]
+        );
     }
 
     #[test]

@@ -113,7 +113,9 @@ impl Controller {
 
     fn node_changed(&self, change: Change<'_, Node>) {
         let taints = |n: &Node| n.spec.as_ref().and_then(|s| s.taints.clone());
-        let same = change.old().is_some_and(|o| o.metadata.labels == change.latest().metadata.labels && taints(o) == taints(change.latest()));
+        let same = change.old().is_some_and(|o| {
+            o.metadata.labels == change.latest().metadata.labels && taints(o) == taints(change.latest())
+        });
         if same {
             return;
         }
@@ -127,8 +129,12 @@ impl Controller {
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Requeue, Error> {
-        let Some(set) = self.ctx.caches.daemon_sets.get_key(key) else { return Ok(Requeue::Done) };
-        let Some(spec) = &set.spec else { return Ok(Requeue::Done) };
+        let Some(set) = self.ctx.caches.daemon_sets.get_key(key) else {
+            return Ok(Requeue::Done);
+        };
+        let Some(spec) = &set.spec else {
+            return Ok(Requeue::Done);
+        };
         if selector::is_empty(&spec.selector) {
             let message = "This daemon set is selecting all pods. A non-empty selector is required.";
             self.events.event(&*set, Level::Warning, "SelectingAll", message);
@@ -138,7 +144,13 @@ impl Controller {
             return Ok(Requeue::Done);
         }
         let (current, old) = self.history(&set).await?;
-        let hash = current.metadata.labels.as_ref().and_then(|l| l.get(HASH_LABEL)).cloned().unwrap_or_default();
+        let hash = current
+            .metadata
+            .labels
+            .as_ref()
+            .and_then(|l| l.get(HASH_LABEL))
+            .cloned()
+            .unwrap_or_default();
         let mut pause = None;
         let mut places = self.places(&set).await?;
         if self.expectations.satisfied(uid(&set.metadata)) {
@@ -163,15 +175,29 @@ impl Controller {
     /// Every node there is, and every node that one of the pods is on.
     async fn places(&self, set: &Arc<DaemonSet>) -> Result<Places, Error> {
         let candidates = self.ctx.caches.pods.list(namespace(&set.metadata));
-        let candidates = candidates.into_iter().filter(|p| !is_deleting(&p.metadata) || is_controlled_by(&p.metadata, &set.metadata)).collect();
-        let owned = claim(&self.ctx.client, &**set, candidates, |p: &Pod| selects(set, &p.metadata)).await?;
+        let candidates = candidates
+            .into_iter()
+            .filter(|p| !is_deleting(&p.metadata) || is_controlled_by(&p.metadata, &set.metadata))
+            .collect();
+        let owned = claim(&self.ctx.client, &**set, candidates, |p: &Pod| {
+            selects(set, &p.metadata)
+        })
+        .await?;
         let mut places: Places = self
             .ctx
             .caches
             .nodes
             .all()
             .iter()
-            .map(|n| (name(&n.metadata).to_owned(), Place { wanted: wanted(set, n), pods: Vec::new() }))
+            .map(|n| {
+                (
+                    name(&n.metadata).to_owned(),
+                    Place {
+                        wanted: wanted(set, n),
+                        pods: Vec::new(),
+                    },
+                )
+            })
             .collect();
         for pod in owned {
             // A pod of a node that is gone is the pod collector's.
@@ -188,17 +214,28 @@ impl Controller {
         let now = Instant::now();
         let mut next: Option<Duration> = None;
         for (node, pod) in std::mem::take(&mut plan.failed) {
-            let entry = pauses.entry((uid(&set.metadata).to_owned(), node.clone())).or_insert((0, now));
+            let entry = pauses
+                .entry((uid(&set.metadata).to_owned(), node.clone()))
+                .or_insert((0, now));
             if entry.1 > now {
                 let wait = entry.1 - now;
                 next = Some(next.map_or(wait, |n| n.min(wait)));
                 continue;
             }
-            let pause = Duration::from_secs(1).saturating_mul(1 << entry.0.min(12)).min(LAST_PAUSE);
+            let pause = Duration::from_secs(1)
+                .saturating_mul(1 << entry.0.min(12))
+                .min(LAST_PAUSE);
             // One that lived long starts over.
-            entry.0 = if now.duration_since(entry.1) > LAST_PAUSE * 2 { 0 } else { entry.0 + 1 };
+            entry.0 = if now.duration_since(entry.1) > LAST_PAUSE * 2 {
+                0
+            } else {
+                entry.0 + 1
+            };
             entry.1 = now + pause;
-            let message = format!("Found failed daemon pod {} on node {node}, will try to kill it", Context::describe(&pod.metadata));
+            let message = format!(
+                "Found failed daemon pod {} on node {node}, will try to kill it",
+                Context::describe(&pod.metadata)
+            );
             self.events.event(set, Level::Warning, "FailedDaemonPod", message);
             plan.delete.push(pod);
         }
@@ -212,7 +249,8 @@ impl Controller {
         if create.is_empty() && delete.is_empty() {
             return Ok(());
         }
-        self.expectations.expect(owner, create.len(), delete.iter().map(|p| uid(&p.metadata).to_owned()));
+        self.expectations
+            .expect(owner, create.len(), delete.iter().map(|p| uid(&p.metadata).to_owned()));
         let mut result = Ok(());
         let (mut done, mut batch) = (0, 1);
         while done < create.len() {
@@ -229,7 +267,9 @@ impl Controller {
             batch = (batch * 2).min(64);
         }
         for pods in delete.chunks(32) {
-            let tried = pods.iter().map(|pod| async move { (pod, pods::delete(&self.ctx.client, &self.events, &**set, pod).await) });
+            let tried = pods
+                .iter()
+                .map(|pod| async move { (pod, pods::delete(&self.ctx.client, &self.events, &**set, pod).await) });
             for (pod, deleted) in join_all(tried).await {
                 if deleted.is_err() {
                     self.expectations.deleted(owner, uid(&pod.metadata));
@@ -244,17 +284,28 @@ impl Controller {
     }
 
     async fn create_pod(&self, set: &Arc<DaemonSet>, node: &str, hash: &str) -> Result<Pod, Error> {
-        let Some(spec) = &set.spec else { return Err(Error::Invalid("daemon set without spec".into())) };
+        let Some(spec) = &set.spec else {
+            return Err(Error::Invalid("daemon set without spec".into()));
+        };
         let mut pod = pods::from_template(&spec.template, &**set);
-        pod.metadata.labels.get_or_insert_default().insert(HASH_LABEL.to_owned(), hash.to_owned());
+        pod.metadata
+            .labels
+            .get_or_insert_default()
+            .insert(HASH_LABEL.to_owned(), hash.to_owned());
         pin(&mut pod, node);
         pods::create(&self.ctx.client, &self.events, &**set, &pod).await
     }
 
     /// The revision of the present template (made if needed) and the older ones, oldest first.
-    async fn history(&self, set: &Arc<DaemonSet>) -> Result<(Arc<ControllerRevision>, Vec<Arc<ControllerRevision>>), Error> {
+    async fn history(
+        &self,
+        set: &Arc<DaemonSet>,
+    ) -> Result<(Arc<ControllerRevision>, Vec<Arc<ControllerRevision>>), Error> {
         let candidates = self.ctx.caches.revisions.list(namespace(&set.metadata));
-        let mut owned = claim(&self.ctx.client, &**set, candidates, |r: &ControllerRevision| selects(set, &r.metadata)).await?;
+        let mut owned = claim(&self.ctx.client, &**set, candidates, |r: &ControllerRevision| {
+            selects(set, &r.metadata)
+        })
+        .await?;
         owned.sort_by_key(|r| r.revision);
         let data = template_patch(set)?;
         let next = owned.last().map_or(1, |r| r.revision + 1);
@@ -263,7 +314,10 @@ impl Controller {
             let mut current = owned.remove(i);
             // A template that comes back is the newest again.
             if current.revision + 1 < next {
-                let renewed = ControllerRevision { revision: next, ..(*current).clone() };
+                let renewed = ControllerRevision {
+                    revision: next,
+                    ..(*current).clone()
+                };
                 if let Some(written) = update(&api, &*current, &renewed, Part::Main).await? {
                     current = Arc::new(written);
                 }
@@ -281,16 +335,32 @@ impl Controller {
                 let mut status = set.status.clone().unwrap_or_default();
                 status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
                 let api: Api<DaemonSet> = Api::namespaced(self.ctx.client.clone(), namespace(&set.metadata));
-                update(&api, &**set, &DaemonSet { status: Some(status), ..(**set).clone() }, Part::Status).await?;
+                update(
+                    &api,
+                    &**set,
+                    &DaemonSet {
+                        status: Some(status),
+                        ..(**set).clone()
+                    },
+                    Part::Status,
+                )
+                .await?;
                 Err(Error::Retry("hash collision of templates".into()))
             }
             Err(e) => Err(e.into()),
         }
     }
 
-    async fn clean_up_history(&self, set: &DaemonSet, old: &[Arc<ControllerRevision>], places: &Places) -> Result<(), Error> {
+    async fn clean_up_history(
+        &self,
+        set: &DaemonSet,
+        old: &[Arc<ControllerRevision>],
+        places: &Places,
+    ) -> Result<(), Error> {
         let limit = set.spec.as_ref().and_then(|s| s.revision_history_limit).unwrap_or(10);
-        let Ok(limit) = usize::try_from(limit) else { return Ok(()) };
+        let Ok(limit) = usize::try_from(limit) else {
+            return Ok(());
+        };
         let surplus = old.len().saturating_sub(limit);
         let in_use = |r: &ControllerRevision| {
             let hash = r.metadata.labels.as_ref().and_then(|l| l.get(HASH_LABEL));
@@ -309,7 +379,10 @@ impl Controller {
 
     async fn write_status(&self, set: &Arc<DaemonSet>, places: &Places, hash: &str) -> Result<Option<Duration>, Error> {
         let (status, next) = status_of(set, places, hash, Timestamp::now());
-        let wanted = DaemonSet { status: Some(status), ..(**set).clone() };
+        let wanted = DaemonSet {
+            status: Some(status),
+            ..(**set).clone()
+        };
         let api: Api<DaemonSet> = Api::namespaced(self.ctx.client.clone(), namespace(&set.metadata));
         match update(&api, &**set, &wanted, Part::Status).await {
             Ok(_) => Ok(next),
@@ -327,9 +400,16 @@ fn template_patch(set: &DaemonSet) -> Result<Value, Error> {
 }
 
 fn new_revision(set: &DaemonSet, data: Value, revision: i64) -> Result<ControllerRevision, Error> {
-    let Some(spec) = &set.spec else { return Err(Error::Invalid("daemon set without spec".into())) };
+    let Some(spec) = &set.spec else {
+        return Err(Error::Invalid("daemon set without spec".into()));
+    };
     let hash = template_hash(&spec.template, set.status.as_ref().and_then(|s| s.collision_count))?;
-    let mut labels = spec.template.metadata.as_ref().and_then(|m| m.labels.clone()).unwrap_or_default();
+    let mut labels = spec
+        .template
+        .metadata
+        .as_ref()
+        .and_then(|m| m.labels.clone())
+        .unwrap_or_default();
     labels.insert(HASH_LABEL.to_owned(), hash.clone());
     Ok(ControllerRevision {
         metadata: ObjectMeta {

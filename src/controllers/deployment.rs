@@ -41,7 +41,9 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
         queue: Arc::clone(&queue),
     });
     let on = Arc::clone(&controller);
-    ctx.caches.deployments.on_change(move |c| on.queue.add(ObjectKey::of(&**c.latest())));
+    ctx.caches
+        .deployments
+        .on_change(move |c| on.queue.add(ObjectKey::of(&**c.latest())));
     let on = Arc::clone(&controller);
     ctx.caches.replica_sets.on_change(move |c| on.set_changed(c));
     let on = Arc::clone(&controller);
@@ -81,7 +83,10 @@ impl Family {
 impl Controller {
     fn set_changed(&self, change: Change<'_, ReplicaSet>) {
         let set = change.latest();
-        let owners = [owner(&set.metadata, "Deployment"), change.old().and_then(|o| owner(&o.metadata, "Deployment"))];
+        let owners = [
+            owner(&set.metadata, "Deployment"),
+            change.old().and_then(|o| owner(&o.metadata, "Deployment")),
+        ];
         for key in owners.into_iter().flatten() {
             self.queue.add(key);
         }
@@ -96,28 +101,45 @@ impl Controller {
 
     /// Recreate waits for the last old pod to be gone.
     fn pod_changed(&self, change: Change<'_, Pod>) {
-        let ended = change.is_deleted() || (is_terminal(change.latest()) && change.old().is_some_and(|o| !is_terminal(o)));
+        let ended =
+            change.is_deleted() || (is_terminal(change.latest()) && change.old().is_some_and(|o| !is_terminal(o)));
         if !ended {
             return;
         }
-        let Some(set) = owner(&change.latest().metadata, "ReplicaSet").and_then(|k| self.ctx.caches.replica_sets.get_key(&k)) else { return };
+        let Some(set) =
+            owner(&change.latest().metadata, "ReplicaSet").and_then(|k| self.ctx.caches.replica_sets.get_key(&k))
+        else {
+            return;
+        };
         if let Some(key) = owner(&set.metadata, "Deployment")
-            && self.ctx.caches.deployments.get_key(&key).is_some_and(|d| !is_rolling(&d))
+            && self
+                .ctx
+                .caches
+                .deployments
+                .get_key(&key)
+                .is_some_and(|d| !is_rolling(&d))
         {
             self.queue.add(key);
         }
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Requeue, Error> {
-        let Some(deployment) = self.ctx.caches.deployments.get_key(key) else { return Ok(Requeue::Done) };
-        let Some(spec) = &deployment.spec else { return Ok(Requeue::Done) };
+        let Some(deployment) = self.ctx.caches.deployments.get_key(key) else {
+            return Ok(Requeue::Done);
+        };
+        let Some(spec) = &deployment.spec else {
+            return Ok(Requeue::Done);
+        };
         if selector::is_empty(&spec.selector) {
             let message = "This deployment is selecting all pods. A non-empty selector is required.";
             self.events.event(&*deployment, Level::Warning, "SelectingAll", message);
             return Ok(Requeue::Done);
         }
         let candidates = self.ctx.caches.replica_sets.list(&key.namespace);
-        let owned = claim(&self.ctx.client, &*deployment, candidates, |set: &ReplicaSet| selects(&deployment, set)).await?;
+        let owned = claim(&self.ctx.client, &*deployment, candidates, |set: &ReplicaSet| {
+            selects(&deployment, set)
+        })
+        .await?;
         let (new, old) = sets::split(&deployment, owned);
         let mut family = Family { new, old };
         if is_deleting(&deployment.metadata) {
@@ -128,7 +150,10 @@ impl Controller {
             self.save_status(&deployment, said).await?;
             return Ok(Requeue::Done);
         }
-        let scaling = family.all().iter().any(|s| size(s) > 0 && sets::desired(s).is_some_and(|d| d != Limits::of(&deployment).replicas));
+        let scaling = family
+            .all()
+            .iter()
+            .any(|s| size(s) > 0 && sets::desired(s).is_some_and(|d| d != Limits::of(&deployment).replicas));
         if paused || scaling {
             family.new = self.refresh_new(&deployment, &family).await?;
             self.scale(&deployment, &mut family).await?;
@@ -137,11 +162,17 @@ impl Controller {
             }
             return self.write_status(&deployment, &family, None).await;
         }
-        if is_rolling(&deployment) { self.roll(&deployment, family).await } else { self.recreate(&deployment, family).await }
+        if is_rolling(&deployment) {
+            self.roll(&deployment, family).await
+        } else {
+            self.recreate(&deployment, family).await
+        }
     }
 
     async fn roll(&self, deployment: &Arc<Deployment>, mut family: Family) -> Result<Requeue, Error> {
-        let Some(reason) = self.ensure_new(deployment, &mut family).await? else { return Ok(Requeue::Done) };
+        let Some(reason) = self.ensure_new(deployment, &mut family).await? else {
+            return Ok(Requeue::Done);
+        };
         let limits = Limits::of(deployment);
         let old: Vec<Set> = family.old.iter().map(|s| numbers(s)).collect();
         if let Some(new) = family.new.clone() {
@@ -173,7 +204,9 @@ impl Controller {
         if scaled_down || self.old_pods_run(&family) {
             return self.write_status(deployment, &family, None).await;
         }
-        let Some(reason) = self.ensure_new(deployment, &mut family).await? else { return Ok(Requeue::Done) };
+        let Some(reason) = self.ensure_new(deployment, &mut family).await? else {
+            return Ok(Requeue::Done);
+        };
         if let Some(new) = family.new.clone()
             && size(&new) != limits.replicas
         {
@@ -182,7 +215,12 @@ impl Controller {
         self.finish(deployment, family, reason).await
     }
 
-    async fn finish(&self, deployment: &Arc<Deployment>, family: Family, reason: Option<&'static str>) -> Result<Requeue, Error> {
+    async fn finish(
+        &self,
+        deployment: &Arc<Deployment>,
+        family: Family,
+        reason: Option<&'static str>,
+    ) -> Result<Requeue, Error> {
         let counted = status::counts(deployment, family.new.as_deref(), &family.all(), Timestamp::now());
         if status::is_complete(deployment, &counted) {
             self.clean_up(deployment, &family.old).await?;
@@ -191,20 +229,35 @@ impl Controller {
     }
 
     fn old_pods_run(&self, family: &Family) -> bool {
-        let pods = self.ctx.caches.pods.list(family.old.first().map_or("", |s| namespace(&s.metadata)));
-        pods.iter().any(|p| !is_terminal(p) && family.old.iter().any(|s| is_controlled_by(&p.metadata, &s.metadata)))
+        let pods = self
+            .ctx
+            .caches
+            .pods
+            .list(family.old.first().map_or("", |s| namespace(&s.metadata)));
+        pods.iter()
+            .any(|p| !is_terminal(p) && family.old.iter().any(|s| is_controlled_by(&p.metadata, &s.metadata)))
     }
 
     /// Brings the existing new ReplicaSet's annotations and `minReadySeconds` up to date.
-    async fn refresh_new(&self, deployment: &Arc<Deployment>, family: &Family) -> Result<Option<Arc<ReplicaSet>>, Error> {
+    async fn refresh_new(
+        &self,
+        deployment: &Arc<Deployment>,
+        family: &Family,
+    ) -> Result<Option<Arc<ReplicaSet>>, Error> {
         let Some(new) = &family.new else { return Ok(None) };
         let mut wanted = (**new).clone();
-        wanted.metadata.annotations = Some(sets::annotations(deployment, Some(new), sets::next_revision(&family.old)));
+        wanted.metadata.annotations = Some(sets::annotations(
+            deployment,
+            Some(new),
+            sets::next_revision(&family.old),
+        ));
         if let (Some(spec), Some(from)) = (&mut wanted.spec, &deployment.spec) {
             spec.min_ready_seconds = from.min_ready_seconds;
         }
         let api: Api<ReplicaSet> = Api::namespaced(self.ctx.client.clone(), namespace(&new.metadata));
-        let written = update(&api, &**new, &wanted, Part::Main).await?.map_or_else(|| Arc::clone(new), Arc::new);
+        let written = update(&api, &**new, &wanted, Part::Main)
+            .await?
+            .map_or_else(|| Arc::clone(new), Arc::new);
         self.write_revision(deployment, &written).await?;
         Ok(Some(written))
     }
@@ -213,7 +266,11 @@ impl Controller {
     async fn write_revision(&self, deployment: &Arc<Deployment>, new: &ReplicaSet) -> Result<(), Error> {
         let revision = sets::revision(&new.metadata).to_string();
         let mut wanted = (**deployment).clone();
-        wanted.metadata.annotations.get_or_insert_default().insert(sets::REVISION.to_owned(), revision);
+        wanted
+            .metadata
+            .annotations
+            .get_or_insert_default()
+            .insert(sets::REVISION.to_owned(), revision);
         let api: Api<Deployment> = Api::namespaced(self.ctx.client.clone(), namespace(&deployment.metadata));
         if update(&api, &**deployment, &wanted, Part::Main).await?.is_some() {
             // The rest of this pass would write on top of a version that is no longer current.
@@ -224,10 +281,17 @@ impl Controller {
 
     /// Makes sure that the new ReplicaSet exists. The reason for the Progressing condition if it is news; nothing at all
     /// if the pass must end here.
-    async fn ensure_new(&self, deployment: &Arc<Deployment>, family: &mut Family) -> Result<Option<Option<&'static str>>, Error> {
+    async fn ensure_new(
+        &self,
+        deployment: &Arc<Deployment>,
+        family: &mut Family,
+    ) -> Result<Option<Option<&'static str>>, Error> {
         if family.new.is_some() {
             family.new = self.refresh_new(deployment, family).await?;
-            let known = deployment.status.as_ref().is_some_and(|s| status::condition(s, "Progressing").is_some());
+            let known = deployment
+                .status
+                .as_ref()
+                .is_some_and(|s| status::condition(s, "Progressing").is_some());
             return Ok(Some((!known).then_some(status::FOUND)));
         }
         let wanted = sets::build(deployment, &family.old, sets::next_revision(&family.old))?;
@@ -237,7 +301,8 @@ impl Controller {
                 let size = size(&created);
                 if size > 0 {
                     let message = format!("Scaled up replica set {} from 0 to {size}", name(&created.metadata));
-                    self.events.event(&**deployment, Level::Normal, "ScalingReplicaSet", message);
+                    self.events
+                        .event(&**deployment, Level::Normal, "ScalingReplicaSet", message);
                 }
                 let created = Arc::new(created);
                 family.new = Some(Arc::clone(&created));
@@ -260,11 +325,23 @@ impl Controller {
             }
             Err(e) if e.is_namespace_terminating() => Ok(None),
             Err(e) => {
-                let message = format!("Failed to create new replica set {:?}: {}", name(&wanted.metadata), crate::pods::plain(&e));
+                let message = format!(
+                    "Failed to create new replica set {:?}: {}",
+                    name(&wanted.metadata),
+                    component::plain(&e)
+                );
                 let mut said = status::counts(deployment, None, &family.old, Timestamp::now());
-                status::set_condition(&mut said, "Progressing", false, status::CREATE_FAILED, message.clone(), Timestamp::now());
+                status::set_condition(
+                    &mut said,
+                    "Progressing",
+                    false,
+                    status::CREATE_FAILED,
+                    message.clone(),
+                    Timestamp::now(),
+                );
                 self.save_status(deployment, said).await?;
-                self.events.event(&**deployment, Level::Warning, status::CREATE_FAILED, message);
+                self.events
+                    .event(&**deployment, Level::Warning, status::CREATE_FAILED, message);
                 Err(e.into())
             }
         }
@@ -273,7 +350,12 @@ impl Controller {
     /// Applies a changed `spec.replicas`.
     async fn scale(&self, deployment: &Arc<Deployment>, family: &mut Family) -> Result<(), Error> {
         let limits = Limits::of(deployment);
-        let mut active: Vec<&mut Arc<ReplicaSet>> = family.old.iter_mut().chain(family.new.as_mut()).filter(|s| size(s) > 0).collect();
+        let mut active: Vec<&mut Arc<ReplicaSet>> = family
+            .old
+            .iter_mut()
+            .chain(family.new.as_mut())
+            .filter(|s| size(s) > 0)
+            .collect();
         // The only one with pods, or, when none has any, the newest: it takes all.
         let only = match active.len() {
             0 => family.new.as_mut().or(family.old.last_mut()),
@@ -300,7 +382,12 @@ impl Controller {
         if !is_rolling(deployment) {
             return Ok(());
         }
-        let mut active: Vec<&mut Arc<ReplicaSet>> = family.old.iter_mut().chain(family.new.as_mut()).filter(|s| size(s) > 0).collect();
+        let mut active: Vec<&mut Arc<ReplicaSet>> = family
+            .old
+            .iter_mut()
+            .chain(family.new.as_mut())
+            .filter(|s| size(s) > 0)
+            .collect();
         let wanted = in_proportion(limits, &active.iter().map(|s| numbers(s)).collect::<Vec<_>>());
         for (set, wanted) in active.iter_mut().zip(wanted) {
             **set = self.resize(deployment, set, wanted, limits).await?;
@@ -308,7 +395,13 @@ impl Controller {
         Ok(())
     }
 
-    async fn resize(&self, deployment: &Arc<Deployment>, set: &Arc<ReplicaSet>, wanted: i32, limits: Limits) -> Result<Arc<ReplicaSet>, Error> {
+    async fn resize(
+        &self,
+        deployment: &Arc<Deployment>,
+        set: &Arc<ReplicaSet>,
+        wanted: i32,
+        limits: Limits,
+    ) -> Result<Arc<ReplicaSet>, Error> {
         let before = size(set);
         let api: Api<ReplicaSet> = Api::namespaced(self.ctx.client.clone(), namespace(&set.metadata));
         let Some(written) = update(&api, &**set, &resized(set, wanted, limits), Part::Main).await? else {
@@ -316,16 +409,26 @@ impl Controller {
         };
         if wanted != before {
             let direction = if wanted > before { "up" } else { "down" };
-            let message = format!("Scaled {direction} replica set {} from {before} to {wanted}", name(&set.metadata));
-            self.events.event(&**deployment, Level::Normal, "ScalingReplicaSet", message);
+            let message = format!(
+                "Scaled {direction} replica set {} from {before} to {wanted}",
+                name(&set.metadata)
+            );
+            self.events
+                .event(&**deployment, Level::Normal, "ScalingReplicaSet", message);
         }
         Ok(Arc::new(written))
     }
 
     /// Deletes the oldest empty ReplicaSets beyond `revisionHistoryLimit`.
     async fn clean_up(&self, deployment: &Deployment, old: &[Arc<ReplicaSet>]) -> Result<(), Error> {
-        let limit = deployment.spec.as_ref().and_then(|s| s.revision_history_limit).unwrap_or(10);
-        let Ok(limit) = usize::try_from(limit) else { return Ok(()) };
+        let limit = deployment
+            .spec
+            .as_ref()
+            .and_then(|s| s.revision_history_limit)
+            .unwrap_or(10);
+        let Ok(limit) = usize::try_from(limit) else {
+            return Ok(());
+        };
         let mut past: Vec<&Arc<ReplicaSet>> = old.iter().filter(|s| !is_deleting(&s.metadata)).collect();
         past.sort_by_key(|s| sets::revision(&s.metadata));
         let surplus = past.len().saturating_sub(limit);
@@ -337,7 +440,10 @@ impl Controller {
                 continue;
             }
             let params = DeleteParams {
-                preconditions: Some(Preconditions { uid: Some(uid(&set.metadata).to_owned()), resource_version: None }),
+                preconditions: Some(Preconditions {
+                    uid: Some(uid(&set.metadata).to_owned()),
+                    resource_version: None,
+                }),
                 ..DeleteParams::background()
             };
             match api.delete(name(&set.metadata), &params).await {
@@ -349,13 +455,29 @@ impl Controller {
         Ok(())
     }
 
-    async fn write_status(&self, deployment: &Arc<Deployment>, family: &Family, reason: Option<&'static str>) -> Result<Requeue, Error> {
+    async fn write_status(
+        &self,
+        deployment: &Arc<Deployment>,
+        family: &Family,
+        reason: Option<&'static str>,
+    ) -> Result<Requeue, Error> {
         let now = Timestamp::now();
         let mut said = status::counts(deployment, family.new.as_deref(), &family.all(), now);
         let mut next: Option<Duration> = None;
         if let (Some(reason), Some(new), Some(_)) = (reason, &family.new, status::deadline(deployment)) {
-            let verb = if reason == status::FOUND { "Found new replica set" } else { "Created new replica set" };
-            status::set_condition(&mut said, "Progressing", true, reason, format!("{verb} {:?}", name(&new.metadata)), now);
+            let verb = if reason == status::FOUND {
+                "Found new replica set"
+            } else {
+                "Created new replica set"
+            };
+            status::set_condition(
+                &mut said,
+                "Progressing",
+                true,
+                reason,
+                format!("{verb} {:?}", name(&new.metadata)),
+                now,
+            );
         }
         if deployment.spec.as_ref().is_none_or(|s| s.paused != Some(true)) {
             next = status::progress(deployment, &mut said, family.new.as_deref(), &family.all(), now);
@@ -365,7 +487,10 @@ impl Controller {
     }
 
     async fn save_status(&self, deployment: &Arc<Deployment>, said: DeploymentStatus) -> Result<(), Error> {
-        let wanted = Deployment { status: Some(said), ..(**deployment).clone() };
+        let wanted = Deployment {
+            status: Some(said),
+            ..(**deployment).clone()
+        };
         let api: Api<Deployment> = Api::namespaced(self.ctx.client.clone(), namespace(&deployment.metadata));
         match update(&api, &**deployment, &wanted, Part::Status).await {
             Ok(_) => Ok(()),
@@ -376,7 +501,10 @@ impl Controller {
 }
 
 fn selects(deployment: &Deployment, set: &ReplicaSet) -> bool {
-    selector::matches(deployment.spec.as_ref().map(|s| &s.selector), set.metadata.labels.as_ref())
+    selector::matches(
+        deployment.spec.as_ref().map(|s| &s.selector),
+        set.metadata.labels.as_ref(),
+    )
 }
 
 /// The status that says that a Deployment with a deadline was just paused or resumed, if that is news.
@@ -391,9 +519,23 @@ fn pause_condition(deployment: &Deployment, paused: bool) -> Option<DeploymentSt
             if current == Some("ProgressDeadlineExceeded") {
                 return None;
             }
-            status::put(&mut said, "Progressing", "Unknown", status::PAUSED, "Deployment is paused".into(), now);
+            status::put(
+                &mut said,
+                "Progressing",
+                "Unknown",
+                status::PAUSED,
+                "Deployment is paused".into(),
+                now,
+            );
         }
-        (false, true) => status::put(&mut said, "Progressing", "Unknown", status::RESUMED, "Deployment is resumed".into(), now),
+        (false, true) => status::put(
+            &mut said,
+            "Progressing",
+            "Unknown",
+            status::RESUMED,
+            "Deployment is resumed".into(),
+            now,
+        ),
         _ => return None,
     }
     Some(said)

@@ -30,17 +30,41 @@ pub(crate) struct Limits {
 impl Limits {
     /// `maxSurge` rounds up, `maxUnavailable` down; both zero would never move, so one may then be unavailable.
     pub(crate) fn of(deployment: &Deployment) -> Self {
-        let Some(spec) = &deployment.spec else { return Self { replicas: 0, surge: 0, unavailable: 0 } };
+        let Some(spec) = &deployment.spec else {
+            return Self {
+                replicas: 0,
+                surge: 0,
+                unavailable: 0,
+            };
+        };
         let replicas = spec.replicas.unwrap_or(1);
         if !is_rolling(deployment) || replicas == 0 {
-            return Self { replicas, surge: 0, unavailable: 0 };
+            return Self {
+                replicas,
+                surge: 0,
+                unavailable: 0,
+            };
         }
         let rolling = spec.strategy.as_ref().and_then(|s| s.rolling_update.as_ref());
         let quarter = k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::String("25%".into());
-        let surge = scaled(rolling.and_then(|r| r.max_surge.as_ref()).unwrap_or(&quarter), replicas, true).max(0);
-        let unavailable = scaled(rolling.and_then(|r| r.max_unavailable.as_ref()).unwrap_or(&quarter), replicas, false).max(0);
+        let surge = scaled(
+            rolling.and_then(|r| r.max_surge.as_ref()).unwrap_or(&quarter),
+            replicas,
+            true,
+        )
+        .max(0);
+        let unavailable = scaled(
+            rolling.and_then(|r| r.max_unavailable.as_ref()).unwrap_or(&quarter),
+            replicas,
+            false,
+        )
+        .max(0);
         let unavailable = if surge == 0 && unavailable == 0 { 1 } else { unavailable };
-        Self { replicas, surge, unavailable: unavailable.min(replicas) }
+        Self {
+            replicas,
+            surge,
+            unavailable: unavailable.min(replicas),
+        }
     }
 
     /// The most replicas that may exist.
@@ -56,7 +80,11 @@ impl Limits {
 
 /// Whether the strategy is RollingUpdate (the default).
 pub(crate) fn is_rolling(deployment: &Deployment) -> bool {
-    let strategy = deployment.spec.as_ref().and_then(|s| s.strategy.as_ref()).and_then(|s| s.type_.as_deref());
+    let strategy = deployment
+        .spec
+        .as_ref()
+        .and_then(|s| s.strategy.as_ref())
+        .and_then(|s| s.type_.as_deref());
     strategy.unwrap_or("RollingUpdate") != "Recreate"
 }
 
@@ -162,11 +190,19 @@ mod tests {
     use proptest::prelude::*;
 
     fn set(replicas: i32, available: i32) -> Set {
-        Set { replicas, available, ..Set::default() }
+        Set {
+            replicas,
+            available,
+            ..Set::default()
+        }
     }
 
     fn limits(replicas: i32, surge: i32, unavailable: i32) -> Limits {
-        Limits { replicas, surge, unavailable }
+        Limits {
+            replicas,
+            surge,
+            unavailable,
+        }
     }
 
     #[test]
@@ -193,7 +229,11 @@ mod tests {
             (2, "0%", "25%", limits(2, 0, 1)),
             (5, "100%", "200%", limits(5, 5, 5)),
         ] {
-            assert_eq!(Limits::of(&deployment(replicas, surge, unavailable)), expected, "{replicas} {surge} {unavailable}");
+            assert_eq!(
+                Limits::of(&deployment(replicas, surge, unavailable)),
+                expected,
+                "{replicas} {surge} {unavailable}"
+            );
         }
     }
 
@@ -213,14 +253,27 @@ mod tests {
             (limits(0, 0, 0), set(2, 2), vec![set(1, 1)], 0, vec![0]),
         ];
         for (limits, new, old, new_expected, old_expected) in cases {
-            assert_eq!(new_replicas(limits, &new, &old), new_expected, "{limits:?} {new:?} {old:?}");
-            assert_eq!(old_replicas(limits, &new, &old), old_expected, "{limits:?} {new:?} {old:?}");
+            assert_eq!(
+                new_replicas(limits, &new, &old),
+                new_expected,
+                "{limits:?} {new:?} {old:?}"
+            );
+            assert_eq!(
+                old_replicas(limits, &new, &old),
+                old_expected,
+                "{limits:?} {new:?} {old:?}"
+            );
         }
     }
 
     #[test]
     fn scaling_in_a_rollout_is_in_proportion() {
-        let sized = |replicas, max, created| Set { replicas, available: replicas, max_replicas: Some(max), created };
+        let sized = |replicas, max, created| Set {
+            replicas,
+            available: replicas,
+            max_replicas: Some(max),
+            created,
+        };
         for (limits, sets, expected) in [
             (limits(20, 2, 0), vec![sized(8, 12, 1), sized(4, 12, 2)], vec![15, 7]),
             (limits(5, 1, 0), vec![sized(8, 12, 1), sized(4, 12, 2)], vec![4, 2]),

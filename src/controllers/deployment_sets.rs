@@ -74,11 +74,19 @@ fn without_hash(template: &PodTemplateSpec) -> PodTemplateSpec {
 }
 
 /// Sorts sets by age, oldest first, and finds the one that has the Deployment's template (the oldest, if several have).
-pub(crate) fn split(deployment: &Deployment, mut sets: Vec<Arc<ReplicaSet>>) -> (Option<Arc<ReplicaSet>>, Vec<Arc<ReplicaSet>>) {
+pub(crate) fn split(
+    deployment: &Deployment,
+    mut sets: Vec<Arc<ReplicaSet>>,
+) -> (Option<Arc<ReplicaSet>>, Vec<Arc<ReplicaSet>>) {
     sets.sort_by(|a, b| (created(a), name(&a.metadata)).cmp(&(created(b), name(&b.metadata))));
-    let Some(wanted) = deployment.spec.as_ref().map(|s| without_hash(&s.template)) else { return (None, sets) };
+    let Some(wanted) = deployment.spec.as_ref().map(|s| without_hash(&s.template)) else {
+        return (None, sets);
+    };
     let is_new = |set: &Arc<ReplicaSet>| {
-        set.spec.as_ref().and_then(|s| s.template.as_ref()).is_some_and(|t| without_hash(t) == wanted)
+        set.spec
+            .as_ref()
+            .and_then(|s| s.template.as_ref())
+            .is_some_and(|t| without_hash(t) == wanted)
     };
     match sets.iter().position(is_new) {
         Some(i) => {
@@ -138,16 +146,30 @@ pub(crate) fn resized(set: &ReplicaSet, replicas: i32, limits: Limits) -> Replic
 /// # Errors
 /// If the template cannot be hashed.
 pub(crate) fn build(deployment: &Deployment, old: &[Arc<ReplicaSet>], next: i64) -> Result<ReplicaSet, Error> {
-    let Some(spec) = &deployment.spec else { return Err(Error::Invalid("deployment without spec".into())) };
+    let Some(spec) = &deployment.spec else {
+        return Err(Error::Invalid("deployment without spec".into()));
+    };
     let collisions = deployment.status.as_ref().and_then(|s| s.collision_count);
     let hash = template_hash(&spec.template, collisions)?;
     let mut template = spec.template.clone();
-    template.metadata.get_or_insert_default().labels.get_or_insert_default().insert(HASH_LABEL.into(), hash.clone());
+    template
+        .metadata
+        .get_or_insert_default()
+        .labels
+        .get_or_insert_default()
+        .insert(HASH_LABEL.into(), hash.clone());
     let mut selector = spec.selector.clone();
-    selector.match_labels.get_or_insert_default().insert(HASH_LABEL.into(), hash.clone());
+    selector
+        .match_labels
+        .get_or_insert_default()
+        .insert(HASH_LABEL.into(), hash.clone());
     let limits = Limits::of(deployment);
     let others: Vec<Set> = old.iter().map(|s| numbers(s)).collect();
-    let replicas = if is_rolling(deployment) { new_replicas(limits, &Set::default(), &others) } else { limits.replicas };
+    let replicas = if is_rolling(deployment) {
+        new_replicas(limits, &Set::default(), &others)
+    } else {
+        limits.replicas
+    };
     let mut annotations = annotations(deployment, None, next);
     remember_sizes(&mut annotations, limits);
     Ok(ReplicaSet {
@@ -171,7 +193,12 @@ pub(crate) fn build(deployment: &Deployment, old: &[Arc<ReplicaSet>], next: i64)
 
 /// Whether an existing set of the wanted name is this Deployment's and has its template (the cache was behind).
 pub(crate) fn is_same(deployment: &Deployment, existing: &ReplicaSet) -> bool {
-    let owner = existing.metadata.owner_references.iter().flatten().any(|o| o.controller == Some(true) && o.uid == uid(&deployment.metadata));
+    let owner = existing
+        .metadata
+        .owner_references
+        .iter()
+        .flatten()
+        .any(|o| o.controller == Some(true) && o.uid == uid(&deployment.metadata));
     owner && split(deployment, vec![Arc::new(existing.clone())]).0.is_some()
 }
 
@@ -185,11 +212,31 @@ mod tests {
         let mut d = Deployment::default();
         d.metadata.name = Some("web".into());
         d.metadata.uid = Some("d".into());
-        d.metadata.annotations = Some([("note".to_owned(), "x".to_owned()), (REVISION.to_owned(), "1".to_owned())].into());
-        let container = Container { name: "c".into(), image: Some(image.into()), ..Container::default() };
-        let mut template = PodTemplateSpec { spec: Some(PodSpec { containers: vec![container], ..PodSpec::default() }), ..PodTemplateSpec::default() };
+        d.metadata.annotations = Some(
+            [
+                ("note".to_owned(), "x".to_owned()),
+                (REVISION.to_owned(), "1".to_owned()),
+            ]
+            .into(),
+        );
+        let container = Container {
+            name: "c".into(),
+            image: Some(image.into()),
+            ..Container::default()
+        };
+        let mut template = PodTemplateSpec {
+            spec: Some(PodSpec {
+                containers: vec![container],
+                ..PodSpec::default()
+            }),
+            ..PodTemplateSpec::default()
+        };
         template.metadata.get_or_insert_default().labels = Some([("app".to_owned(), "web".to_owned())].into());
-        d.spec = Some(DeploymentSpec { replicas: Some(3), template, ..DeploymentSpec::default() });
+        d.spec = Some(DeploymentSpec {
+            replicas: Some(3),
+            template,
+            ..DeploymentSpec::default()
+        });
         d
     }
 

@@ -34,13 +34,30 @@ pub(crate) fn condition<'a>(status: &'a DeploymentStatus, kind: &str) -> Option<
 }
 
 /// Sets a condition; one that says the same already keeps its times.
-pub(crate) fn set_condition(status: &mut DeploymentStatus, kind: &str, is: bool, reason: &str, message: String, now: Timestamp) {
+pub(crate) fn set_condition(
+    status: &mut DeploymentStatus,
+    kind: &str,
+    is: bool,
+    reason: &str,
+    message: String,
+    now: Timestamp,
+) {
     put(status, kind, if is { "True" } else { "False" }, reason, message, now);
 }
 
-pub(crate) fn put(status: &mut DeploymentStatus, kind: &str, value: &str, reason: &str, message: String, now: Timestamp) {
+pub(crate) fn put(
+    status: &mut DeploymentStatus,
+    kind: &str,
+    value: &str,
+    reason: &str,
+    message: String,
+    now: Timestamp,
+) {
     let conditions = status.conditions.get_or_insert_default();
-    let old = conditions.iter().position(|c| c.type_ == kind).map(|i| conditions.remove(i));
+    let old = conditions
+        .iter()
+        .position(|c| c.type_ == kind)
+        .map(|i| conditions.remove(i));
     if let Some(old) = &old
         && old.status == value
         && old.reason.as_deref() == Some(reason)
@@ -48,7 +65,10 @@ pub(crate) fn put(status: &mut DeploymentStatus, kind: &str, value: &str, reason
         conditions.push(old.clone());
         return;
     }
-    let transition = old.filter(|o| o.status == value).and_then(|o| o.last_transition_time).unwrap_or(Time(now));
+    let transition = old
+        .filter(|o| o.status == value)
+        .and_then(|o| o.last_transition_time)
+        .unwrap_or(Time(now));
     conditions.push(DeploymentCondition {
         type_: kind.into(),
         status: value.into(),
@@ -60,7 +80,12 @@ pub(crate) fn put(status: &mut DeploymentStatus, kind: &str, value: &str, reason
 }
 
 /// The counts and the Available condition of `deployment` with those sets (`new` is also among `all`).
-pub(crate) fn counts(deployment: &Deployment, new: Option<&ReplicaSet>, all: &[Arc<ReplicaSet>], now: Timestamp) -> DeploymentStatus {
+pub(crate) fn counts(
+    deployment: &Deployment,
+    new: Option<&ReplicaSet>,
+    all: &[Arc<ReplicaSet>],
+    now: Timestamp,
+) -> DeploymentStatus {
     let old = deployment.status.clone().unwrap_or_default();
     let available = sum(all, |s| s.available_replicas.unwrap_or(0));
     let total: i32 = all.iter().map(|s| spec_replicas(s)).sum();
@@ -80,7 +105,14 @@ pub(crate) fn counts(deployment: &Deployment, new: Option<&ReplicaSet>, all: &[A
         set_condition(&mut status, "Available", true, "MinimumReplicasAvailable", message, now);
     } else {
         let message = "Deployment does not have minimum availability.".to_owned();
-        set_condition(&mut status, "Available", false, "MinimumReplicasUnavailable", message, now);
+        set_condition(
+            &mut status,
+            "Available",
+            false,
+            "MinimumReplicasUnavailable",
+            message,
+            now,
+        );
     }
     status
 }
@@ -107,26 +139,49 @@ fn has_moved(old: &DeploymentStatus, new: &DeploymentStatus) -> bool {
 /// The seconds a rollout may go without progress; nothing if there is no limit.
 pub(crate) fn deadline(deployment: &Deployment) -> Option<Duration> {
     let seconds = deployment.spec.as_ref()?.progress_deadline_seconds?;
-    if seconds == i32::MAX { None } else { u64::try_from(seconds).ok().map(Duration::from_secs) }
+    if seconds == i32::MAX {
+        None
+    } else {
+        u64::try_from(seconds).ok().map(Duration::from_secs)
+    }
 }
 
 /// Completes `status` with Progressing and ReplicaFailure; when nothing else happens, look again after the result.
-pub(crate) fn progress(deployment: &Deployment, status: &mut DeploymentStatus, new: Option<&ReplicaSet>, all: &[Arc<ReplicaSet>], now: Timestamp) -> Option<Duration> {
+pub(crate) fn progress(
+    deployment: &Deployment,
+    status: &mut DeploymentStatus,
+    new: Option<&ReplicaSet>,
+    all: &[Arc<ReplicaSet>],
+    now: Timestamp,
+) -> Option<Duration> {
     failure(status, all, now);
     let deadline = deadline(deployment)?;
     let old = deployment.status.clone().unwrap_or_default();
-    let what = new.map_or_else(|| format!("Deployment {:?}", name(&deployment.metadata)), |s| format!("ReplicaSet {:?}", name(&s.metadata)));
+    let what = new.map_or_else(
+        || format!("Deployment {:?}", name(&deployment.metadata)),
+        |s| format!("ReplicaSet {:?}", name(&s.metadata)),
+    );
     // A rollout that was complete stays so when pods merely come and go; only a new template begins another.
-    let was_complete = status.replicas == status.updated_replicas && condition(&old, "Progressing").is_some_and(|c| c.reason.as_deref() == Some(COMPLETE));
+    let was_complete = status.replicas == status.updated_replicas
+        && condition(&old, "Progressing").is_some_and(|c| c.reason.as_deref() == Some(COMPLETE));
     if was_complete {
         return None;
     }
     if is_complete(deployment, status) {
-        set_condition(status, "Progressing", true, COMPLETE, format!("{what} has successfully progressed."), now);
+        set_condition(
+            status,
+            "Progressing",
+            true,
+            COMPLETE,
+            format!("{what} has successfully progressed."),
+            now,
+        );
         return None;
     }
     if has_moved(&old, status) {
-        let moved = condition(status, "Progressing").filter(|c| c.status == "True").and_then(|c| c.last_transition_time.clone());
+        let moved = condition(status, "Progressing")
+            .filter(|c| c.status == "True")
+            .and_then(|c| c.last_transition_time.clone());
         let conditions = status.conditions.get_or_insert_default();
         conditions.retain(|c| c.type_ != "Progressing");
         conditions.push(DeploymentCondition {
@@ -143,11 +198,21 @@ pub(crate) fn progress(deployment: &Deployment, status: &mut DeploymentStatus, n
     if current.reason.as_deref() == Some(TIMED_OUT) || current.reason.as_deref() == Some(PAUSED) {
         return None;
     }
-    let waited = current.last_update_time.as_ref().map_or(Duration::ZERO, |t| since(t.0, now));
+    let waited = current
+        .last_update_time
+        .as_ref()
+        .map_or(Duration::ZERO, |t| since(t.0, now));
     if waited < deadline {
         return Some(deadline - waited + Duration::from_secs(1));
     }
-    set_condition(status, "Progressing", false, TIMED_OUT, format!("{what} has timed out progressing."), now);
+    set_condition(
+        status,
+        "Progressing",
+        false,
+        TIMED_OUT,
+        format!("{what} has timed out progressing."),
+        now,
+    );
     None
 }
 
@@ -159,7 +224,10 @@ fn failure(status: &mut DeploymentStatus, all: &[Arc<ReplicaSet>], now: Timestam
         .find(|c| c.type_ == "ReplicaFailure" && c.status == "True");
     match found {
         Some(c) => {
-            let (reason, message) = (c.reason.clone().unwrap_or_default(), c.message.clone().unwrap_or_default());
+            let (reason, message) = (
+                c.reason.clone().unwrap_or_default(),
+                c.message.clone().unwrap_or_default(),
+            );
             set_condition(status, "ReplicaFailure", true, &reason, message, now);
         }
         None => {
@@ -180,14 +248,28 @@ mod tests {
     }
 
     fn deployment(replicas: i32) -> Deployment {
-        let spec = DeploymentSpec { replicas: Some(replicas), progress_deadline_seconds: Some(600), ..DeploymentSpec::default() };
-        Deployment { spec: Some(spec), ..Deployment::default() }
+        let spec = DeploymentSpec {
+            replicas: Some(replicas),
+            progress_deadline_seconds: Some(600),
+            ..DeploymentSpec::default()
+        };
+        Deployment {
+            spec: Some(spec),
+            ..Deployment::default()
+        }
     }
 
     fn set(spec: i32, status: i32, available: i32) -> Arc<ReplicaSet> {
         Arc::new(ReplicaSet {
-            spec: Some(ReplicaSetSpec { replicas: Some(spec), ..ReplicaSetSpec::default() }),
-            status: Some(ReplicaSetStatus { replicas: status, available_replicas: Some(available), ..ReplicaSetStatus::default() }),
+            spec: Some(ReplicaSetSpec {
+                replicas: Some(spec),
+                ..ReplicaSetSpec::default()
+            }),
+            status: Some(ReplicaSetStatus {
+                replicas: status,
+                available_replicas: Some(available),
+                ..ReplicaSetStatus::default()
+            }),
             ..ReplicaSet::default()
         })
     }
@@ -195,7 +277,9 @@ mod tests {
     fn step(d: &mut Deployment, sets: &[Arc<ReplicaSet>], now: i64) -> (String, Option<Duration>) {
         let mut status = counts(d, sets.first().map(|s| &**s), sets, at(now));
         let next = progress(d, &mut status, sets.first().map(|s| &**s), sets, at(now));
-        let reason = condition(&status, "Progressing").and_then(|c| c.reason.clone()).unwrap_or_default();
+        let reason = condition(&status, "Progressing")
+            .and_then(|c| c.reason.clone())
+            .unwrap_or_default();
         d.status = Some(status);
         (reason, next)
     }
@@ -203,8 +287,14 @@ mod tests {
     #[test]
     fn a_rollout_progresses_completes_and_stays_complete() {
         let mut d = deployment(2);
-        assert_eq!(step(&mut d, &[set(2, 2, 0)], 10), (UPDATED.into(), Some(Duration::from_secs(600))));
-        assert_eq!(step(&mut d, &[set(2, 2, 0)], 20), (UPDATED.into(), Some(Duration::from_secs(591))));
+        assert_eq!(
+            step(&mut d, &[set(2, 2, 0)], 10),
+            (UPDATED.into(), Some(Duration::from_secs(600)))
+        );
+        assert_eq!(
+            step(&mut d, &[set(2, 2, 0)], 20),
+            (UPDATED.into(), Some(Duration::from_secs(591)))
+        );
         assert_eq!(step(&mut d, &[set(2, 2, 2)], 30), (COMPLETE.into(), None));
         assert_eq!(step(&mut d, &[set(2, 2, 1)], 40), (COMPLETE.into(), None));
         let available = condition(d.status.as_ref().unwrap(), "Available").unwrap();

@@ -29,9 +29,15 @@ pub(crate) async fn kinds(client: &Client) -> Result<Vec<Kind>, Error> {
         Err(_) => Discovery::new(client.clone()).run().await?,
     };
     let kinds = discovery.groups().flat_map(|group| group.recommended_resources());
-    Ok(kinds.map(|(resource, capabilities)| kind(resource, capabilities)).collect())
+    Ok(kinds
+        .map(|(resource, capabilities)| kind(resource, capabilities))
+        .collect())
 }
 
 fn kind(resource: ApiResource, capabilities: ApiCapabilities) -> Kind {
-    Kind { resource, namespaced: capabilities.scope == Scope::Namespaced, verbs: capabilities.operations }
+    Kind {
+        resource,
+        namespaced: capabilities.scope == Scope::Namespaced,
+        verbs: capabilities.operations,
+    }
 }

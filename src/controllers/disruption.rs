@@ -31,19 +31,30 @@ struct Controller {
 /// Starts the disruption controller.
 pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
     let queue = ctx.queue("disruption");
-    let controller =
-        Arc::new(Controller { ctx: Arc::clone(ctx), events: ctx.events.named("controllermanager"), queue: Arc::clone(&queue) });
+    let controller = Arc::new(Controller {
+        ctx: Arc::clone(ctx),
+        events: ctx.events.named("controllermanager"),
+        queue: Arc::clone(&queue),
+    });
     let on = Arc::clone(&controller);
-    ctx.caches.budgets.on_change(move |c| on.queue.add(ObjectKey::of(&**c.latest())));
+    ctx.caches
+        .budgets
+        .on_change(move |c| on.queue.add(ObjectKey::of(&**c.latest())));
     let on = Arc::clone(&controller);
     ctx.caches.pods.on_change(move |c| on.pod_changed(c));
     // The expected number follows the scale of the owners.
     let (add, on) = (Arc::clone(&queue), Arc::clone(ctx));
-    ctx.caches.replica_sets.on_change(move |c| all_of(&on, &add, namespace(&c.latest().metadata)));
+    ctx.caches
+        .replica_sets
+        .on_change(move |c| all_of(&on, &add, namespace(&c.latest().metadata)));
     let (add, on) = (Arc::clone(&queue), Arc::clone(ctx));
-    ctx.caches.deployments.on_change(move |c| all_of(&on, &add, namespace(&c.latest().metadata)));
+    ctx.caches
+        .deployments
+        .on_change(move |c| all_of(&on, &add, namespace(&c.latest().metadata)));
     let (add, on) = (Arc::clone(&queue), Arc::clone(ctx));
-    ctx.caches.replication_controllers.on_change(move |c| all_of(&on, &add, namespace(&c.latest().metadata)));
+    ctx.caches
+        .replication_controllers
+        .on_change(move |c| all_of(&on, &add, namespace(&c.latest().metadata)));
     let ctx = Arc::clone(ctx);
     Box::pin(async move {
         if !wait_for!(ctx, budgets, pods, replica_sets, deployments, replication_controllers) {
@@ -66,7 +77,10 @@ fn all_of(ctx: &Context, queue: &Queue<ObjectKey>, namespace: &str) {
 }
 
 fn selects(budget: &PodDisruptionBudget, pod: &Pod) -> bool {
-    selector::matches(budget.spec.as_ref().and_then(|s| s.selector.as_ref()), pod.metadata.labels.as_ref())
+    selector::matches(
+        budget.spec.as_ref().and_then(|s| s.selector.as_ref()),
+        pod.metadata.labels.as_ref(),
+    )
 }
 
 impl Controller {
@@ -83,24 +97,37 @@ impl Controller {
     fn scale_of(&self, namespace: &str, owner: &OwnerReference) -> Option<(String, i32)> {
         match (owner.api_version.as_str(), owner.kind.as_str()) {
             ("apps/v1", "ReplicaSet") => {
-                let set = self.ctx.caches.replica_sets.get(namespace, &owner.name).filter(|s| s.metadata.uid.as_ref() == Some(&owner.uid))?;
+                let set = self
+                    .ctx
+                    .caches
+                    .replica_sets
+                    .get(namespace, &owner.name)
+                    .filter(|s| s.metadata.uid.as_ref() == Some(&owner.uid))?;
                 let above = controller_of(&set.metadata).filter(|o| o.kind == "Deployment");
                 if let Some(deployment) = above.and_then(|o| self.ctx.caches.deployments.get(namespace, &o.name)) {
                     let replicas = deployment.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
                     return Some((deployment.metadata.uid.clone()?, replicas));
                 }
-                Some((owner.uid.clone(), set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)))
+                Some((
+                    owner.uid.clone(),
+                    set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1),
+                ))
             }
             ("v1", "ReplicationController") => {
                 let controller = self.ctx.caches.replication_controllers.get(namespace, &owner.name)?;
-                Some((owner.uid.clone(), controller.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)))
+                Some((
+                    owner.uid.clone(),
+                    controller.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1),
+                ))
             }
             _ => None,
         }
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Requeue, Error> {
-        let Some(budget) = self.ctx.caches.budgets.get_key(key) else { return Ok(Requeue::Done) };
+        let Some(budget) = self.ctx.caches.budgets.get_key(key) else {
+            return Ok(Requeue::Done);
+        };
         let mut pods = self.ctx.caches.pods.list(&key.namespace);
         pods.retain(|p| selects(&budget, p) && !is_terminal(p));
         let mut scales: HashMap<String, i32> = HashMap::new();
@@ -117,12 +144,27 @@ impl Controller {
         let (wanted, next) = match status(&budget, &pods, expected, Timestamp::now()) {
             Ok(found) => found,
             Err(message) => {
-                self.events.event(&*budget, Level::Warning, "CalculateExpectedPodCountFailed", message.clone());
+                self.events.event(
+                    &*budget,
+                    Level::Warning,
+                    "CalculateExpectedPodCountFailed",
+                    message.clone(),
+                );
                 (failed(&budget, &message, Timestamp::now()), None)
             }
         };
         let api: Api<PodDisruptionBudget> = Api::namespaced(self.ctx.client.clone(), &key.namespace);
-        match update(&api, &*budget, &PodDisruptionBudget { status: Some(wanted), ..(*budget).clone() }, Part::Status).await {
+        match update(
+            &api,
+            &*budget,
+            &PodDisruptionBudget {
+                status: Some(wanted),
+                ..(*budget).clone()
+            },
+            Part::Status,
+        )
+        .await
+        {
             Ok(_) => Ok(Requeue::after(next)),
             Err(Error::Api(e)) if e.is_not_found() => Ok(Requeue::Done),
             Err(e) => Err(e),
@@ -160,7 +202,10 @@ fn status(
         .into_iter()
         .filter(|(pod, at)| {
             let left = GRANTED.saturating_sub(since(at.0, now));
-            let still = pods.iter().any(|p| name(&p.metadata) == pod && !is_deleting(&p.metadata)) && !left.is_zero();
+            let still = pods
+                .iter()
+                .any(|p| name(&p.metadata) == pod && !is_deleting(&p.metadata))
+                && !left.is_zero();
             if still {
                 next = Some(next.map_or(left, |n| n.min(left)));
             }
@@ -170,7 +215,11 @@ fn status(
     let healthy = |p: &&Arc<Pod>| is_ready(p) && !is_deleting(&p.metadata) && !granted.contains_key(name(&p.metadata));
     let healthy = i32::try_from(pods.iter().filter(healthy).count()).unwrap_or(i32::MAX);
     let allowed = if expected > 0 { (healthy - desired).max(0) } else { 0 };
-    let (is, reason, message) = if allowed > 0 { ("True", "SufficientPods", "") } else { ("False", "InsufficientPods", "") };
+    let (is, reason, message) = if allowed > 0 {
+        ("True", "SufficientPods", "")
+    } else {
+        ("False", "InsufficientPods", "")
+    };
     let status = PodDisruptionBudgetStatus {
         disruptions_allowed: Some(allowed),
         current_healthy: Some(healthy),
@@ -195,7 +244,11 @@ fn failed(budget: &PodDisruptionBudget, message: &str, now: Timestamp) -> PodDis
 
 fn condition(budget: &PodDisruptionBudget, is: &str, reason: &str, message: &str, now: Timestamp) -> Condition {
     let kind = "DisruptionAllowed";
-    let old = budget.status.iter().flat_map(|s| s.conditions.iter().flatten()).find(|c| c.type_ == kind && c.status == is);
+    let old = budget
+        .status
+        .iter()
+        .flat_map(|s| s.conditions.iter().flatten())
+        .find(|c| c.type_ == kind && c.status == is);
     Condition {
         type_: kind.into(),
         status: is.into(),
@@ -230,10 +283,16 @@ mod tests {
             (None, None, 2, 0, None, Some((1, 1))),
         ] {
             let budget = PodDisruptionBudget {
-                spec: Some(PodDisruptionBudgetSpec { min_available: min.clone(), max_unavailable: max.clone(), ..Default::default() }),
+                spec: Some(PodDisruptionBudgetSpec {
+                    min_available: min.clone(),
+                    max_unavailable: max.clone(),
+                    ..Default::default()
+                }),
                 ..PodDisruptionBudget::default()
             };
-            let pods: Vec<_> = (0..ready + unready).map(|i| Arc::new(pod(&format!("p{i}"), Some("n"), "Running", (i < ready).then_some(1)))).collect();
+            let pods: Vec<_> = (0..ready + unready)
+                .map(|i| Arc::new(pod(&format!("p{i}"), Some("n"), "Running", (i < ready).then_some(1))))
+                .collect();
             let got = status(&budget, &pods, scale, now).ok();
             let got = got.map(|(s, _)| (s.disruptions_allowed.unwrap(), s.desired_healthy.unwrap()));
             assert_eq!(got, expected, "{min:?} {max:?} {ready}+{unready} of {scale:?}");
@@ -245,11 +304,23 @@ mod tests {
         let now = Timestamp::from_second(1000).unwrap();
         let granted_at = |second| {
             let at = Time(Timestamp::from_second(second).unwrap());
-            let status = PodDisruptionBudgetStatus { disrupted_pods: Some([("p0".to_owned(), at)].into()), ..Default::default() };
-            let spec = PodDisruptionBudgetSpec { min_available: Some(IntOrString::Int(1)), ..Default::default() };
-            PodDisruptionBudget { spec: Some(spec), status: Some(status), ..PodDisruptionBudget::default() }
+            let status = PodDisruptionBudgetStatus {
+                disrupted_pods: Some([("p0".to_owned(), at)].into()),
+                ..Default::default()
+            };
+            let spec = PodDisruptionBudgetSpec {
+                min_available: Some(IntOrString::Int(1)),
+                ..Default::default()
+            };
+            PodDisruptionBudget {
+                spec: Some(spec),
+                status: Some(status),
+                ..PodDisruptionBudget::default()
+            }
         };
-        let pods: Vec<_> = (0..2).map(|i| Arc::new(pod(&format!("p{i}"), Some("n"), "Running", Some(1)))).collect();
+        let pods: Vec<_> = (0..2)
+            .map(|i| Arc::new(pod(&format!("p{i}"), Some("n"), "Running", Some(1))))
+            .collect();
         for (second, allowed, next) in [(990, 0, Some(Duration::from_secs(110))), (800, 1, None)] {
             let (status, later) = status(&granted_at(second), &pods, None, now).unwrap();
             assert_eq!((status.disruptions_allowed, later), (Some(allowed), next));

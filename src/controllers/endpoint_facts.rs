@@ -58,8 +58,12 @@ pub(crate) fn is_headless(spec: &ServiceSpec) -> bool {
 
 /// The families a Service has endpoints in; the first is its main one.
 pub(crate) fn families(spec: &ServiceSpec) -> Vec<Family> {
-    let families: Vec<Family> =
-        spec.ip_families.iter().flatten().map(|f| if f == "IPv6" { Family::V6 } else { Family::V4 }).collect();
+    let families: Vec<Family> = spec
+        .ip_families
+        .iter()
+        .flatten()
+        .map(|f| if f == "IPv6" { Family::V6 } else { Family::V4 })
+        .collect();
     if !families.is_empty() {
         return families;
     }
@@ -69,7 +73,11 @@ pub(crate) fn families(spec: &ServiceSpec) -> Vec<Family> {
 /// Whether a Service selects a pod.
 pub(crate) fn selects(service: &Service, pod: &Pod) -> bool {
     is_managed(service)
-        && service.spec.as_ref().and_then(|s| s.selector.as_ref()).is_some_and(|s| selector::matches_map(s, pod.metadata.labels.as_ref()))
+        && service
+            .spec
+            .as_ref()
+            .and_then(|s| s.selector.as_ref())
+            .is_some_and(|s| selector::matches_map(s, pod.metadata.labels.as_ref()))
 }
 
 /// The address of a pod in a family; pods that have ended have none.
@@ -79,7 +87,8 @@ pub(crate) fn address(pod: &Pod, family: Family) -> Option<&str> {
     }
     let status = pod.status.as_ref()?;
     let many = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
-    many.chain(status.pod_ip.as_deref()).find(|ip| Family::of(ip) == Some(family))
+    many.chain(status.pod_ip.as_deref())
+        .find(|ip| Family::of(ip) == Some(family))
 }
 
 /// The ports of a Service on that pod. A named port that the pod lacks is left out.
@@ -113,7 +122,11 @@ fn resolve(port: &ServicePort, pod: &Pod) -> Option<i32> {
         Some(IntOrString::String(name)) => name,
     };
     let spec = pod.spec.as_ref()?;
-    let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let sidecars = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .filter(|c| c.restart_policy.as_deref() == Some("Always"));
     spec.containers
         .iter()
         .chain(sidecars)
@@ -125,7 +138,8 @@ fn resolve(port: &ServicePort, pod: &Pod) -> Option<i32> {
 /// The host name a pod has in the Service's domain.
 pub(crate) fn hostname(service: &Service, pod: &Pod) -> Option<String> {
     let spec = pod.spec.as_ref()?;
-    let inside = spec.subdomain.as_deref() == Some(name(&service.metadata)) && pod.metadata.namespace == service.metadata.namespace;
+    let inside = spec.subdomain.as_deref() == Some(name(&service.metadata))
+        && pod.metadata.namespace == service.metadata.namespace;
     spec.hostname.clone().filter(|h| inside && !h.is_empty())
 }
 
@@ -142,7 +156,11 @@ pub(crate) fn pod_reference(pod: &Pod) -> ObjectReference {
 
 /// The zone of a node.
 pub(crate) fn zone(node: &Node) -> Option<String> {
-    node.metadata.labels.as_ref()?.get("topology.kubernetes.io/zone").cloned()
+    node.metadata
+        .labels
+        .as_ref()?
+        .get("topology.kubernetes.io/zone")
+        .cloned()
 }
 
 /// The pods a Service selects, in a stable order.
@@ -179,7 +197,11 @@ fn offers(pod: &Pod) -> Offer<'_> {
         is_deleting(&pod.metadata),
         node_name(pod),
         status.and_then(|s| s.pod_ip.as_deref()),
-        status.iter().flat_map(|s| s.pod_ips.iter().flatten()).map(|ip| ip.ip.as_str()).collect(),
+        status
+            .iter()
+            .flat_map(|s| s.pod_ips.iter().flatten())
+            .map(|ip| ip.ip.as_str())
+            .collect(),
     )
 }
 
@@ -195,20 +217,35 @@ pub(crate) mod tests {
         let status = pod.status.as_mut().unwrap();
         status.pod_ip = Some(ip.into());
         status.pod_ips = Some(vec![PodIP { ip: ip.into() }]);
-        let port = ContainerPort { name: Some("http".into()), container_port: http, ..ContainerPort::default() };
-        pod.spec.as_mut().unwrap().containers = vec![Container { ports: Some(vec![port]), ..Container::default() }];
+        let port = ContainerPort {
+            name: Some("http".into()),
+            container_port: http,
+            ..ContainerPort::default()
+        };
+        pod.spec.as_mut().unwrap().containers = vec![Container {
+            ports: Some(vec![port]),
+            ..Container::default()
+        }];
         pod
     }
 
     /// A Service port for tests.
     pub(crate) fn service_port(name: &str, port: i32, target: Option<IntOrString>) -> ServicePort {
-        ServicePort { name: Some(name.into()), port, target_port: target, ..ServicePort::default() }
+        ServicePort {
+            name: Some(name.into()),
+            port,
+            target_port: target,
+            ..ServicePort::default()
+        }
     }
 
     #[test]
     fn ports_are_resolved_by_number_by_name_or_taken_as_they_are() {
         let pod = serving("a", "10.0.0.1", 8080, true);
-        let spec = |port| ServiceSpec { ports: Some(vec![port]), ..ServiceSpec::default() };
+        let spec = |port| ServiceSpec {
+            ports: Some(vec![port]),
+            ..ServiceSpec::default()
+        };
         for (target, expected) in [
             (None, Some(80)),
             (Some(IntOrString::Int(9000)), Some(9000)),

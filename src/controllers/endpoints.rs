@@ -32,13 +32,22 @@ struct Controller {
 /// Starts the Endpoints controller.
 pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
     let queue = ctx.queue("endpoints");
-    let controller = Arc::new(Controller { ctx: Arc::clone(ctx), queue: Arc::clone(&queue) });
+    let controller = Arc::new(Controller {
+        ctx: Arc::clone(ctx),
+        queue: Arc::clone(&queue),
+    });
     let on = Arc::clone(&controller);
-    ctx.caches.services.on_change(move |c| on.queue.add(ObjectKey::of(&**c.latest())));
+    ctx.caches
+        .services
+        .on_change(move |c| on.queue.add(ObjectKey::of(&**c.latest())));
     let on = Arc::clone(&controller);
-    ctx.caches.pods.on_change(move |c| facts::touched(&on.ctx, c).into_iter().for_each(|k| on.queue.add(k)));
+    ctx.caches
+        .pods
+        .on_change(move |c| facts::touched(&on.ctx, c).into_iter().for_each(|k| on.queue.add(k)));
     let on = Arc::clone(&controller);
-    ctx.caches.endpoints.on_change(move |c| on.queue.add(ObjectKey::of(&**c.latest())));
+    ctx.caches
+        .endpoints
+        .on_change(move |c| on.queue.add(ObjectKey::of(&**c.latest())));
     let ctx = Arc::clone(ctx);
     Box::pin(async move {
         if !wait_for!(ctx, services, pods, endpoints) {
@@ -75,9 +84,16 @@ impl Controller {
         }
         let wanted = build(&service, &facts::selected(&self.ctx, &service));
         let written = match current {
-            None => api.create(&PostParams::default(), &wanted).await.map(|_| ()).map_err(Error::from),
+            None => api
+                .create(&PostParams::default(), &wanted)
+                .await
+                .map(|_| ())
+                .map_err(Error::from),
             Some(current) => {
-                let mut next = Endpoints { subsets: wanted.subsets, ..(*current).clone() };
+                let mut next = Endpoints {
+                    subsets: wanted.subsets,
+                    ..(*current).clone()
+                };
                 next.metadata.labels = wanted.metadata.labels;
                 let annotations = next.metadata.annotations.get_or_insert_default();
                 annotations.remove(OVER_CAPACITY);
@@ -112,10 +128,15 @@ fn labels(service: &Service, spec: &ServiceSpec) -> BTreeMap<String, String> {
 fn build(service: &Service, pods: &[Arc<Pod>]) -> Endpoints {
     let spec = service.spec.clone().unwrap_or_default();
     let publish = spec.publish_not_ready_addresses == Some(true);
-    let Some(family) = facts::families(&spec).first().copied() else { return Endpoints::default() };
-    let (mut groups, mut used, mut cut): (BTreeMap<Vec<Port>, [Vec<EndpointAddress>; 2]>, usize, bool) = Default::default();
+    let Some(family) = facts::families(&spec).first().copied() else {
+        return Endpoints::default();
+    };
+    let mut groups: BTreeMap<Vec<Port>, [Vec<EndpointAddress>; 2]> = BTreeMap::new();
+    let (mut used, mut cut) = (0, false);
     for pod in pods.iter().filter(|p| publish || !is_deleting(&p.metadata)) {
-        let Some(ip) = facts::address(pod, family) else { continue };
+        let Some(ip) = facts::address(pod, family) else {
+            continue;
+        };
         if used == FULL {
             cut = true;
             break;
@@ -171,11 +192,18 @@ mod tests {
         let mut service = Service::default();
         service.metadata.name = Some("web".into());
         let port = service_port("http", 80, Some(IntOrString::String("http".into())));
-        service.spec = Some(ServiceSpec { ports: Some(vec![port]), ..ServiceSpec::default() });
-        let pods: Vec<_> = [serving("a", "10.0.0.2", 8080, true), serving("b", "10.0.0.1", 8080, false), serving("c", "10.0.0.3", 9090, true)]
-            .into_iter()
-            .map(Arc::new)
-            .collect();
+        service.spec = Some(ServiceSpec {
+            ports: Some(vec![port]),
+            ..ServiceSpec::default()
+        });
+        let pods: Vec<_> = [
+            serving("a", "10.0.0.2", 8080, true),
+            serving("b", "10.0.0.1", 8080, false),
+            serving("c", "10.0.0.3", 9090, true),
+        ]
+        .into_iter()
+        .map(Arc::new)
+        .collect();
         let subsets = build(&service, &pods).subsets.unwrap();
         let ips = |a: &Option<Vec<EndpointAddress>>| a.iter().flatten().map(|a| a.ip.clone()).collect::<Vec<_>>();
         assert_eq!(subsets.len(), 2);
@@ -185,6 +213,9 @@ mod tests {
         if let Some(spec) = &mut service.spec {
             spec.publish_not_ready_addresses = Some(true);
         }
-        assert_eq!(ips(&build(&service, &pods).subsets.unwrap()[0].addresses), ["10.0.0.1", "10.0.0.2"]);
+        assert_eq!(
+            ips(&build(&service, &pods).subsets.unwrap()[0].addresses),
+            ["10.0.0.1", "10.0.0.2"]
+        );
     }
 }

@@ -40,11 +40,19 @@ struct Controller {
 /// Starts the EndpointSlice controller.
 pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
     let queue = ctx.queue("endpointslice");
-    let controller = Arc::new(Controller { ctx: Arc::clone(ctx), queue: Arc::clone(&queue), unseen: Mutex::default() });
+    let controller = Arc::new(Controller {
+        ctx: Arc::clone(ctx),
+        queue: Arc::clone(&queue),
+        unseen: Mutex::default(),
+    });
     let on = Arc::clone(&controller);
-    ctx.caches.services.on_change(move |c| on.queue.add(ObjectKey::of(&**c.latest())));
+    ctx.caches
+        .services
+        .on_change(move |c| on.queue.add(ObjectKey::of(&**c.latest())));
     let on = Arc::clone(&controller);
-    ctx.caches.pods.on_change(move |c| facts::touched(&on.ctx, c).into_iter().for_each(|k| on.queue.add(k)));
+    ctx.caches
+        .pods
+        .on_change(move |c| facts::touched(&on.ctx, c).into_iter().for_each(|k| on.queue.add(k)));
     let on = Arc::clone(&controller);
     ctx.caches.slices.on_change(move |c| {
         if let Some(key) = service_of(c.latest()) {
@@ -115,7 +123,10 @@ impl Controller {
         let living: Vec<_> = existing.into_iter().filter(|s| !is_deleting(&s.metadata)).collect();
         let plan = plan(&living, self.wanted(&service, &spec), &placeholders(&spec));
         for (group, endpoints) in plan.create {
-            match api.create(&PostParams::default(), &new_slice(&service, &spec, &group, endpoints)).await {
+            match api
+                .create(&PostParams::default(), &new_slice(&service, &spec, &group, endpoints))
+                .await
+            {
                 Ok(created) => self.expect(key, name(&created.metadata), None),
                 Err(e) if e.is_namespace_terminating() => return Ok(Requeue::Done),
                 Err(e) => return Err(e.into()),
@@ -123,7 +134,10 @@ impl Controller {
         }
         let kept = plan.keep.into_iter().map(|s| (s, None));
         for (slice, endpoints) in plan.update.into_iter().map(|(s, e)| (s, Some(e))).chain(kept) {
-            let mut wanted = EndpointSlice { endpoints: endpoints.or_else(|| slice.endpoints.clone()), ..(*slice).clone() };
+            let mut wanted = EndpointSlice {
+                endpoints: endpoints.or_else(|| slice.endpoints.clone()),
+                ..(*slice).clone()
+            };
             wanted.metadata.labels = Some(labels(&service, &spec));
             if update(&api, &*slice, &wanted, Part::Main).await?.is_some() {
                 self.expect(key, name(&slice.metadata), slice.metadata.resource_version.clone());
@@ -138,11 +152,19 @@ impl Controller {
     fn wanted(&self, service: &Service, spec: &ServiceSpec) -> BTreeMap<Group, Vec<Endpoint>> {
         let mut wanted: BTreeMap<Group, Vec<Endpoint>> = BTreeMap::new();
         for pod in facts::selected(&self.ctx, service) {
-            let zone = node_name(&pod).and_then(|n| self.ctx.caches.nodes.get("", n)).and_then(|n| facts::zone(&n));
+            let zone = node_name(&pod)
+                .and_then(|n| self.ctx.caches.nodes.get("", n))
+                .and_then(|n| facts::zone(&n));
             for family in facts::families(spec) {
                 if let Some(address) = facts::address(&pod, family) {
-                    let group = Group { family, ports: facts::ports(spec, &pod) };
-                    wanted.entry(group).or_default().push(endpoint(service, spec, &pod, address, zone.clone()));
+                    let group = Group {
+                        family,
+                        ports: facts::ports(spec, &pod),
+                    };
+                    wanted
+                        .entry(group)
+                        .or_default()
+                        .push(endpoint(service, spec, &pod, address, zone.clone()));
                 }
             }
         }
@@ -154,7 +176,10 @@ impl Controller {
     }
 
     fn expect(&self, key: &ObjectKey, slice: &str, passed: Option<String>) {
-        self.unseen().entry(key.clone()).or_default().insert(slice.to_owned(), (passed, Instant::now()));
+        self.unseen()
+            .entry(key.clone())
+            .or_default()
+            .insert(slice.to_owned(), (passed, Instant::now()));
     }
 
     /// How long to wait at most for the cache to show our own last writes; their events bring the key back earlier.
@@ -191,7 +216,11 @@ fn endpoint(service: &Service, spec: &ServiceSpec, pod: &Pod, address: &str, zon
     let ready = spec.publish_not_ready_addresses == Some(true) || (serving && !terminating);
     Endpoint {
         addresses: vec![address.to_owned()],
-        conditions: Some(EndpointConditions { ready: Some(ready), serving: Some(serving), terminating: Some(terminating) }),
+        conditions: Some(EndpointConditions {
+            ready: Some(ready),
+            serving: Some(serving),
+            terminating: Some(terminating),
+        }),
         hostname: facts::hostname(service, pod),
         node_name: node_name(pod).map(str::to_owned),
         target_ref: Some(facts::pod_reference(pod)),
@@ -202,7 +231,10 @@ fn endpoint(service: &Service, spec: &ServiceSpec, pod: &Pod, address: &str, zon
 
 /// The groups of the empty slices that a Service without endpoints has: its own port numbers.
 fn placeholders(spec: &ServiceSpec) -> Vec<Group> {
-    let placeholder = |family| Group { family, ports: Vec::<Port>::new() };
+    let placeholder = |family| Group {
+        family,
+        ports: Vec::<Port>::new(),
+    };
     facts::families(spec).into_iter().map(placeholder).collect()
 }
 
@@ -248,9 +280,14 @@ mod tests {
             (true, true, true, (true, true, true)),
         ] {
             let mut pod = serving("a", "10.0.0.1", 80, is_ready);
-            pod.metadata.deletion_timestamp = deleting.then(|| Time(jiff::Timestamp::UNIX_EPOCH));
-            let spec = ServiceSpec { publish_not_ready_addresses: Some(publish), ..ServiceSpec::default() };
-            let c = endpoint(&Service::default(), &spec, &pod, "10.0.0.1", None).conditions.unwrap();
+            pod.metadata.deletion_timestamp = deleting.then_some(Time(jiff::Timestamp::UNIX_EPOCH));
+            let spec = ServiceSpec {
+                publish_not_ready_addresses: Some(publish),
+                ..ServiceSpec::default()
+            };
+            let c = endpoint(&Service::default(), &spec, &pod, "10.0.0.1", None)
+                .conditions
+                .unwrap();
             assert_eq!((c.ready.unwrap(), c.serving.unwrap(), c.terminating.unwrap()), expected);
         }
     }

@@ -71,7 +71,11 @@ fn identity(endpoint: &Endpoint) -> String {
 }
 
 /// Decides what to write. `placeholder` is the group of the empty slice that a Service without endpoints has.
-pub(crate) fn plan(existing: &[Arc<EndpointSlice>], wanted: BTreeMap<Group, Vec<Endpoint>>, placeholder: &[Group]) -> Plan {
+pub(crate) fn plan(
+    existing: &[Arc<EndpointSlice>],
+    wanted: BTreeMap<Group, Vec<Endpoint>>,
+    placeholder: &[Group],
+) -> Plan {
     let mut wanted = wanted;
     for group in placeholder {
         // A family without any endpoint still has one, empty, slice.
@@ -155,12 +159,23 @@ mod tests {
     use proptest::prelude::*;
 
     fn group(port: i32) -> Group {
-        let port = Port { name: "http".into(), port, protocol: "TCP".into(), app_protocol: None };
-        Group { family: Family::V4, ports: vec![port] }
+        let port = Port {
+            name: "http".into(),
+            port,
+            protocol: "TCP".into(),
+            app_protocol: None,
+        };
+        Group {
+            family: Family::V4,
+            ports: vec![port],
+        }
     }
 
     fn endpoint(n: usize) -> Endpoint {
-        Endpoint { addresses: vec![format!("10.0.{}.{}", n / 250, n % 250)], ..Endpoint::default() }
+        Endpoint {
+            addresses: vec![format!("10.0.{}.{}", n / 250, n % 250)],
+            ..Endpoint::default()
+        }
     }
 
     fn slice(name: &str, group: &Group, endpoints: Vec<Endpoint>) -> Arc<EndpointSlice> {
@@ -190,18 +205,66 @@ mod tests {
         let cases = vec![
             ("none yet", vec![], some(0..3), (vec![3], vec![], 0, 0)),
             ("no endpoints", vec![], vec![], (vec![0], vec![], 0, 0)),
-            ("still none", vec![slice("a", &g, vec![])], vec![], (vec![], vec![], 0, 1)),
-            ("the last goes", vec![slice("a", &g, some(0..1))], vec![], (vec![], vec![0], 0, 0)),
-            ("the first comes", vec![slice("a", &g, vec![])], some(0..1), (vec![], vec![1], 0, 0)),
-            ("nothing new", vec![slice("a", &g, some(0..3))], some(0..3), (vec![], vec![], 0, 1)),
-            ("one more", vec![slice("a", &g, some(0..3))], some(0..4), (vec![], vec![4], 0, 0)),
-            ("too many", vec![slice("a", &g, some(0..100))], some(0..150), (vec![50], vec![], 0, 1)),
-            ("other ports", vec![slice("a", &group(81), some(0..3))], some(0..3), (vec![3], vec![], 1, 0)),
-            ("one is emptied", vec![slice("a", &g, some(0..100)), slice("b", &g, some(100..101))], some(0..100), (vec![], vec![], 1, 1)),
+            (
+                "still none",
+                vec![slice("a", &g, vec![])],
+                vec![],
+                (vec![], vec![], 0, 1),
+            ),
+            (
+                "the last goes",
+                vec![slice("a", &g, some(0..1))],
+                vec![],
+                (vec![], vec![0], 0, 0),
+            ),
+            (
+                "the first comes",
+                vec![slice("a", &g, vec![])],
+                some(0..1),
+                (vec![], vec![1], 0, 0),
+            ),
+            (
+                "nothing new",
+                vec![slice("a", &g, some(0..3))],
+                some(0..3),
+                (vec![], vec![], 0, 1),
+            ),
+            (
+                "one more",
+                vec![slice("a", &g, some(0..3))],
+                some(0..4),
+                (vec![], vec![4], 0, 0),
+            ),
+            (
+                "too many",
+                vec![slice("a", &g, some(0..100))],
+                some(0..150),
+                (vec![50], vec![], 0, 1),
+            ),
+            (
+                "other ports",
+                vec![slice("a", &group(81), some(0..3))],
+                some(0..3),
+                (vec![3], vec![], 1, 0),
+            ),
+            (
+                "one is emptied",
+                vec![slice("a", &g, some(0..100)), slice("b", &g, some(100..101))],
+                some(0..100),
+                (vec![], vec![], 1, 1),
+            ),
         ];
         for (what, existing, wanted, expected) in cases {
-            let wanted = if wanted.is_empty() { BTreeMap::new() } else { BTreeMap::from([(g.clone(), wanted)]) };
-            assert_eq!(summary(&plan(&existing, wanted, std::slice::from_ref(&g))), expected, "{what}");
+            let wanted = if wanted.is_empty() {
+                BTreeMap::new()
+            } else {
+                BTreeMap::from([(g.clone(), wanted)])
+            };
+            assert_eq!(
+                summary(&plan(&existing, wanted, std::slice::from_ref(&g))),
+                expected,
+                "{what}"
+            );
         }
     }
 

@@ -21,7 +21,9 @@ pub(crate) struct Expectations(Mutex<HashMap<String, Outstanding>>);
 impl Expectations {
     /// Whether the cache has caught up with everything asked for on behalf of `owner`.
     pub(crate) fn satisfied(&self, owner: &str) -> bool {
-        self.lock().get(owner).is_none_or(|o| (o.creations <= 0 && o.deletions.is_empty()) || o.since.elapsed() > PATIENCE)
+        self.lock()
+            .get(owner)
+            .is_none_or(|o| (o.creations <= 0 && o.deletions.is_empty()) || o.since.elapsed() > PATIENCE)
     }
 
     /// `creations` pods will be created and the pods `deletions` deleted.

@@ -55,11 +55,25 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
     macro_rules! shared_kinds {
         ($($kind:ty),*) => { $(shared.insert((<$kind>::group(&()).into_owned(), <$kind>::kind(&()).into_owned()));)* };
     }
-    use k8s_openapi::api::{apps::v1 as apps, certificates::v1 as certificates, core::v1 as core, discovery::v1 as discovery, policy::v1 as policy};
+    use k8s_openapi::api::{
+        apps::v1 as apps, certificates::v1 as certificates, core::v1 as core, discovery::v1 as discovery,
+        policy::v1 as policy,
+    };
     shared_kinds!(
-        core::Pod, core::Node, core::Service, core::Endpoints, discovery::EndpointSlice, apps::Deployment, apps::ReplicaSet,
-        core::ReplicationController, apps::DaemonSet, apps::ControllerRevision, core::Namespace, core::ServiceAccount,
-        certificates::CertificateSigningRequest, policy::PodDisruptionBudget
+        core::Pod,
+        core::Node,
+        core::Service,
+        core::Endpoints,
+        discovery::EndpointSlice,
+        apps::Deployment,
+        apps::ReplicaSet,
+        core::ReplicationController,
+        apps::DaemonSet,
+        apps::ControllerRevision,
+        core::Namespace,
+        core::ServiceAccount,
+        certificates::CertificateSigningRequest,
+        policy::PodDisruptionBudget
     );
     let collector = Arc::new(Collector {
         ctx: Arc::clone(ctx),
@@ -79,8 +93,20 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
         };
     }
     observe!(
-        pods, nodes, services, endpoints, slices, deployments, replica_sets, replication_controllers, daemon_sets, revisions,
-        namespaces, service_accounts, requests, budgets
+        pods,
+        nodes,
+        services,
+        endpoints,
+        slices,
+        deployments,
+        replica_sets,
+        replication_controllers,
+        daemon_sets,
+        revisions,
+        namespaces,
+        service_accounts,
+        requests,
+        budgets
     );
     Box::pin(run(collector, queue))
 }
@@ -102,8 +128,20 @@ async fn run(collector: Arc<Collector>, queue: Arc<Queue<Task>>) {
     let all = async {
         macro_rules! synced { ($($cache:ident),*) => { $(c.$cache.synced().await;)* }; }
         synced!(
-            pods, nodes, services, endpoints, slices, deployments, replica_sets, replication_controllers, daemon_sets, revisions,
-            namespaces, service_accounts, requests, budgets
+            pods,
+            nodes,
+            services,
+            endpoints,
+            slices,
+            deployments,
+            replica_sets,
+            replication_controllers,
+            daemon_sets,
+            revisions,
+            namespaces,
+            service_accounts,
+            requests,
+            budgets
         );
         for informer in informers {
             informer.synced().await;
@@ -112,7 +150,11 @@ async fn run(collector: Arc<Collector>, queue: Arc<Queue<Task>>) {
     if !ctx.synced(all).await {
         return;
     }
-    info!(objects = collector.graph().len(), kinds = collector.kinds().len(), "garbage collector is ready");
+    info!(
+        objects = collector.graph().len(),
+        kinds = collector.kinds().len(),
+        "garbage collector is ready"
+    );
     let rediscover = {
         let (collector, stop) = (Arc::clone(&collector), stop.clone());
         async move {
@@ -148,13 +190,22 @@ impl Collector {
     }
 
     fn observe<K: Resource<DynamicType = ()>>(&self, change: Change<'_, K>) {
-        self.observe_meta(&K::group(&()), &K::kind(&()), change.latest().meta(), change.is_deleted());
+        self.observe_meta(
+            &K::group(&()),
+            &K::kind(&()),
+            change.latest().meta(),
+            change.is_deleted(),
+        );
     }
 
     fn observe_meta(&self, group: &str, kind: &str, meta: &ObjectMeta, deleted: bool) {
         let tasks = {
             let mut graph = self.graph();
-            if deleted { graph.remove(uid(meta)) } else { graph.upsert(group, kind, meta) }
+            if deleted {
+                graph.remove(uid(meta))
+            } else {
+                graph.upsert(group, kind, meta)
+            }
         };
         tasks.into_iter().for_each(|t| self.queue.add(t));
     }
@@ -216,16 +267,27 @@ impl Collector {
         let kinds = self.kinds();
         let kind = kinds.get(&(group.to_owned(), kind.to_owned()))?;
         let client = self.ctx.client.clone();
-        let api = if kind.namespaced { Api::namespaced_with(client, namespace, &kind.resource) } else { Api::all_with(client, &kind.resource) };
+        let api = if kind.namespaced {
+            Api::namespaced_with(client, namespace, &kind.resource)
+        } else {
+            Api::all_with(client, &kind.resource)
+        };
         Some((api, kind.namespaced))
     }
 
     async fn check(&self, uid: &str) -> Result<Requeue, Error> {
-        let Some(node) = self.graph().get(uid).cloned() else { return Ok(Requeue::Done) };
+        let Some(node) = self.graph().get(uid).cloned() else {
+            return Ok(Requeue::Done);
+        };
         if node.deleting && !node.foreground {
             return Ok(Requeue::Done);
         }
-        let Identity { group, kind, namespace, name } = &node.id;
+        let Identity {
+            group,
+            kind,
+            namespace,
+            name,
+        } = &node.id;
         let Some((api, _)) = self.api(group, kind, namespace) else {
             if node.is_virtual {
                 // Nobody can say whether an owner of an unknown kind exists: its dependents stay.
@@ -233,7 +295,10 @@ impl Collector {
             }
             return Ok(Requeue::Done);
         };
-        let live = api.get_opt(name).await?.filter(|o| o.metadata.uid.as_deref() == Some(uid));
+        let live = api
+            .get_opt(name)
+            .await?
+            .filter(|o| o.metadata.uid.as_deref() == Some(uid));
         let Some(live) = live else {
             if node.is_virtual {
                 let tasks = self.graph().remove(uid);
@@ -253,13 +318,19 @@ impl Collector {
         }
         let mut standings = Vec::new();
         for owner in live.metadata.owner_references.iter().flatten() {
-            standings.push((owner.uid.clone(), self.standing(&Owner::of(owner), &live.metadata).await?));
+            standings.push((
+                owner.uid.clone(),
+                self.standing(&Owner::of(owner), &live.metadata).await?,
+            ));
         }
         match decide(&standings, !node.dependents.is_empty()) {
             Action::Keep => Ok(Requeue::Done),
             Action::Disown(gone) => self.disown(&api, &live.metadata, &gone).await,
             Action::Delete => self.delete(&api, &live.metadata, None).await,
-            Action::DeleteForeground => self.delete(&api, &live.metadata, Some(PropagationPolicy::Foreground)).await,
+            Action::DeleteForeground => {
+                self.delete(&api, &live.metadata, Some(PropagationPolicy::Foreground))
+                    .await
+            }
         }
     }
 
@@ -281,14 +352,22 @@ impl Collector {
             return Err(Error::Retry(format!("owner kind {} is not served", owner.kind)));
         };
         if namespaced && namespace.is_empty() {
-            warn!(dependent = dependent.name, owner = owner.name, "cluster-scoped object with an owner in a namespace: left alone");
+            warn!(
+                dependent = dependent.name,
+                owner = owner.name,
+                "cluster-scoped object with an owner in a namespace: left alone"
+            );
             return Ok(Standing::Solid);
         }
-        let live = api.get_opt(&owner.name).await?.filter(|o| o.metadata.uid.as_deref() == Some(&owner.uid));
+        let live = api
+            .get_opt(&owner.name)
+            .await?
+            .filter(|o| o.metadata.uid.as_deref() == Some(&owner.uid));
         Ok(match live {
             None => Standing::Absent,
             Some(live) => {
-                let waits = is_deleting(&live.metadata) && live.metadata.finalizers.iter().flatten().any(|f| f == FOREGROUND);
+                let waits =
+                    is_deleting(&live.metadata) && live.metadata.finalizers.iter().flatten().any(|f| f == FOREGROUND);
                 if waits { Standing::Waiting } else { Standing::Solid }
             }
         })
@@ -297,7 +376,11 @@ impl Collector {
     async fn advance_foreground(&self, api: &Api<Meta>, uid: &str, live: &Meta) -> Result<Requeue, Error> {
         let blocking: Vec<(String, bool)> = {
             let graph = self.graph();
-            graph.blocking(uid).into_iter().map(|d| (d.to_owned(), graph.get(d).is_some_and(|n| n.deleting))).collect()
+            graph
+                .blocking(uid)
+                .into_iter()
+                .map(|d| (d.to_owned(), graph.get(d).is_some_and(|n| n.deleting)))
+                .collect()
         };
         if blocking.is_empty() {
             return self.drop_finalizer(api, &live.metadata, FOREGROUND).await;
@@ -311,27 +394,44 @@ impl Collector {
     }
 
     async fn orphan(&self, uid: &str) -> Result<Requeue, Error> {
-        let Some(node) = self.graph().get(uid).cloned() else { return Ok(Requeue::Done) };
+        let Some(node) = self.graph().get(uid).cloned() else {
+            return Ok(Requeue::Done);
+        };
         if !node.orphaning {
             return Ok(Requeue::Done);
         }
         for dependent in &node.dependents {
-            let Some(id) = self.graph().get(dependent).map(|n| n.id.clone()) else { continue };
-            let Some((api, _)) = self.api(&id.group, &id.kind, &id.namespace) else { continue };
-            let Some(live) = api.get_opt(&id.name).await? else { continue };
+            let Some(id) = self.graph().get(dependent).map(|n| n.id.clone()) else {
+                continue;
+            };
+            let Some((api, _)) = self.api(&id.group, &id.kind, &id.namespace) else {
+                continue;
+            };
+            let Some(live) = api.get_opt(&id.name).await? else {
+                continue;
+            };
             if live.metadata.uid.as_ref() == Some(dependent) {
                 self.disown(&api, &live.metadata, &[uid.to_owned()]).await?;
             }
         }
-        let Some((api, _)) = self.api(&node.id.group, &node.id.kind, &node.id.namespace) else { return Ok(Requeue::Done) };
+        let Some((api, _)) = self.api(&node.id.group, &node.id.kind, &node.id.namespace) else {
+            return Ok(Requeue::Done);
+        };
         match api.get_opt(&node.id.name).await? {
-            Some(live) if live.metadata.uid.as_deref() == Some(uid) => self.drop_finalizer(&api, &live.metadata, ORPHAN).await,
+            Some(live) if live.metadata.uid.as_deref() == Some(uid) => {
+                self.drop_finalizer(&api, &live.metadata, ORPHAN).await
+            }
             _ => Ok(Requeue::Done),
         }
     }
 
     async fn disown(&self, api: &Api<Meta>, meta: &ObjectMeta, gone: &[String]) -> Result<Requeue, Error> {
-        let left: Vec<_> = meta.owner_references.iter().flatten().filter(|o| !gone.contains(&o.uid)).collect();
+        let left: Vec<_> = meta
+            .owner_references
+            .iter()
+            .flatten()
+            .filter(|o| !gone.contains(&o.uid))
+            .collect();
         self.patch(api, meta, json!({"ownerReferences": left})).await
     }
 
@@ -344,14 +444,26 @@ impl Collector {
         change["uid"] = json!(meta.uid);
         change["resourceVersion"] = json!(meta.resource_version);
         let name = meta.name.as_deref().unwrap_or_default();
-        match api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(json!({"metadata": change}))).await {
+        match api
+            .patch_metadata(
+                name,
+                &PatchParams::default(),
+                &Patch::Merge(json!({"metadata": change})),
+            )
+            .await
+        {
             Ok(_) => Ok(Requeue::Done),
             Err(e) if e.is_not_found() => Ok(Requeue::Done),
             Err(e) => Err(e.into()),
         }
     }
 
-    async fn delete(&self, api: &Api<Meta>, meta: &ObjectMeta, policy: Option<PropagationPolicy>) -> Result<Requeue, Error> {
+    async fn delete(
+        &self,
+        api: &Api<Meta>,
+        meta: &ObjectMeta,
+        policy: Option<PropagationPolicy>,
+    ) -> Result<Requeue, Error> {
         let has = |name: &str| meta.finalizers.iter().flatten().any(|f| f == name);
         let policy = policy.unwrap_or(if has(ORPHAN) {
             PropagationPolicy::Orphan
@@ -365,7 +477,10 @@ impl Collector {
         let params = DeleteParams {
             propagation_policy: Some(policy),
             // The owners were looked at in exactly this version.
-            preconditions: Some(Preconditions { uid: meta.uid.clone(), resource_version: meta.resource_version.clone() }),
+            preconditions: Some(Preconditions {
+                uid: meta.uid.clone(),
+                resource_version: meta.resource_version.clone(),
+            }),
             ..DeleteParams::default()
         };
         match api.delete(name, &params).await {

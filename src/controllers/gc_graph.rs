@@ -124,7 +124,15 @@ impl Graph {
         if starts_foreground || foreground || (owners_changed && !owners.is_empty()) {
             tasks.push(Task::Check(uid.clone()));
         }
-        let node = Node { id, owners: owners.clone(), dependents, deleting, foreground, orphaning, is_virtual: false };
+        let node = Node {
+            id,
+            owners: owners.clone(),
+            dependents,
+            deleting,
+            foreground,
+            orphaning,
+            is_virtual: false,
+        };
         let namespace = node.id.namespace.clone();
         self.nodes.insert(uid.clone(), node);
         if owners_changed {
@@ -144,7 +152,9 @@ impl Graph {
 
     /// An object is gone.
     pub(crate) fn remove(&mut self, uid: &str) -> Vec<Task> {
-        let Some(node) = self.nodes.remove(uid) else { return Vec::new() };
+        let Some(node) = self.nodes.remove(uid) else {
+            return Vec::new();
+        };
         let mut tasks: Vec<Task> = node.dependents.iter().map(|d| Task::Check(d.clone())).collect();
         for owner in &node.owners {
             tasks.extend(self.unlink(&owner.uid, uid));
@@ -176,7 +186,9 @@ impl Graph {
     }
 
     fn unlink(&mut self, owner: &str, dependent: &str) -> Vec<Task> {
-        let Some(node) = self.nodes.get_mut(owner) else { return Vec::new() };
+        let Some(node) = self.nodes.get_mut(owner) else {
+            return Vec::new();
+        };
         node.dependents.remove(dependent);
         if node.is_virtual && node.dependents.is_empty() {
             self.nodes.remove(owner);
@@ -188,13 +200,23 @@ impl Graph {
     /// An owner in foreground deletion looks again whenever something it waits for changes.
     fn waiting(&self, owner: &str) -> Vec<Task> {
         let waits = self.nodes.get(owner).is_some_and(|n| n.foreground);
-        if waits { vec![Task::Check(owner.to_owned())] } else { Vec::new() }
+        if waits {
+            vec![Task::Check(owner.to_owned())]
+        } else {
+            Vec::new()
+        }
     }
 
     /// The dependents that an owner in foreground deletion waits for.
     pub(crate) fn blocking(&self, uid: &str) -> Vec<&str> {
-        let Some(node) = self.nodes.get(uid) else { return Vec::new() };
-        let blocks = |d: &&String| self.nodes.get(*d).is_some_and(|n| n.owners.iter().any(|o| o.uid == uid && o.blocks));
+        let Some(node) = self.nodes.get(uid) else {
+            return Vec::new();
+        };
+        let blocks = |d: &&String| {
+            self.nodes
+                .get(*d)
+                .is_some_and(|n| n.owners.iter().any(|o| o.uid == uid && o.blocks))
+        };
         node.dependents.iter().filter(blocks).map(String::as_str).collect()
     }
 }
@@ -228,13 +250,26 @@ pub(crate) fn decide(owners: &[(String, Standing)], has_dependents: bool) -> Act
     if owners.is_empty() {
         return Action::Keep;
     }
-    let gone = || owners.iter().filter(|(_, s)| *s != Standing::Solid).map(|(uid, _)| uid.clone());
+    let gone = || {
+        owners
+            .iter()
+            .filter(|(_, s)| *s != Standing::Solid)
+            .map(|(uid, _)| uid.clone())
+    };
     if owners.iter().any(|(_, s)| *s == Standing::Solid) {
         let gone: Vec<String> = gone().collect();
-        return if gone.is_empty() { Action::Keep } else { Action::Disown(gone) };
+        return if gone.is_empty() {
+            Action::Keep
+        } else {
+            Action::Disown(gone)
+        };
     }
     let awaited = owners.iter().any(|(_, s)| *s == Standing::Waiting);
-    if awaited && has_dependents { Action::DeleteForeground } else { Action::Delete }
+    if awaited && has_dependents {
+        Action::DeleteForeground
+    } else {
+        Action::Delete
+    }
 }
 
 #[cfg(test)]
@@ -267,7 +302,10 @@ mod tests {
     #[test]
     fn an_owner_never_seen_is_asked_for_and_its_absence_reaches_its_dependents() {
         let mut graph = Graph::default();
-        assert_eq!(graph.upsert("", "Pod", &meta("p", &[("o", true)], None)), [check("p"), check("o")]);
+        assert_eq!(
+            graph.upsert("", "Pod", &meta("p", &[("o", true)], None)),
+            [check("p"), check("o")]
+        );
         assert!(graph.get("o").unwrap().is_virtual);
         assert_eq!(graph.remove("o"), [check("p")]);
         graph.remove("p");
@@ -303,7 +341,10 @@ mod tests {
     fn orphaning_is_asked_for_once() {
         let mut graph = Graph::default();
         graph.upsert("g", "Owner", &meta("o", &[], None));
-        assert_eq!(graph.upsert("g", "Owner", &meta("o", &[], Some(ORPHAN))), [Task::Orphan("o".into())]);
+        assert_eq!(
+            graph.upsert("g", "Owner", &meta("o", &[], Some(ORPHAN))),
+            [Task::Orphan("o".into())]
+        );
         assert_eq!(graph.upsert("g", "Owner", &meta("o", &[], Some(ORPHAN))), []);
     }
 
@@ -314,10 +355,18 @@ mod tests {
         for (owners, dependents, expected) in [
             (vec![], false, Action::Keep),
             (vec![owner("a", Solid)], false, Action::Keep),
-            (vec![owner("a", Solid), owner("b", Absent)], false, Action::Disown(vec!["b".into()])),
+            (
+                vec![owner("a", Solid), owner("b", Absent)],
+                false,
+                Action::Disown(vec!["b".into()]),
+            ),
             (vec![owner("a", Absent)], true, Action::Delete),
             (vec![owner("a", Waiting)], false, Action::Delete),
-            (vec![owner("a", Waiting), owner("b", Absent)], true, Action::DeleteForeground),
+            (
+                vec![owner("a", Waiting), owner("b", Absent)],
+                true,
+                Action::DeleteForeground,
+            ),
         ] {
             assert_eq!(decide(&owners, dependents), expected, "{owners:?}");
         }

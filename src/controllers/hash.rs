@@ -20,11 +20,15 @@ pub(crate) fn template_hash(template: &PodTemplateSpec, collisions: Option<i32>)
 
 /// Each character replaced by one of a safe alphabet.
 fn readable(text: &str) -> String {
-    text.bytes().map(|b| char::from(ALPHABET[usize::from(b) % ALPHABET.len()])).collect()
+    text.bytes()
+        .map(|b| char::from(ALPHABET[usize::from(b) % ALPHABET.len()]))
+        .collect()
 }
 
 fn fnv32a(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |hash, b| (hash ^ u32::from(*b)).wrapping_mul(0x0100_0193))
+    bytes
+        .iter()
+        .fold(0x811c_9dc5, |hash, b| (hash ^ u32::from(*b)).wrapping_mul(0x0100_0193))
 }
 
 #[cfg(test)]
@@ -40,7 +44,10 @@ mod tests {
     #[test]
     fn collisions_change_the_name() {
         let template = PodTemplateSpec::default();
-        let names: Vec<_> = [None, Some(0), Some(1)].iter().map(|c| template_hash(&template, *c).unwrap()).collect();
+        let names: Vec<_> = [None, Some(0), Some(1)]
+            .iter()
+            .map(|c| template_hash(&template, *c).unwrap())
+            .collect();
         assert!(names[0] != names[1] && names[1] != names[2]);
         assert!(names.iter().all(|n| n.bytes().all(|b| ALPHABET.contains(&b))));
     }

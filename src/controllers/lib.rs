@@ -51,7 +51,7 @@ use component::leader::Election;
 use component::metrics::Metrics;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 pub use component::Error;
 pub use options::{Args, Options};
@@ -87,7 +87,7 @@ const USER_AGENT: &str = "kube-controller-manager";
 /// Runs the controller manager until SIGTERM or SIGINT, then gives its lease back.
 ///
 /// # Errors
-/// If a flag or file is unusable, the port is taken, or the leadership is lost: then the process must end.
+/// If a flag or file is unusable, or the port is taken.
 pub async fn run(args: Args) -> Result<(), Error> {
     let stop = component::signal::stop_token().map_err(|e| Error::Invalid(format!("cannot handle signals: {e}")))?;
     serve(args, stop).await
@@ -98,46 +98,66 @@ pub async fn run(args: Args) -> Result<(), Error> {
 /// # Errors
 /// As [`run`].
 pub async fn serve(args: Args, stop: CancellationToken) -> Result<(), Error> {
-    let options = Options::read(&args)?;
+    let options = Arc::new(Options::read(&args)?);
     let client = component::client::connect(&args.kubeconfig, USER_AGENT).await?;
     let server = Server::bind((args.bind_address, args.secure_port).into(), args.serving_files()).await?;
     let addr = server.addr();
     let (health, metrics) = (Arc::new(Health::default()), Metrics::default());
     let mut serving = JoinSet::new();
     let server_stop = CancellationToken::new();
-    serving.spawn(server.serve(Arc::clone(&health), metrics.clone(), client.clone(), server_stop.clone()));
+    serving.spawn(server.serve(
+        Arc::clone(&health),
+        metrics.clone(),
+        client.clone(),
+        server_stop.clone(),
+    ));
     info!(%addr, "controller manager is up");
 
     let election = Election::new(&client, "kube-controller-manager", addr, health, metrics.clone());
-    let result = if args.leader_elect {
-        if election.acquire(&stop).await {
+    if args.leader_elect {
+        while election.acquire(&stop).await {
             let work = stop.child_token();
-            let controllers = tokio::spawn(control(client, metrics, work.clone(), options, args.controllers.clone()));
+            let controllers = tokio::spawn(control(
+                client.clone(),
+                metrics.clone(),
+                work.clone(),
+                Arc::clone(&options),
+                args.controllers.clone(),
+            ));
             let held = election.hold(&stop).await;
             work.cancel();
-            // Nothing of ours may write any more when somebody else leads.
+            // Nothing of ours may write any more when somebody else may lead. What is left is a candidate like any other.
             let _ = controllers.await;
-            election.release().await;
-            held
-        } else {
-            Ok(())
+            match held {
+                Ok(()) => election.release().await,
+                Err(error) => warn!(%error, "waiting for the lease again"),
+            }
         }
     } else {
         control(client, metrics, stop, options, args.controllers.clone()).await;
-        Ok(())
-    };
+    }
     server_stop.cancel();
-    result
+    Ok(())
 }
 
 /// Runs all enabled controllers until `stop`.
-async fn control(client: kube::Client, metrics: Metrics, stop: CancellationToken, options: Options, enabled: Vec<String>) {
+async fn control(
+    client: kube::Client,
+    metrics: Metrics,
+    stop: CancellationToken,
+    options: Arc<Options>,
+    enabled: Vec<String>,
+) {
     let mut tasks = JoinSet::new();
     let (events, writer) = Recorder::new(client.clone(), "controllermanager", stop.clone());
     tasks.spawn(writer);
     let ctx = Context::new(client, events, metrics, stop, options);
     // Handlers first: whatever the caches see from their first object on reaches everybody.
-    let controllers: Vec<_> = CONTROLLERS.iter().filter(|(name, _)| options::is_enabled(&enabled, name)).map(|(_, start)| start(&ctx)).collect();
+    let controllers: Vec<_> = CONTROLLERS
+        .iter()
+        .filter(|(name, _)| options::is_enabled(&enabled, name))
+        .map(|(_, start)| start(&ctx))
+        .collect();
     controllers.into_iter().for_each(|c| {
         tasks.spawn(c);
     });

@@ -9,7 +9,10 @@ use kube::Resource;
 
 /// The reference of the owner that manages the object, if there is one.
 pub(crate) fn controller_of(meta: &ObjectMeta) -> Option<&OwnerReference> {
-    meta.owner_references.iter().flatten().find(|o| o.controller == Some(true))
+    meta.owner_references
+        .iter()
+        .flatten()
+        .find(|o| o.controller == Some(true))
 }
 
 /// Whether `owner` manages the object of `meta`.
@@ -70,9 +73,15 @@ pub(crate) fn scaled(value: &IntOrString, total: i32, round_up: bool) -> i32 {
     match value {
         IntOrString::Int(n) => *n,
         IntOrString::String(text) => {
-            let Some(percent) = text.strip_suffix('%').and_then(|p| p.parse::<i64>().ok()) else { return 0 };
+            let Some(percent) = text.strip_suffix('%').and_then(|p| p.parse::<i64>().ok()) else {
+                return 0;
+            };
             let product = i64::from(total) * percent;
-            let scaled = if round_up { (product + 99).div_euclid(100) } else { product.div_euclid(100) };
+            let scaled = if round_up {
+                (product + 99).div_euclid(100)
+            } else {
+                product.div_euclid(100)
+            };
             i32::try_from(scaled).unwrap_or(i32::MAX)
         }
     }
@@ -84,9 +93,19 @@ mod tests {
 
     #[test]
     fn percentages_round_as_asked() {
-        for (value, total, up, down) in [("25%", 10, 3, 2), ("25%", 4, 1, 1), ("0%", 7, 0, 0), ("100%", 3, 3, 3), ("x", 3, 0, 0)] {
+        for (value, total, up, down) in [
+            ("25%", 10, 3, 2),
+            ("25%", 4, 1, 1),
+            ("0%", 7, 0, 0),
+            ("100%", 3, 3, 3),
+            ("x", 3, 0, 0),
+        ] {
             let value = IntOrString::String(value.into());
-            assert_eq!((scaled(&value, total, true), scaled(&value, total, false)), (up, down), "{value:?} of {total}");
+            assert_eq!(
+                (scaled(&value, total, true), scaled(&value, total, false)),
+                (up, down),
+                "{value:?} of {total}"
+            );
         }
         assert_eq!(scaled(&IntOrString::Int(5), 3, true), 5);
     }

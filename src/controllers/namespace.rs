@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use component::patch::{Part, update};
-use component::{ApiErrorExt, Error, ObjectKey, Requeue};
+use component::{ApiErrorExt, Error, ObjectKey, Requeue, plain};
 use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt};
 use jiff::Timestamp;
@@ -20,7 +20,6 @@ use serde_json::json;
 use crate::context::{Context, wait_for};
 use crate::discover::{Kind, kinds};
 use crate::meta::is_deleting;
-use crate::pods::plain;
 
 const WORKERS: usize = 4;
 /// How many kinds are emptied at once.
@@ -76,10 +75,19 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
 
 impl Controller {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Requeue, Error> {
-        let Some(namespace) = self.ctx.caches.namespaces.get("", &key.name) else { return Ok(Requeue::Done) };
-        let Some(begun) = namespace.metadata.deletion_timestamp.as_ref().map(|t| t.0) else { return Ok(Requeue::Done) };
+        let Some(namespace) = self.ctx.caches.namespaces.get("", &key.name) else {
+            return Ok(Requeue::Done);
+        };
+        let Some(begun) = namespace.metadata.deletion_timestamp.as_ref().map(|t| t.0) else {
+            return Ok(Requeue::Done);
+        };
         let ours = |f: &String| f == "kubernetes";
-        if !namespace.spec.iter().flat_map(|s| s.finalizers.iter().flatten()).any(ours) {
+        if !namespace
+            .spec
+            .iter()
+            .flat_map(|s| s.finalizers.iter().flatten())
+            .any(ours)
+        {
             return Ok(Requeue::Done);
         }
         let findings = self.empty(&key.name).await;
@@ -104,14 +112,21 @@ impl Controller {
 
     async fn finalize(&self, api: &Api<Namespace>, namespace: &Namespace) -> Result<Requeue, Error> {
         let name = crate::meta::name(&namespace.metadata);
-        let finalizers: Vec<&String> =
-            namespace.spec.iter().flat_map(|s| s.finalizers.iter().flatten()).filter(|f| *f != "kubernetes").collect();
+        let finalizers: Vec<&String> = namespace
+            .spec
+            .iter()
+            .flat_map(|s| s.finalizers.iter().flatten())
+            .filter(|f| *f != "kubernetes")
+            .collect();
         let body = json!({
             "apiVersion": "v1", "kind": "Namespace",
             "metadata": {"name": name, "uid": namespace.metadata.uid, "resourceVersion": namespace.metadata.resource_version},
             "spec": {"finalizers": finalizers},
         });
-        match api.replace_subresource("finalize", name, &Default::default(), &body).await {
+        match api
+            .replace_subresource("finalize", name, &Default::default(), &body)
+            .await
+        {
             Ok(_) => Ok(Requeue::Done),
             Err(e) if e.is_not_found() => Ok(Requeue::Done),
             Err(e) => Err(e.into()),
@@ -127,8 +142,11 @@ impl Controller {
                 return findings;
             }
         };
-        let deletable = found.into_iter().filter(|k| k.namespaced && k.can("delete") && k.can("list"));
-        let (pods, others): (Vec<_>, Vec<_>) = deletable.partition(|k| k.resource.kind == "Pod" && k.resource.group.is_empty());
+        let deletable = found
+            .into_iter()
+            .filter(|k| k.namespaced && k.can("delete") && k.can("list"));
+        let (pods, others): (Vec<_>, Vec<_>) =
+            deletable.partition(|k| k.resource.kind == "Pod" && k.resource.group.is_empty());
         self.empty_kinds(namespace, pods, &mut findings).await;
         if findings.rest.is_empty() && findings.failures.is_empty() {
             self.empty_kinds(namespace, others, &mut findings).await;
@@ -159,7 +177,11 @@ impl Controller {
 
 fn plural(kind: &Kind) -> String {
     let resource = &kind.resource;
-    if resource.group.is_empty() { format!("{}.", resource.plural) } else { format!("{}.{}", resource.plural, resource.group) }
+    if resource.group.is_empty() {
+        format!("{}.", resource.plural)
+    } else {
+        format!("{}.{}", resource.plural, resource.group)
+    }
 }
 
 async fn empty_kind(client: Client, namespace: &str, kind: &Kind) -> Result<Option<Rest>, kube::Error> {
@@ -176,7 +198,9 @@ async fn empty_kind(client: Client, namespace: &str, kind: &Kind) -> Result<Opti
     if list.items.iter().any(|o| !is_deleting(&o.metadata)) {
         let params = DeleteParams::background();
         let collected = if kind.can("deletecollection") {
-            api.delete_collection(&params, &ListParams::default()).await.map(|_| true)
+            api.delete_collection(&params, &ListParams::default())
+                .await
+                .map(|_| true)
         } else {
             Ok(false)
         };
@@ -192,10 +216,18 @@ async fn empty_kind(client: Client, namespace: &str, kind: &Kind) -> Result<Opti
         return Ok(None);
     }
     let count = left.items.len() + usize::try_from(left.metadata.remaining_item_count.unwrap_or(0)).unwrap_or(0);
-    let mut finalizers: Vec<String> = left.items.iter().flat_map(|o| o.metadata.finalizers.clone().unwrap_or_default()).collect();
+    let mut finalizers: Vec<String> = left
+        .items
+        .iter()
+        .flat_map(|o| o.metadata.finalizers.clone().unwrap_or_default())
+        .collect();
     finalizers.sort();
     finalizers.dedup();
-    Ok(Some(Rest { kind: plural(kind), count, finalizers }))
+    Ok(Some(Rest {
+        kind: plural(kind),
+        count,
+        finalizers,
+    }))
 }
 
 async fn delete_each(
@@ -215,47 +247,82 @@ async fn delete_each(
 
 /// The conditions that say what stands in the way; those that say the same keep their time.
 fn conditions(old: Vec<NamespaceCondition>, findings: &Findings, now: Timestamp) -> Vec<NamespaceCondition> {
-    let remaining: Vec<String> = findings.rest.iter().map(|r| format!("{} has {} resource instances", r.kind, r.count)).collect();
+    let remaining: Vec<String> = findings
+        .rest
+        .iter()
+        .map(|r| format!("{} has {} resource instances", r.kind, r.count))
+        .collect();
     let held: Vec<String> = findings
         .rest
         .iter()
-        .flat_map(|r| r.finalizers.iter().map(move |f| format!("{f} in {} resource instances", r.count)))
+        .flat_map(|r| {
+            r.finalizers
+                .iter()
+                .map(move |f| format!("{f} in {} resource instances", r.count))
+        })
         .collect();
     let said = [
         (
             "NamespaceDeletionDiscoveryFailure",
-            findings.discovery.iter().map(|e| format!("Discovery failed for some groups: {e}")).collect::<Vec<_>>(),
-            ("DiscoveryFailed", "ResourcesDiscovered", "All resources successfully discovered"),
+            findings
+                .discovery
+                .iter()
+                .map(|e| format!("Discovery failed for some groups: {e}"))
+                .collect::<Vec<_>>(),
+            (
+                "DiscoveryFailed",
+                "ResourcesDiscovered",
+                "All resources successfully discovered",
+            ),
             "",
         ),
         (
             "NamespaceDeletionContentFailure",
             findings.failures.clone(),
-            ("ContentDeletionFailed", "ContentDeleted", "All content successfully deleted, may be waiting on finalization"),
+            (
+                "ContentDeletionFailed",
+                "ContentDeleted",
+                "All content successfully deleted, may be waiting on finalization",
+            ),
             "Failed to delete all resource types: ",
         ),
         (
             "NamespaceContentRemaining",
             remaining,
-            ("SomeResourcesRemain", "ContentRemoved", "All content successfully removed"),
+            (
+                "SomeResourcesRemain",
+                "ContentRemoved",
+                "All content successfully removed",
+            ),
             "Some resources are remaining: ",
         ),
         (
             "NamespaceFinalizersRemaining",
             held,
-            ("SomeFinalizersRemain", "ContentHasNoFinalizers", "All content-preserving finalizers finished"),
+            (
+                "SomeFinalizersRemain",
+                "ContentHasNoFinalizers",
+                "All content-preserving finalizers finished",
+            ),
             "Some content in the namespace has finalizers remaining: ",
         ),
     ];
     let condition = |(kind, troubles, (bad, good, fine), prefix): (&str, Vec<String>, (&str, &str, &str), &str)| {
         let trouble = !troubles.is_empty();
         let status = if trouble { "True" } else { "False" };
-        let since = old.iter().find(|c| c.type_ == kind && c.status == status).and_then(|c| c.last_transition_time.clone());
+        let since = old
+            .iter()
+            .find(|c| c.type_ == kind && c.status == status)
+            .and_then(|c| c.last_transition_time.clone());
         NamespaceCondition {
             type_: kind.into(),
             status: status.into(),
             reason: Some(if trouble { bad } else { good }.into()),
-            message: Some(if trouble { format!("{prefix}{}", troubles.join(", ")) } else { fine.into() }),
+            message: Some(if trouble {
+                format!("{prefix}{}", troubles.join(", "))
+            } else {
+                fine.into()
+            }),
             last_transition_time: Some(since.unwrap_or(Time(now))),
         }
     };
@@ -269,13 +336,29 @@ mod tests {
     #[test]
     fn what_remains_is_said_and_keeps_its_time() {
         let findings = Findings {
-            rest: vec![Rest { kind: "pods.".into(), count: 2, finalizers: vec!["x/y".into()] }],
+            rest: vec![Rest {
+                kind: "pods.".into(),
+                count: 2,
+                finalizers: vec!["x/y".into()],
+            }],
             ..Findings::default()
         };
         let first = conditions(Vec::new(), &findings, Timestamp::UNIX_EPOCH);
-        let texts: Vec<_> = first.iter().map(|c| (c.status.as_str(), c.message.as_deref().unwrap())).collect();
-        assert_eq!(texts[2], ("True", "Some resources are remaining: pods. has 2 resource instances"));
-        assert_eq!(texts[3], ("True", "Some content in the namespace has finalizers remaining: x/y in 2 resource instances"));
+        let texts: Vec<_> = first
+            .iter()
+            .map(|c| (c.status.as_str(), c.message.as_deref().unwrap()))
+            .collect();
+        assert_eq!(
+            texts[2],
+            ("True", "Some resources are remaining: pods. has 2 resource instances")
+        );
+        assert_eq!(
+            texts[3],
+            (
+                "True",
+                "Some content in the namespace has finalizers remaining: x/y in 2 resource instances"
+            )
+        );
         assert_eq!(texts[0].0, "False");
         let again = conditions(first.clone(), &findings, Timestamp::from_second(9).unwrap());
         assert_eq!(first, again);

@@ -28,7 +28,12 @@ const BY_CONDITION: [(&str, &str, &str); 6] = [
 
 /// A condition by type.
 pub(crate) fn condition<'a>(node: &'a Node, kind: &str) -> Option<&'a NodeCondition> {
-    node.status.as_ref()?.conditions.iter().flatten().find(|c| c.type_ == kind)
+    node.status
+        .as_ref()?
+        .conditions
+        .iter()
+        .flatten()
+        .find(|c| c.type_ == kind)
 }
 
 /// `True`, `False`, `Unknown`; nothing if the node never said.
@@ -46,8 +51,16 @@ pub(crate) fn unknown_conditions(node: &Node, now: Timestamp) -> Vec<NodeConditi
     let change = |kind: &&str| {
         let (reason, message, heartbeat) = match condition(node, kind) {
             Some(c) if c.status == "Unknown" => return None,
-            Some(c) => ("NodeStatusUnknown", "Kubelet stopped posting node status.", c.last_heartbeat_time.clone()),
-            None => ("NodeStatusNeverUpdated", "Kubelet never posted node status.", node.metadata.creation_timestamp.clone()),
+            Some(c) => (
+                "NodeStatusUnknown",
+                "Kubelet stopped posting node status.",
+                c.last_heartbeat_time.clone(),
+            ),
+            None => (
+                "NodeStatusNeverUpdated",
+                "Kubelet never posted node status.",
+                node.metadata.creation_timestamp.clone(),
+            ),
         };
         Some(NodeCondition {
             type_: (*kind).to_owned(),
@@ -58,7 +71,10 @@ pub(crate) fn unknown_conditions(node: &Node, now: Timestamp) -> Vec<NodeConditi
             last_transition_time: Some(Time(now)),
         })
     };
-    ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"].iter().filter_map(change).collect()
+    ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"]
+        .iter()
+        .filter_map(change)
+        .collect()
 }
 
 /// The taints a node should have, given those it has. `evict`: whether trouble may also push pods off (`NoExecute`); if
@@ -77,7 +93,9 @@ pub(crate) fn taints(node: &Node, evict: Evict, now: Timestamp) -> Vec<Taint> {
     if let Some(key) = eviction_key(node) {
         let has = have.iter().any(|t| t.key == key && t.effect == "NoExecute");
         // A node that goes from not ready to unreachable or back was allowed before.
-        let had = have.iter().any(|t| (t.key == NOT_READY || t.key == UNREACHABLE) && t.effect == "NoExecute");
+        let had = have
+            .iter()
+            .any(|t| (t.key == NOT_READY || t.key == UNREACHABLE) && t.effect == "NoExecute");
         if evict == Evict::Yes || (evict == Evict::NotYet && (has || had)) {
             wanted.push((key, "NoExecute"));
         }
@@ -90,11 +108,18 @@ pub(crate) fn taints(node: &Node, evict: Evict, now: Timestamp) -> Vec<Taint> {
             _ => false,
         }
     };
-    let mut result: Vec<Taint> =
-        have.into_iter().filter(|t| !managed(t) || wanted.contains(&(t.key.as_str(), t.effect.as_str()))).collect();
+    let mut result: Vec<Taint> = have
+        .into_iter()
+        .filter(|t| !managed(t) || wanted.contains(&(t.key.as_str(), t.effect.as_str())))
+        .collect();
     for (key, effect) in wanted {
         if !result.iter().any(|t| t.key == key && t.effect == effect) {
-            result.push(Taint { key: key.into(), effect: effect.into(), time_added: Some(Time(now)), value: None });
+            result.push(Taint {
+                key: key.into(),
+                effect: effect.into(),
+                time_added: Some(Time(now)),
+                value: None,
+            });
         }
     }
     result
@@ -133,8 +158,18 @@ pub(crate) enum ZoneState {
 
 /// The zone of a node: region and zone labels.
 pub(crate) fn zone_of(node: &Node) -> String {
-    let label = |key: &str| node.metadata.labels.as_ref().and_then(|l| l.get(key)).map_or("", String::as_str);
-    format!("{}/{}", label("topology.kubernetes.io/region"), label("topology.kubernetes.io/zone"))
+    let label = |key: &str| {
+        node.metadata
+            .labels
+            .as_ref()
+            .and_then(|l| l.get(key))
+            .map_or("", String::as_str)
+    };
+    format!(
+        "{}/{}",
+        label("topology.kubernetes.io/region"),
+        label("topology.kubernetes.io/zone")
+    )
 }
 
 /// The state and the size of every zone.
@@ -145,7 +180,10 @@ pub(crate) fn zones<'a>(nodes: impl Iterator<Item = &'a Node>) -> BTreeMap<Strin
         *ready += usize::from(is_ready(node));
         *total += 1;
     }
-    counts.into_iter().map(|(zone, (ready, total))| (zone, (zone_state(ready, total), total))).collect()
+    counts
+        .into_iter()
+        .map(|(zone, (ready, total))| (zone, (zone_state(ready, total), total)))
+        .collect()
 }
 
 fn zone_state(ready: usize, total: usize) -> ZoneState {
@@ -174,11 +212,29 @@ mod tests {
     use k8s_openapi::api::core::v1::{NodeSpec, NodeStatus};
 
     fn node(ready: &str, unschedulable: bool, taints: &[(&str, &str)]) -> Node {
-        let condition = NodeCondition { type_: "Ready".into(), status: ready.into(), ..NodeCondition::default() };
-        let taints = taints.iter().map(|(k, e)| Taint { key: (*k).into(), effect: (*e).into(), ..Taint::default() }).collect();
+        let condition = NodeCondition {
+            type_: "Ready".into(),
+            status: ready.into(),
+            ..NodeCondition::default()
+        };
+        let taints = taints
+            .iter()
+            .map(|(k, e)| Taint {
+                key: (*k).into(),
+                effect: (*e).into(),
+                ..Taint::default()
+            })
+            .collect();
         Node {
-            spec: Some(NodeSpec { unschedulable: Some(unschedulable), taints: Some(taints), ..NodeSpec::default() }),
-            status: Some(NodeStatus { conditions: Some(vec![condition]), ..NodeStatus::default() }),
+            spec: Some(NodeSpec {
+                unschedulable: Some(unschedulable),
+                taints: Some(taints),
+                ..NodeSpec::default()
+            }),
+            status: Some(NodeStatus {
+                conditions: Some(vec![condition]),
+                ..NodeStatus::default()
+            }),
             ..Node::default()
         }
     }
@@ -189,13 +245,29 @@ mod tests {
         let (not_ready, gone) = ((NOT_READY, "NoSchedule"), (UNREACHABLE, "NoSchedule"));
         let (not_ready_x, gone_x) = ((NOT_READY, "NoExecute"), (UNREACHABLE, "NoExecute"));
         let cases = vec![
-            (node("True", false, &[own, not_ready, not_ready_x]), Evict::Yes, vec![own]),
+            (
+                node("True", false, &[own, not_ready, not_ready_x]),
+                Evict::Yes,
+                vec![own],
+            ),
             (node("True", true, &[]), Evict::Yes, vec![(UNSCHEDULABLE, "NoSchedule")]),
-            (node("False", false, &[own]), Evict::Yes, vec![own, not_ready, not_ready_x]),
+            (
+                node("False", false, &[own]),
+                Evict::Yes,
+                vec![own, not_ready, not_ready_x],
+            ),
             (node("False", false, &[]), Evict::NotYet, vec![not_ready]),
             (node("Unknown", false, &[]), Evict::Never, vec![gone]),
-            (node("Unknown", false, &[gone, gone_x]), Evict::NotYet, vec![gone, gone_x]),
-            (node("Unknown", false, &[not_ready, not_ready_x]), Evict::NotYet, vec![gone, gone_x]),
+            (
+                node("Unknown", false, &[gone, gone_x]),
+                Evict::NotYet,
+                vec![gone, gone_x],
+            ),
+            (
+                node("Unknown", false, &[not_ready, not_ready_x]),
+                Evict::NotYet,
+                vec![gone, gone_x],
+            ),
             (node("Unknown", false, &[gone, gone_x]), Evict::Never, vec![gone]),
         ];
         for (node, evict, expected) in cases {
@@ -224,9 +296,16 @@ mod tests {
     #[test]
     fn a_silent_node_becomes_unknown_once() {
         let conditions = unknown_conditions(&node("True", false, &[]), Timestamp::UNIX_EPOCH);
-        let reasons: Vec<_> = conditions.iter().map(|c| (c.type_.as_str(), c.reason.as_deref().unwrap())).collect();
+        let reasons: Vec<_> = conditions
+            .iter()
+            .map(|c| (c.type_.as_str(), c.reason.as_deref().unwrap()))
+            .collect();
         assert_eq!(reasons[0], ("Ready", "NodeStatusUnknown"));
         assert_eq!(reasons[1], ("MemoryPressure", "NodeStatusNeverUpdated"));
-        assert!(unknown_conditions(&node("Unknown", false, &[]), Timestamp::UNIX_EPOCH).iter().all(|c| c.type_ != "Ready"));
+        assert!(
+            unknown_conditions(&node("Unknown", false, &[]), Timestamp::UNIX_EPOCH)
+                .iter()
+                .all(|c| c.type_ != "Ready")
+        );
     }
 }

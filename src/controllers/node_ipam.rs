@@ -49,14 +49,23 @@ pub(crate) fn pools(cluster: &[Cidr], services: &[Cidr], part_v4: u8, part_v6: u
 fn ranges(node: &Node) -> Vec<Cidr> {
     let Some(spec) = &node.spec else { return Vec::new() };
     let many = spec.pod_cidrs.iter().flatten();
-    let texts: Vec<&String> = if spec.pod_cidrs.is_some() { many.collect() } else { spec.pod_cidr.iter().collect() };
+    let texts: Vec<&String> = if spec.pod_cidrs.is_some() {
+        many.collect()
+    } else {
+        spec.pod_cidr.iter().collect()
+    };
     texts.iter().filter_map(|t| t.parse().ok()).collect()
 }
 
 /// Starts the node IPAM controller; it does nothing if nodes are not to be given ranges.
 pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
     let options = &ctx.options;
-    let pools = match pools(&options.cluster_cidrs, &options.service_cidrs, options.node_mask_v4, options.node_mask_v6) {
+    let pools = match pools(
+        &options.cluster_cidrs,
+        &options.service_cidrs,
+        options.node_mask_v4,
+        options.node_mask_v6,
+    ) {
         Ok(pools) if options.allocate_node_cidrs && !pools.is_empty() => pools,
         // Wrong flags were refused at start.
         _ => return Box::pin(async {}),
@@ -65,7 +74,10 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
     let controller = Arc::new(Controller {
         ctx: Arc::clone(ctx),
         events: ctx.events.named("cidrAllocator"),
-        state: Mutex::new(State { pools, decided: HashMap::new() }),
+        state: Mutex::new(State {
+            pools,
+            decided: HashMap::new(),
+        }),
     });
     let (add, on) = (Arc::clone(&queue), Arc::clone(&controller));
     ctx.caches.nodes.on_change(move |change| {
@@ -109,18 +121,33 @@ impl Controller {
             let others = self.ctx.caches.nodes.all();
             for range in shown.into_iter().chain(decided) {
                 // Two nodes with one range is somebody's mistake, which must not be made worse.
-                if !others.iter().any(|n| n.metadata.uid != node.metadata.uid && ranges(n).contains(&range)) {
-                    state.pools.iter_mut().filter(|p| p.is_v6() == range.is_v6()).for_each(|p| p.release(range));
+                if !others
+                    .iter()
+                    .any(|n| n.metadata.uid != node.metadata.uid && ranges(n).contains(&range))
+                {
+                    state
+                        .pools
+                        .iter_mut()
+                        .filter(|p| p.is_v6() == range.is_v6())
+                        .for_each(|p| p.release(range));
                 }
             }
         } else if !shown.is_empty() {
             for range in state.decided.remove(uid(&node.metadata)).unwrap_or_default() {
                 if !shown.contains(&range) {
-                    state.pools.iter_mut().filter(|p| p.is_v6() == range.is_v6()).for_each(|p| p.release(range));
+                    state
+                        .pools
+                        .iter_mut()
+                        .filter(|p| p.is_v6() == range.is_v6())
+                        .for_each(|p| p.release(range));
                 }
             }
             for range in shown {
-                state.pools.iter_mut().filter(|p| p.is_v6() == range.is_v6()).for_each(|p| p.occupy(range));
+                state
+                    .pools
+                    .iter_mut()
+                    .filter(|p| p.is_v6() == range.is_v6())
+                    .for_each(|p| p.occupy(range));
             }
         }
     }
@@ -148,28 +175,44 @@ impl Controller {
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Requeue, Error> {
-        let Some(node) = self.ctx.caches.nodes.get("", &key.name) else { return Ok(Requeue::Done) };
+        let Some(node) = self.ctx.caches.nodes.get("", &key.name) else {
+            return Ok(Requeue::Done);
+        };
         if !ranges(&node).is_empty() || is_deleting(&node.metadata) {
             return Ok(Requeue::Done);
         }
         let Some(ranges) = self.decide(&node) else {
-            self.events.event(&*node, Level::Warning, "CIDRNotAvailable", "Node has no pod address range: the cluster network is full");
+            self.events.event(
+                &*node,
+                Level::Warning,
+                "CIDRNotAvailable",
+                "Node has no pod address range: the cluster network is full",
+            );
             return Ok(Requeue::Done);
         };
         let texts: Vec<String> = ranges.iter().map(Cidr::to_string).collect();
         info!(node = key.name, ranges = texts.join(","), "pod address range");
-        let patch = json!({"metadata": {"uid": uid(&node.metadata)}, "spec": {"podCIDR": texts.first(), "podCIDRs": texts}});
+        let patch =
+            json!({"metadata": {"uid": uid(&node.metadata)}, "spec": {"podCIDR": texts.first(), "podCIDRs": texts}});
         let api: Api<Node> = Api::all(self.ctx.client.clone());
-        match api.patch(&key.name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        match api
+            .patch(&key.name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+        {
             Ok(_) => Ok(Requeue::Done),
             Err(e) if e.is_not_found() => Ok(Requeue::Done),
             Err(e) if e.is_conflict() || e.is_invalid() => {
                 // It was given a range by somebody else, or is another node of that name: its event will say.
-                info!(node = key.name, answer = crate::pods::plain(&e), "range not written");
+                info!(node = key.name, answer = component::plain(&e), "range not written");
                 Err(Error::Retry("the node changed".into()))
             }
             Err(e) => {
-                self.events.event(&*node, Level::Warning, "CIDRAssignmentFailed", format!("Node {} could not be given a range", name(&node.metadata)));
+                self.events.event(
+                    &*node,
+                    Level::Warning,
+                    "CIDRAssignmentFailed",
+                    format!("Node {} could not be given a range", name(&node.metadata)),
+                );
                 Err(e.into())
             }
         }

@@ -60,14 +60,21 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
     let on = Arc::clone(&controller);
     ctx.caches.nodes.on_change(move |c| on.node_changed(c));
     let on = Arc::clone(&controller);
-    ctx.caches.node_leases.on_change(move |c| on.queue.add(ObjectKey::new("", name(&c.latest().metadata))));
+    ctx.caches
+        .node_leases
+        .on_change(move |c| on.queue.add(ObjectKey::new("", name(&c.latest().metadata))));
     let on = Arc::clone(&controller);
     // A pod that says it is ready on a node that is not is told otherwise.
     ctx.caches.pods.on_change(move |c| {
         if !c.is_deleted()
             && pods::is_ready(c.latest())
             && let Some(node) = pods::node_name(c.latest())
-            && on.ctx.caches.nodes.get("", node).is_some_and(|n| readiness(&n) == Some("Unknown"))
+            && on
+                .ctx
+                .caches
+                .nodes
+                .get("", node)
+                .is_some_and(|n| readiness(&n) == Some("Unknown"))
         {
             on.retell(node);
         }
@@ -116,9 +123,15 @@ impl Controller {
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Requeue, Error> {
-        let Some(node) = self.ctx.caches.nodes.get("", &key.name) else { return Ok(Requeue::Done) };
+        let Some(node) = self.ctx.caches.nodes.get("", &key.name) else {
+            return Ok(Requeue::Done);
+        };
         let silence = self.listen(&node);
-        let grace = if condition(&node, "Ready").is_some() { GRACE } else { STARTUP_GRACE };
+        let grace = if condition(&node, "Ready").is_some() {
+            GRACE
+        } else {
+            STARTUP_GRACE
+        };
         let mut next = grace.saturating_sub(silence);
         if next.is_zero() {
             self.give_up(&node).await?;
@@ -159,7 +172,10 @@ impl Controller {
         info!(node = name(&node.metadata), "nothing heard from the node");
         let api: Api<Node> = Api::all(self.ctx.client.clone());
         let patch = Patch::Strategic(json!({"status": {"conditions": conditions}}));
-        match api.patch_status(name(&node.metadata), &PatchParams::default(), &patch).await {
+        match api
+            .patch_status(name(&node.metadata), &PatchParams::default(), &patch)
+            .await
+        {
             Ok(_) => Ok(()),
             Err(e) if e.is_not_found() => Ok(()),
             Err(e) => Err(e.into()),
@@ -182,21 +198,32 @@ impl Controller {
     }
 
     fn turn(&self, node: &Node) -> (Evict, Option<Duration>) {
-        let Some(key) = eviction_key(node) else { return (Evict::NotYet, None) };
+        let Some(key) = eviction_key(node) else {
+            return (Evict::NotYet, None);
+        };
         let nodes = self.ctx.caches.nodes.all();
         let zones = zones(nodes.iter().map(|n| &**n));
         if zones.values().all(|(state, _)| *state == ZoneState::Full) {
             return (Evict::Never, None);
         }
-        let has = node.spec.iter().flat_map(|s| s.taints.iter().flatten()).any(|t| t.key == key && t.effect == "NoExecute");
+        let has = node
+            .spec
+            .iter()
+            .flat_map(|s| s.taints.iter().flatten())
+            .any(|t| t.key == key && t.effect == "NoExecute");
         let zone = zone_of(node);
-        let Some(pause) = zones.get(&zone).and_then(|(state, size)| eviction_pause(*state, *size)) else { return (Evict::NotYet, None) };
+        let Some(pause) = zones.get(&zone).and_then(|(state, size)| eviction_pause(*state, *size)) else {
+            return (Evict::NotYet, None);
+        };
         if has {
             return (Evict::NotYet, None);
         }
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         let since = turns.get(&zone).map(Instant::elapsed);
-        match since.and_then(|since| pause.checked_sub(since)).filter(|left| !left.is_zero()) {
+        match since
+            .and_then(|since| pause.checked_sub(since))
+            .filter(|left| !left.is_zero())
+        {
             Some(left) => (Evict::NotYet, Some(left)),
             None => {
                 turns.insert(zone, Instant::now());
@@ -217,7 +244,12 @@ impl Controller {
         if self.heard().get(node_name).is_none_or(|h| h.told) {
             return Ok(());
         }
-        self.events.event(&**node, Level::Normal, "NodeNotReady", format!("Node {node_name} status is now: NodeNotReady"));
+        self.events.event(
+            &**node,
+            Level::Normal,
+            "NodeNotReady",
+            format!("Node {node_name} status is now: NodeNotReady"),
+        );
         for pod in self.ctx.caches.pods.indexed(node_name) {
             if pods::is_ready(&pod) {
                 self.mark_not_ready(&pod).await?;
@@ -232,7 +264,8 @@ impl Controller {
     async fn mark_not_ready(&self, pod: &Pod) -> Result<(), Error> {
         let condition = json!({"type": "Ready", "status": "False", "lastTransitionTime": now()});
         pods::set_condition(&self.ctx.client, pod, condition, json!({})).await?;
-        self.events.event(pod, Level::Warning, "NodeNotReady", "Node is not ready");
+        self.events
+            .event(pod, Level::Warning, "NodeNotReady", "Node is not ready");
         Ok(())
     }
 }

@@ -68,7 +68,13 @@ pub struct Args {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true, action = clap::ArgAction::Set)]
     pub leader_elect: bool,
     /// Which controllers run: `*` all, `NAME` this one, `-NAME` not this one.
-    #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true, value_name = "NAMES")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "*",
+        allow_hyphen_values = true,
+        value_name = "NAMES"
+    )]
     pub controllers: Vec<String>,
     /// Accepted for compatibility: all controllers use the credentials of --kubeconfig.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set)]
@@ -114,21 +120,34 @@ impl Options {
                 (Some(certificate), Some(key)) => Some(Authority::from_pem(&read(certificate)?, &read(key)?)?),
                 _ => None,
             },
-            token_signer: args.service_account_private_key_file.as_deref().map(|f| Signer::from_pem(&read(f)?)).transpose()?,
+            token_signer: args
+                .service_account_private_key_file
+                .as_deref()
+                .map(|f| Signer::from_pem(&read(f)?))
+                .transpose()?,
             root_ca: args.root_ca_file.as_deref().map(read).transpose()?,
         };
         if options.allocate_node_cidrs {
             if options.cluster_cidrs.is_empty() {
                 return Err(Error::Invalid("--allocate-node-cidrs needs --cluster-cidr".into()));
             }
-            pools(&options.cluster_cidrs, &options.service_cidrs, options.node_mask_v4, options.node_mask_v6).map_err(Error::Invalid)?;
+            pools(
+                &options.cluster_cidrs,
+                &options.service_cidrs,
+                options.node_mask_v4,
+                options.node_mask_v6,
+            )
+            .map_err(Error::Invalid)?;
         }
         Ok(options)
     }
 }
 
 fn read(path: &Path) -> Result<String, Error> {
-    std::fs::read_to_string(path).map_err(|source| Error::File { path: path.to_owned(), source })
+    std::fs::read_to_string(path).map_err(|source| Error::File {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Whether `--controllers` lets the controller `name` run.
@@ -153,7 +172,13 @@ mod tests {
 
     #[test]
     fn controllers_are_chosen_as_upstream() {
-        for (list, expected) in [("*", true), ("*,-deployment", false), ("*,-deployment-controller", false), ("deployment", true), ("daemonset", false)] {
+        for (list, expected) in [
+            ("*", true),
+            ("*,-deployment", false),
+            ("*,-deployment-controller", false),
+            ("deployment", true),
+            ("daemonset", false),
+        ] {
             let list: Vec<String> = list.split(',').map(str::to_owned).collect();
             assert_eq!(is_enabled(&list, "deployment-controller"), expected, "{list:?}");
         }
@@ -166,7 +191,14 @@ mod tests {
         assert!(parse(&[]).leader_elect);
         assert!(!parse(&["--leader-elect=false", "--controllers=*,-node-ipam-controller"]).leader_elect);
         assert!(Options::read(&parse(&["--allocate-node-cidrs=true"])).is_err());
-        assert!(Options::read(&parse(&["--allocate-node-cidrs", "--cluster-cidr=10.0.0.0/24", "--node-cidr-mask-size=16"])).is_err());
+        assert!(
+            Options::read(&parse(&[
+                "--allocate-node-cidrs",
+                "--cluster-cidr=10.0.0.0/24",
+                "--node-cidr-mask-size=16"
+            ]))
+            .is_err()
+        );
         assert!(Options::read(&parse(&["--allocate-node-cidrs", "--cluster-cidr=10.0.0.0/16"])).is_ok());
         assert!(Options::read(&parse(&["--root-ca-file=/does/not/exist"])).is_err());
     }

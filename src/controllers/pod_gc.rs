@@ -37,7 +37,9 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
         let nodeless_end = is_deleting(&pod.metadata) && pods::node_name(pod).is_none();
         let ended = is_terminal(pod) && c.old().is_none_or(|o| !is_terminal(o)) && on.caches.pods.len() > KEPT;
         let bound = c.old().is_none_or(|o| pods::node_name(o).is_none());
-        let lost = bound && on.caches.nodes.is_synced() && pods::node_name(pod).is_some_and(|n| on.caches.nodes.get("", n).is_none());
+        let lost = bound
+            && on.caches.nodes.is_synced()
+            && pods::node_name(pod).is_some_and(|n| on.caches.nodes.get("", n).is_none());
         if nodeless_end || ended {
             add.add(ObjectKey::of(&**pod));
         }
@@ -48,7 +50,10 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
     let add = Arc::clone(&queue);
     ctx.caches.nodes.on_change(move |c| {
         if c.is_deleted() || out_of_service(c.latest()) {
-            add.add_after(ObjectKey::new("", name(&c.latest().metadata)), if c.is_deleted() { QUARANTINE } else { Duration::ZERO });
+            add.add_after(
+                ObjectKey::new("", name(&c.latest().metadata)),
+                if c.is_deleted() { QUARANTINE } else { Duration::ZERO },
+            );
         }
     });
     let ctx = Arc::clone(ctx);
@@ -66,7 +71,11 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
             .run(4, stop, move |key| {
                 let controller = Arc::clone(&controller);
                 async move {
-                    if key.namespace.is_empty() { controller.node(&key.name).await } else { controller.pod(&key).await }
+                    if key.namespace.is_empty() {
+                        controller.node(&key.name).await
+                    } else {
+                        controller.pod(&key).await
+                    }
                 }
             })
             .await;
@@ -84,7 +93,10 @@ impl Controller {
         let dead = match &known {
             Some(node) => out_of_service(node) && !crate::node_health::is_ready(node),
             // Deleting is final: ask the server before.
-            None => Api::<Node>::all(self.ctx.client.clone()).get_opt(node_name).await?.is_none(),
+            None => Api::<Node>::all(self.ctx.client.clone())
+                .get_opt(node_name)
+                .await?
+                .is_none(),
         };
         if !dead {
             return Ok(Requeue::Done);
@@ -99,7 +111,9 @@ impl Controller {
     }
 
     async fn pod(&self, key: &ObjectKey) -> Result<Requeue, Error> {
-        let Some(pod) = self.ctx.caches.pods.get_key(key) else { return Ok(Requeue::Done) };
+        let Some(pod) = self.ctx.caches.pods.get_key(key) else {
+            return Ok(Requeue::Done);
+        };
         if is_deleting(&pod.metadata) && pods::node_name(&pod).is_none() {
             self.collect(&pod, false).await?;
         } else if is_terminal(&pod) {

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use component::events::{Level, Recorder};
-use component::{ApiErrorExt, Error};
+use component::{ApiErrorExt, Error, plain};
 use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{Pod, PodCondition, PodSpec, PodTemplateSpec};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource};
@@ -20,7 +20,11 @@ pub(crate) fn prune(pod: &mut Pod) {
         annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
     }
     if let Some(spec) = &mut pod.spec {
-        for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+        for container in spec
+            .containers
+            .iter_mut()
+            .chain(spec.init_containers.iter_mut().flatten())
+        {
             container.args = None;
             container.command = None;
             container.env = None;
@@ -77,7 +81,12 @@ pub(crate) fn is_active(pod: &Pod) -> bool {
 
 /// A condition by type.
 pub(crate) fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
-    pod.status.as_ref()?.conditions.iter().flatten().find(|c| c.type_ == kind)
+    pod.status
+        .as_ref()?
+        .conditions
+        .iter()
+        .flatten()
+        .find(|c| c.type_ == kind)
 }
 
 /// Whether the pod serves, as its probes say.
@@ -87,7 +96,11 @@ pub(crate) fn is_ready(pod: &Pod) -> bool {
 
 /// Since when the pod is ready.
 pub(crate) fn ready_since(pod: &Pod) -> Option<Timestamp> {
-    condition(pod, "Ready").filter(|c| c.status == "True")?.last_transition_time.as_ref().map(|t| t.0)
+    condition(pod, "Ready")
+        .filter(|c| c.status == "True")?
+        .last_transition_time
+        .as_ref()
+        .map(|t| t.0)
 }
 
 /// Whether the pod has been ready for `min_ready_seconds`; if only time is missing, how much.
@@ -95,11 +108,15 @@ pub(crate) fn availability(pod: &Pod, min_ready_seconds: i32, now: Timestamp) ->
     if !is_ready(pod) {
         return Err(None);
     }
-    let Ok(wanted) = u64::try_from(min_ready_seconds) else { return Ok(()) };
+    let Ok(wanted) = u64::try_from(min_ready_seconds) else {
+        return Ok(());
+    };
     if wanted == 0 {
         return Ok(());
     }
-    let Some(ready) = ready_since(pod) else { return Err(None) };
+    let Some(ready) = ready_since(pod) else {
+        return Err(None);
+    };
     match Duration::from_secs(wanted).checked_sub(since(ready, now)) {
         None | Some(Duration::ZERO) => Ok(()),
         Some(missing) => Err(Some(missing)),
@@ -119,7 +136,7 @@ pub(crate) fn from_template<K: Resource<DynamicType = ()>>(template: &PodTemplat
             owner_references: Some(vec![controller_reference(owner)]),
             ..ObjectMeta::default()
         },
-        spec: Some(template.spec.clone().unwrap_or_else(PodSpec::default)),
+        spec: Some(template.spec.clone().unwrap_or_default()),
         status: None,
     }
 }
@@ -132,12 +149,22 @@ where
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace(owner.meta()));
     match api.create(&PostParams::default(), pod).await {
         Ok(pod) => {
-            events.event(owner, Level::Normal, "SuccessfulCreate", format!("Created pod: {}", name(&pod.metadata)));
+            events.event(
+                owner,
+                Level::Normal,
+                "SuccessfulCreate",
+                format!("Created pod: {}", name(&pod.metadata)),
+            );
             Ok(pod)
         }
         Err(error) => {
             if !error.is_namespace_terminating() {
-                events.event(owner, Level::Warning, "FailedCreate", format!("Error creating: {}", plain(&error)));
+                events.event(
+                    owner,
+                    Level::Warning,
+                    "FailedCreate",
+                    format!("Error creating: {}", plain(&error)),
+                );
             }
             Err(error.into())
         }
@@ -151,12 +178,22 @@ where
 {
     match delete_exactly(client, pod, None).await {
         Ok(()) => {
-            events.event(owner, Level::Normal, "SuccessfulDelete", format!("Deleted pod: {}", name(&pod.metadata)));
+            events.event(
+                owner,
+                Level::Normal,
+                "SuccessfulDelete",
+                format!("Deleted pod: {}", name(&pod.metadata)),
+            );
             Ok(())
         }
         Err(Error::Api(error)) if error.is_not_found() || error.is_conflict() => Ok(()),
         Err(error) => {
-            events.event(owner, Level::Warning, "FailedDelete", format!("Error deleting: {error}"));
+            events.event(
+                owner,
+                Level::Warning,
+                "FailedDelete",
+                format!("Error deleting: {error}"),
+            );
             Err(error)
         }
     }
@@ -166,7 +203,10 @@ where
 pub(crate) async fn delete_exactly(client: &Client, pod: &Pod, grace: Option<u32>) -> Result<(), Error> {
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace(&pod.metadata));
     let params = DeleteParams {
-        preconditions: Some(Preconditions { uid: Some(uid(&pod.metadata).to_owned()), resource_version: None }),
+        preconditions: Some(Preconditions {
+            uid: Some(uid(&pod.metadata).to_owned()),
+            resource_version: None,
+        }),
         grace_period_seconds: grace,
         ..DeleteParams::default()
     };
@@ -180,25 +220,20 @@ pub(crate) async fn set_condition(client: &Client, pod: &Pod, condition: Value, 
     let mut status = more;
     status["conditions"] = json!([condition]);
     let patch = json!({"metadata": {"uid": uid(&pod.metadata)}, "status": status});
-    match api.patch_status(name(&pod.metadata), &PatchParams::default(), &Patch::Strategic(patch)).await {
+    match api
+        .patch_status(name(&pod.metadata), &PatchParams::default(), &Patch::Strategic(patch))
+        .await
+    {
         Ok(_) => Ok(()),
         Err(e) if e.is_not_found() => Ok(()),
         Err(e) => Err(e.into()),
     }
 }
 
-/// The server's own words, without the layers around them.
-pub(crate) fn plain(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use k8s_openapi::api::core::v1::PodStatus;
+    use k8s_openapi::api::core::v1::{PodSpec, PodStatus};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
     /// A pod of namespace `ns` for tests; `ready` seconds since the epoch, if it is.
@@ -207,14 +242,21 @@ pub(crate) mod tests {
         pod.metadata.name = Some(name.into());
         pod.metadata.namespace = Some("ns".into());
         pod.metadata.uid = Some(format!("uid-{name}"));
-        pod.spec = Some(PodSpec { node_name: node.map(str::to_owned), ..PodSpec::default() });
+        pod.spec = Some(PodSpec {
+            node_name: node.map(str::to_owned),
+            ..PodSpec::default()
+        });
         let ready = ready.map(|at| PodCondition {
             type_: "Ready".into(),
             status: "True".into(),
             last_transition_time: Some(Time(Timestamp::from_second(at).unwrap())),
             ..PodCondition::default()
         });
-        pod.status = Some(PodStatus { phase: Some(phase.into()), conditions: ready.map(|c| vec![c]), ..PodStatus::default() });
+        pod.status = Some(PodStatus {
+            phase: Some(phase.into()),
+            conditions: ready.map(|c| vec![c]),
+            ..PodStatus::default()
+        });
         pod
     }
 
@@ -228,7 +270,11 @@ pub(crate) mod tests {
             (Some(95), 10, Err(Some(Duration::from_secs(5)))),
             (Some(200), 10, Err(Some(Duration::from_secs(10)))),
         ] {
-            assert_eq!(availability(&pod("a", None, "Running", ready), min, now), expected, "{ready:?} {min}");
+            assert_eq!(
+                availability(&pod("a", None, "Running", ready), min, now),
+                expected,
+                "{ready:?} {min}"
+            );
         }
     }
 }

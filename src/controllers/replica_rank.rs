@@ -23,7 +23,10 @@ pub(crate) fn victims(pods: &[Arc<Pod>], related: &[Arc<Pod>], count: usize, now
         *crowd.entry(node_name(pod).unwrap_or_default()).or_default() += 1;
     }
     let mut ranked: Vec<(Rank, &Arc<Pod>)> = pods.iter().map(|p| (Rank::of(p, &crowd, now), p)).collect();
-    ranked.sort_by(|a, b| a.0.compare(&b.0).then_with(|| uid(&a.1.metadata).cmp(uid(&b.1.metadata))));
+    ranked.sort_by(|a, b| {
+        a.0.compare(&b.0)
+            .then_with(|| uid(&a.1.metadata).cmp(uid(&b.1.metadata)))
+    });
     ranked.into_iter().take(count).map(|(_, p)| Arc::clone(p)).collect()
 }
 
@@ -42,7 +45,12 @@ struct Rank {
 
 impl Rank {
     fn of(pod: &Pod, crowd: &HashMap<&str, u32>, now: Timestamp) -> Self {
-        let restarts = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten()).map(|c| c.restart_count).max();
+        let restarts = pod
+            .status
+            .iter()
+            .flat_map(|s| s.container_statuses.iter().flatten())
+            .map(|c| c.restart_count)
+            .max();
         Self {
             assigned: node_name(pod).is_some(),
             phase: match phase(pod) {
@@ -51,7 +59,9 @@ impl Rank {
                 _ => 1,
             },
             ready: is_ready(pod),
-            cost: annotation(&pod.metadata, DELETION_COST).and_then(|c| c.parse().ok()).unwrap_or(0),
+            cost: annotation(&pod.metadata, DELETION_COST)
+                .and_then(|c| c.parse().ok())
+                .unwrap_or(0),
             crowd: Reverse(node_name(pod).and_then(|n| crowd.get(n)).copied().unwrap_or(0)),
             ready_age: magnitude(ready_since(pod), now),
             restarts: Reverse(restarts.unwrap_or(0)),
@@ -62,7 +72,13 @@ impl Rank {
     fn compare(&self, other: &Self) -> Ordering {
         (self.assigned, self.phase, self.ready, self.cost, self.crowd)
             .cmp(&(other.assigned, other.phase, other.ready, other.cost, other.crowd))
-            .then_with(|| if self.ready && other.ready { self.ready_age.cmp(&other.ready_age) } else { Ordering::Equal })
+            .then_with(|| {
+                if self.ready && other.ready {
+                    self.ready_age.cmp(&other.ready_age)
+                } else {
+                    Ordering::Equal
+                }
+            })
             .then_with(|| (self.restarts, self.age).cmp(&(other.restarts, other.age)))
     }
 }
@@ -97,12 +113,33 @@ mod tests {
     #[test]
     fn the_least_useful_pod_goes_first() {
         let cases = vec![
-            ("unassigned", vec![pod("b", Some("n"), "Pending", None), pod("a", None, "Pending", None)], "a"),
-            ("pending", vec![pod("b", Some("n"), "Running", None), pod("a", Some("n"), "Pending", None)], "a"),
-            ("not ready", vec![pod("b", Some("n"), "Running", Some(1)), pod("a", Some("n"), "Running", None)], "a"),
+            (
+                "unassigned",
+                vec![pod("b", Some("n"), "Pending", None), pod("a", None, "Pending", None)],
+                "a",
+            ),
+            (
+                "pending",
+                vec![
+                    pod("b", Some("n"), "Running", None),
+                    pod("a", Some("n"), "Pending", None),
+                ],
+                "a",
+            ),
+            (
+                "not ready",
+                vec![
+                    pod("b", Some("n"), "Running", Some(1)),
+                    pod("a", Some("n"), "Running", None),
+                ],
+                "a",
+            ),
             (
                 "cheap",
-                vec![costly(pod("b", Some("n"), "Running", Some(1)), "10"), costly(pod("a", Some("m"), "Running", Some(1)), "-5")],
+                vec![
+                    costly(pod("b", Some("n"), "Running", Some(1)), "10"),
+                    costly(pod("a", Some("m"), "Running", Some(1)), "-5"),
+                ],
                 "a",
             ),
             (
@@ -114,10 +151,20 @@ mod tests {
                 ],
                 "b",
             ),
-            ("ready shorter", vec![pod("b", Some("n"), "Running", Some(1)), pod("a", Some("m"), "Running", Some(9_990))], "a"),
+            (
+                "ready shorter",
+                vec![
+                    pod("b", Some("n"), "Running", Some(1)),
+                    pod("a", Some("m"), "Running", Some(9_990)),
+                ],
+                "a",
+            ),
             (
                 "younger",
-                vec![created(pod("b", Some("n"), "Running", Some(1)), 1), created(pod("a", Some("m"), "Running", Some(1)), 9_990)],
+                vec![
+                    created(pod("b", Some("n"), "Running", Some(1)), 1),
+                    created(pod("a", Some("m"), "Running", Some(1)), 9_990),
+                ],
                 "a",
             ),
         ];

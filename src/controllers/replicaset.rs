@@ -34,7 +34,14 @@ const WORKERS: usize = 4;
 
 /// What both kinds have in common.
 pub(crate) trait Replicated:
-    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + Clone
+    + Debug
+    + Serialize
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
 {
     /// The name of the controller in events.
     const COMPONENT: &'static str;
@@ -90,7 +97,10 @@ impl Replicated for ReplicaSet {
         let mut conditions = old.conditions.unwrap_or_default();
         match failure {
             None => conditions.retain(|c| c.type_ != "ReplicaFailure"),
-            Some(f) if conditions.iter().any(|c| c.type_ == "ReplicaFailure" && c.status == "True" && c.reason.as_deref() == Some(f.reason)) => {}
+            Some(f)
+                if conditions.iter().any(|c| {
+                    c.type_ == "ReplicaFailure" && c.status == "True" && c.reason.as_deref() == Some(f.reason)
+                }) => {}
             Some(f) => {
                 conditions.retain(|c| c.type_ != "ReplicaFailure");
                 conditions.push(ReplicaSetCondition {
@@ -111,7 +121,10 @@ impl Replicated for ReplicaSet {
             observed_generation: self.metadata.generation,
             conditions: (!conditions.is_empty()).then_some(conditions),
         };
-        Self { status: Some(status), ..self.clone() }
+        Self {
+            status: Some(status),
+            ..self.clone()
+        }
     }
 
     fn cache(ctx: &Context) -> &Arc<Informer<Self>> {
@@ -144,7 +157,10 @@ impl Replicated for ReplicationController {
         let mut conditions = old.conditions.unwrap_or_default();
         match failure {
             None => conditions.retain(|c| c.type_ != "ReplicaFailure"),
-            Some(f) if conditions.iter().any(|c| c.type_ == "ReplicaFailure" && c.status == "True" && c.reason.as_deref() == Some(f.reason)) => {}
+            Some(f)
+                if conditions.iter().any(|c| {
+                    c.type_ == "ReplicaFailure" && c.status == "True" && c.reason.as_deref() == Some(f.reason)
+                }) => {}
             Some(f) => {
                 conditions.retain(|c| c.type_ != "ReplicaFailure");
                 conditions.push(ReplicationControllerCondition {
@@ -164,7 +180,10 @@ impl Replicated for ReplicationController {
             observed_generation: self.metadata.generation,
             conditions: (!conditions.is_empty()).then_some(conditions),
         };
-        Self { status: Some(status), ..self.clone() }
+        Self {
+            status: Some(status),
+            ..self.clone()
+        }
     }
 
     fn cache(ctx: &Context) -> &Arc<Informer<Self>> {
@@ -226,7 +245,8 @@ fn start<K: Replicated>(ctx: &Arc<Context>, queue: &'static str) -> BoxFuture<'s
 impl<K: Replicated> Controller<K> {
     /// The owner that a pod names, if it is one of ours.
     fn owner_of(&self, pod: &Pod) -> Option<(ObjectKey, String)> {
-        let owner = controller_of(&pod.metadata).filter(|o| o.kind == K::kind(&()) && o.api_version == K::api_version(&()))?;
+        let owner =
+            controller_of(&pod.metadata).filter(|o| o.kind == K::kind(&()) && o.api_version == K::api_version(&()))?;
         Some((ObjectKey::new(namespace(&pod.metadata), &owner.name), owner.uid.clone()))
     }
 
@@ -234,7 +254,8 @@ impl<K: Replicated> Controller<K> {
         let pod = change.latest();
         let owner = self.owner_of(pod);
         if let Some((key, owner_uid)) = &owner {
-            let starts_deleting = is_deleting(&pod.metadata) && change.old().is_none_or(|old| !is_deleting(&old.metadata));
+            let starts_deleting =
+                is_deleting(&pod.metadata) && change.old().is_none_or(|old| !is_deleting(&old.metadata));
             match change {
                 Change::Added(_) if !is_deleting(&pod.metadata) => self.expectations.created(owner_uid),
                 _ if change.is_deleted() || starts_deleting => self.expectations.deleted(owner_uid, uid(&pod.metadata)),
@@ -249,9 +270,15 @@ impl<K: Replicated> Controller<K> {
             self.queue.add(key);
         }
         if controller_of(&pod.metadata).is_none() && !change.is_deleted() {
-            let relabelled = change.old().is_none_or(|old| old.metadata.labels != pod.metadata.labels || controller_of(&old.metadata).is_some());
+            let relabelled = change
+                .old()
+                .is_none_or(|old| old.metadata.labels != pod.metadata.labels || controller_of(&old.metadata).is_some());
             if relabelled {
-                for set in K::cache(&self.ctx).list(namespace(&pod.metadata)).iter().filter(|s| s.selects(pod)) {
+                for set in K::cache(&self.ctx)
+                    .list(namespace(&pod.metadata))
+                    .iter()
+                    .filter(|s| s.selects(pod))
+                {
                     self.queue.add(ObjectKey::of(&**set));
                 }
             }
@@ -259,11 +286,16 @@ impl<K: Replicated> Controller<K> {
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Requeue, Error> {
-        let Some(set) = K::cache(&self.ctx).get_key(key) else { return Ok(Requeue::Done) };
+        let Some(set) = K::cache(&self.ctx).get_key(key) else {
+            return Ok(Requeue::Done);
+        };
         let caught_up = self.expectations.satisfied(uid(set.meta()));
         // Pods that are going are counted but never claimed anew.
         let all = self.ctx.caches.pods.list(&key.namespace);
-        let terminating = all.iter().filter(|p| is_controlled_by(&p.metadata, set.meta()) && is_deleting(&p.metadata) && !is_terminal(p)).count();
+        let terminating = all
+            .iter()
+            .filter(|p| is_controlled_by(&p.metadata, set.meta()) && is_deleting(&p.metadata) && !is_terminal(p))
+            .count();
         let candidates = all.into_iter().filter(|p| is_active(p)).collect();
         let pods = claim(&self.ctx.client, &*set, candidates, |pod| set.selects(pod)).await?;
         let mut managed = Ok(());
@@ -289,10 +321,26 @@ impl<K: Replicated> Controller<K> {
         let wanted = usize::try_from(set.replicas()).unwrap_or(0);
         if pods.len() < wanted {
             let result = self.create_pods(set, (wanted - pods.len()).min(BURST)).await;
-            result.map_err(|e| (Failure { reason: "FailedCreate", message: e.to_string() }, e))
+            result.map_err(|e| {
+                (
+                    Failure {
+                        reason: "FailedCreate",
+                        message: e.to_string(),
+                    },
+                    e,
+                )
+            })
         } else if pods.len() > wanted {
             let result = self.delete_pods(set, pods, (pods.len() - wanted).min(BURST)).await;
-            result.map_err(|e| (Failure { reason: "FailedDelete", message: e.to_string() }, e))
+            result.map_err(|e| {
+                (
+                    Failure {
+                        reason: "FailedDelete",
+                        message: e.to_string(),
+                    },
+                    e,
+                )
+            })
         } else {
             Ok(())
         }
@@ -323,7 +371,8 @@ impl<K: Replicated> Controller<K> {
         let related = self.related(set, pods);
         let victims = victims(pods, &related, count, Timestamp::now());
         let owner = uid(set.meta());
-        self.expectations.expect(owner, 0, victims.iter().map(|p| uid(&p.metadata).to_owned()));
+        self.expectations
+            .expect(owner, 0, victims.iter().map(|p| uid(&p.metadata).to_owned()));
         let mut result = Ok(());
         for batch in victims.chunks(32) {
             let tried = join_all(batch.iter().map(|pod| async move {
@@ -342,20 +391,31 @@ impl<K: Replicated> Controller<K> {
 
     /// The pods of all sets that the same owner manages; of this set alone if nobody does.
     fn related(&self, set: &Arc<K>, pods: &[Arc<Pod>]) -> Vec<Arc<Pod>> {
-        let Some(owner) = controller_of(set.meta()) else { return pods.to_vec() };
+        let Some(owner) = controller_of(set.meta()) else {
+            return pods.to_vec();
+        };
         let siblings: Vec<Arc<K>> = K::cache(&self.ctx)
             .list(namespace(set.meta()))
             .into_iter()
             .filter(|s| controller_of(s.meta()).is_some_and(|o| o.uid == owner.uid))
             .collect();
         let all = self.ctx.caches.pods.list(namespace(set.meta()));
-        all.into_iter().filter(|p| siblings.iter().any(|s| is_controlled_by(&p.metadata, s.meta()))).collect()
+        all.into_iter()
+            .filter(|p| siblings.iter().any(|s| is_controlled_by(&p.metadata, s.meta())))
+            .collect()
     }
 }
 
 fn count<K: Replicated>(set: &K, pods: &[Arc<Pod>], terminating: usize, now: Timestamp) -> Counts {
-    let template = set.template().and_then(|t| t.metadata.as_ref()).and_then(|m| m.labels.clone()).unwrap_or_default();
-    let mut counts = Counts { terminating: i32::try_from(terminating).unwrap_or(i32::MAX), ..Counts::default() };
+    let template = set
+        .template()
+        .and_then(|t| t.metadata.as_ref())
+        .and_then(|m| m.labels.clone())
+        .unwrap_or_default();
+    let mut counts = Counts {
+        terminating: i32::try_from(terminating).unwrap_or(i32::MAX),
+        ..Counts::default()
+    };
     for pod in pods {
         counts.replicas += 1;
         counts.fully_labeled += i32::from(selector::matches_map(&template, pod.metadata.labels.as_ref()));
@@ -377,12 +437,22 @@ mod tests {
 
     #[test]
     fn counts_follow_readiness_and_the_minimum_ready_time() {
-        let mut set = ReplicaSet::default();
-        set.spec = Some(ReplicaSetSpec { min_ready_seconds: Some(10), ..ReplicaSetSpec::default() });
-        let pods: Vec<_> = [pod("a", None, "Pending", None), pod("b", Some("n"), "Running", Some(50)), pod("c", Some("n"), "Running", Some(97))]
-            .into_iter()
-            .map(Arc::new)
-            .collect();
+        let spec = ReplicaSetSpec {
+            min_ready_seconds: Some(10),
+            ..ReplicaSetSpec::default()
+        };
+        let set = ReplicaSet {
+            spec: Some(spec),
+            ..ReplicaSet::default()
+        };
+        let pods: Vec<_> = [
+            pod("a", None, "Pending", None),
+            pod("b", Some("n"), "Running", Some(50)),
+            pod("c", Some("n"), "Running", Some(97)),
+        ]
+        .into_iter()
+        .map(Arc::new)
+        .collect();
         let counts = count(&set, &pods, 1, Timestamp::from_second(100).unwrap());
         let expected = Counts {
             replicas: 3,
@@ -398,11 +468,23 @@ mod tests {
     #[test]
     fn a_failure_is_shown_once_and_cleared() {
         let set = ReplicaSet::default();
-        let failure = Failure { reason: "FailedCreate", message: "quota".into() };
+        let failure = Failure {
+            reason: "FailedCreate",
+            message: "quota".into(),
+        };
         let failed = set.with_status(&Counts::default(), Some(&failure));
-        let again = failed.with_status(&Counts::default(), Some(&Failure { message: "other".into(), ..failure }));
+        let again = failed.with_status(
+            &Counts::default(),
+            Some(&Failure {
+                message: "other".into(),
+                ..failure
+            }),
+        );
         assert_eq!(failed.status, again.status);
-        assert_eq!(again.with_status(&Counts::default(), None).status.unwrap().conditions, None);
+        assert_eq!(
+            again.with_status(&Counts::default(), None).status.unwrap().conditions,
+            None
+        );
     }
 
     #[test]

@@ -23,7 +23,10 @@ fn by_namespace(namespace: &Namespace) -> ObjectKey {
 }
 
 fn living(ctx: &Context, key: &ObjectKey) -> bool {
-    ctx.caches.namespaces.get_key(key).is_some_and(|n| !is_deleting(&n.metadata))
+    ctx.caches
+        .namespaces
+        .get_key(key)
+        .is_some_and(|n| !is_deleting(&n.metadata))
 }
 
 /// The outcome of creating something that may exist already, in a namespace that may be going.
@@ -39,7 +42,9 @@ fn created<T>(result: Result<T, kube::Error>) -> Result<Requeue, Error> {
 pub(crate) fn accounts(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
     let queue = ctx.queue("serviceaccount");
     let add = Arc::clone(&queue);
-    ctx.caches.namespaces.on_change(move |c| add.add(by_namespace(c.latest())));
+    ctx.caches
+        .namespaces
+        .on_change(move |c| add.add(by_namespace(c.latest())));
     let add = Arc::clone(&queue);
     ctx.caches.service_accounts.on_change(move |c| {
         if c.is_deleted() && name(&c.latest().metadata) == DEFAULT {
@@ -61,7 +66,9 @@ where
     Fut: Future<Output = Result<Requeue, Error>> + Send,
 {
     let stop = ctx.stop.clone();
-    queue.run(WORKERS, stop, move |key| reconcile(Arc::clone(&ctx), key)).await;
+    queue
+        .run(WORKERS, stop, move |key| reconcile(Arc::clone(&ctx), key))
+        .await;
 }
 
 async fn ensure_account(ctx: &Context, key: &ObjectKey) -> Result<Requeue, Error> {
@@ -69,7 +76,11 @@ async fn ensure_account(ctx: &Context, key: &ObjectKey) -> Result<Requeue, Error
         return Ok(Requeue::Done);
     }
     let account = ServiceAccount {
-        metadata: ObjectMeta { name: Some(DEFAULT.into()), namespace: Some(key.name.clone()), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: Some(DEFAULT.into()),
+            namespace: Some(key.name.clone()),
+            ..ObjectMeta::default()
+        },
         ..ServiceAccount::default()
     };
     let api: Api<ServiceAccount> = Api::namespaced(ctx.client.clone(), &key.name);
@@ -83,9 +94,13 @@ pub(crate) fn root_ca(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
     }
     let queue = ctx.queue("root-ca-cert-publisher");
     let add = Arc::clone(&queue);
-    ctx.caches.namespaces.on_change(move |c| add.add(by_namespace(c.latest())));
+    ctx.caches
+        .namespaces
+        .on_change(move |c| add.add(by_namespace(c.latest())));
     let add = Arc::clone(&queue);
-    ctx.caches.root_cas.on_change(move |c| add.add(ObjectKey::new("", namespace(&c.latest().metadata))));
+    ctx.caches
+        .root_cas
+        .on_change(move |c| add.add(ObjectKey::new("", namespace(&c.latest().metadata))));
     let ctx = Arc::clone(ctx);
     Box::pin(async move {
         if !wait_for!(ctx, namespaces, root_cas) {
@@ -101,16 +116,25 @@ fn root_ca_map(old: Option<&ConfigMap>, namespace: &str, ca: &str) -> ConfigMap 
     map.metadata.namespace = Some(namespace.to_owned());
     let text = "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the \
                 internal service IP or kubernetes.default.svc. No other usage is guaranteed across distributions of Kubernetes clusters.";
-    map.metadata.annotations.get_or_insert_default().entry(DESCRIPTION.into()).or_insert_with(|| text.into());
+    map.metadata
+        .annotations
+        .get_or_insert_default()
+        .entry(DESCRIPTION.into())
+        .or_insert_with(|| text.into());
     map.data = Some([("ca.crt".to_owned(), ca.to_owned())].into());
     map
 }
 
 async fn publish(ctx: &Context, key: &ObjectKey) -> Result<Requeue, Error> {
-    let Some(ca) = ctx.options.root_ca.as_deref().filter(|_| living(ctx, key)) else { return Ok(Requeue::Done) };
+    let Some(ca) = ctx.options.root_ca.as_deref().filter(|_| living(ctx, key)) else {
+        return Ok(Requeue::Done);
+    };
     let api: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), &key.name);
     let Some(current) = ctx.caches.root_cas.get(&key.name, ROOT_CA) else {
-        return created(api.create(&PostParams::default(), &root_ca_map(None, &key.name, ca)).await);
+        return created(
+            api.create(&PostParams::default(), &root_ca_map(None, &key.name, ca))
+                .await,
+        );
     };
     match update(&api, &*current, &root_ca_map(Some(&current), &key.name, ca), Part::Main).await {
         Ok(_) => Ok(Requeue::Done),

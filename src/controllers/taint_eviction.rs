@@ -33,7 +33,10 @@ struct Controller {
 /// Starts the taint eviction controller.
 pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
     let queue = ctx.queue("taint-eviction");
-    let controller = Arc::new(Controller { ctx: Arc::clone(ctx), events: ctx.events.named("taint-eviction-controller") });
+    let controller = Arc::new(Controller {
+        ctx: Arc::clone(ctx),
+        events: ctx.events.named("taint-eviction-controller"),
+    });
     let (add, on) = (Arc::clone(&queue), Arc::clone(&controller));
     ctx.caches.pods.on_change(move |c| on.pod_changed(&add, c));
     let (add, on) = (Arc::clone(&queue), Arc::clone(&controller));
@@ -54,20 +57,41 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
 }
 
 fn executing(node: &Node) -> Vec<Taint> {
-    node.spec.iter().flat_map(|s| s.taints.iter().flatten()).filter(|t| t.effect == "NoExecute").cloned().collect()
+    node.spec
+        .iter()
+        .flat_map(|s| s.taints.iter().flatten())
+        .filter(|t| t.effect == "NoExecute")
+        .cloned()
+        .collect()
 }
 
 impl Controller {
     fn pod_changed(&self, queue: &Queue<ObjectKey>, change: Change<'_, Pod>) {
-        let Some(node) = pods::node_name(change.latest()) else { return };
-        let news = change.old().is_none_or(|o| pods::node_name(o).is_none() || tolerations(o) != tolerations(change.latest()));
-        if !change.is_deleted() && news && self.ctx.caches.nodes.get("", node).is_some_and(|n| !executing(&n).is_empty()) {
+        let Some(node) = pods::node_name(change.latest()) else {
+            return;
+        };
+        let news = change
+            .old()
+            .is_none_or(|o| pods::node_name(o).is_none() || tolerations(o) != tolerations(change.latest()));
+        if !change.is_deleted()
+            && news
+            && self
+                .ctx
+                .caches
+                .nodes
+                .get("", node)
+                .is_some_and(|n| !executing(&n).is_empty())
+        {
             queue.add(ObjectKey::of(&**change.latest()));
         }
     }
 
     fn node_changed(&self, queue: &Queue<ObjectKey>, change: Change<'_, Node>) {
-        let now = if change.is_deleted() { Vec::new() } else { executing(change.latest()) };
+        let now = if change.is_deleted() {
+            Vec::new()
+        } else {
+            executing(change.latest())
+        };
         if change.old().map(|o| executing(o)).unwrap_or_default() != now {
             for pod in self.ctx.caches.pods.indexed(name(&change.latest().metadata)) {
                 queue.add(ObjectKey::of(&*pod));
@@ -76,8 +100,12 @@ impl Controller {
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Requeue, Error> {
-        let Some(pod) = self.ctx.caches.pods.get_key(key).filter(|p| !is_deleting(&p.metadata)) else { return Ok(Requeue::Done) };
-        let Some(node) = pods::node_name(&pod).and_then(|n| self.ctx.caches.nodes.get("", n)) else { return Ok(Requeue::Done) };
+        let Some(pod) = self.ctx.caches.pods.get_key(key).filter(|p| !is_deleting(&p.metadata)) else {
+            return Ok(Requeue::Done);
+        };
+        let Some(node) = pods::node_name(&pod).and_then(|n| self.ctx.caches.nodes.get("", n)) else {
+            return Ok(Requeue::Done);
+        };
         match verdict(&executing(&node), tolerations(&pod), Timestamp::now()) {
             Verdict::Stay => Ok(Requeue::Done),
             Verdict::GoAfter(delay) => Ok(Requeue::After(delay)),
@@ -88,7 +116,12 @@ impl Controller {
                     "lastTransitionTime": now(),
                 });
                 pods::set_condition(&self.ctx.client, &pod, condition, json!({})).await?;
-                self.events.event(&*pod, Level::Normal, "TaintManagerEviction", format!("Marking for deletion Pod {key}"));
+                self.events.event(
+                    &*pod,
+                    Level::Normal,
+                    "TaintManagerEviction",
+                    format!("Marking for deletion Pod {key}"),
+                );
                 match pods::delete_exactly(&self.ctx.client, &pod, None).await {
                     Err(Error::Api(e)) if e.is_not_found() || e.is_conflict() => Ok(Requeue::Done),
                     other => other.map(|()| Requeue::Done),
@@ -99,7 +132,10 @@ impl Controller {
 }
 
 fn tolerations(pod: &Pod) -> &[Toleration] {
-    pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default()
+    pod.spec
+        .as_ref()
+        .and_then(|s| s.tolerations.as_deref())
+        .unwrap_or_default()
 }
 
 /// A taint that nothing tolerates evicts at once. Of the times tolerated the shortest counts, from when the taint came.
@@ -146,13 +182,29 @@ mod tests {
         for (tolerations, at, expected) in [
             (vec![], 100, Verdict::Go),
             (vec![tolerating(None)], 100, Verdict::Stay),
-            (vec![tolerating(Some(300))], 100, Verdict::GoAfter(Duration::from_secs(300))),
-            (vec![tolerating(Some(300))], 350, Verdict::GoAfter(Duration::from_secs(50))),
-            (vec![tolerating(Some(300)), tolerating(Some(10))], 105, Verdict::GoAfter(Duration::from_secs(5))),
+            (
+                vec![tolerating(Some(300))],
+                100,
+                Verdict::GoAfter(Duration::from_secs(300)),
+            ),
+            (
+                vec![tolerating(Some(300))],
+                350,
+                Verdict::GoAfter(Duration::from_secs(50)),
+            ),
+            (
+                vec![tolerating(Some(300)), tolerating(Some(10))],
+                105,
+                Verdict::GoAfter(Duration::from_secs(5)),
+            ),
             (vec![tolerating(Some(300))], 400, Verdict::Go),
             (vec![tolerating(Some(0))], 100, Verdict::Go),
         ] {
-            let got = verdict(std::slice::from_ref(&taint), &tolerations, Timestamp::from_second(at).unwrap());
+            let got = verdict(
+                std::slice::from_ref(&taint),
+                &tolerations,
+                Timestamp::from_second(at).unwrap(),
+            );
             assert_eq!(got, expected, "{tolerations:?} at {at}");
         }
         assert_eq!(verdict(&[], &[], Timestamp::UNIX_EPOCH), Verdict::Stay);

@@ -41,10 +41,18 @@ impl Signer {
         let pkcs8 = pair.serialize_pem();
         if pair.is_compatible(&rcgen::PKCS_ECDSA_P256_SHA256) {
             let key = EncodingKey::from_ec_pem(pkcs8.as_bytes()).map_err(|e| wrong(&e))?;
-            return Ok(Self { key, algorithm: Algorithm::ES256, id });
+            return Ok(Self {
+                key,
+                algorithm: Algorithm::ES256,
+                id,
+            });
         }
         let key = EncodingKey::from_rsa_pem(pem.as_bytes()).map_err(|e| wrong(&e))?;
-        Ok(Self { key, algorithm: Algorithm::RS256, id })
+        Ok(Self {
+            key,
+            algorithm: Algorithm::RS256,
+            id,
+        })
     }
 
     fn sign(&self, account: &ServiceAccount, secret: &str) -> Result<String, Error> {
@@ -60,7 +68,8 @@ impl Signer {
         let mut header = Header::new(self.algorithm);
         header.typ = None;
         header.kid = Some(self.id.clone());
-        jsonwebtoken::encode(&header, &claims, &self.key).map_err(|e| Error::Invalid(format!("cannot sign a token: {e}")))
+        jsonwebtoken::encode(&header, &claims, &self.key)
+            .map_err(|e| Error::Invalid(format!("cannot sign a token: {e}")))
     }
 }
 
@@ -127,12 +136,20 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
 }
 
 async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Requeue, Error> {
-    let Some(secret) = ctx.caches.account_tokens.get_key(key) else { return Ok(Requeue::Done) };
+    let Some(secret) = ctx.caches.account_tokens.get_key(key) else {
+        return Ok(Requeue::Done);
+    };
     let wanted = annotation(&secret.metadata, ACCOUNT_NAME).unwrap_or_default();
-    let mut account = ctx.caches.service_accounts.get(&key.namespace, wanted).map(|a| (*a).clone());
+    let mut account = ctx
+        .caches
+        .service_accounts
+        .get(&key.namespace, wanted)
+        .map(|a| (*a).clone());
     if account.is_none() && !wanted.is_empty() {
         // Deleting is final: ask the server before.
-        account = Api::<ServiceAccount>::namespaced(ctx.client.clone(), &key.namespace).get_opt(wanted).await?;
+        account = Api::<ServiceAccount>::namespaced(ctx.client.clone(), &key.namespace)
+            .get_opt(wanted)
+            .await?;
     }
     let api: Api<Secret> = Api::namespaced(ctx.client.clone(), &key.namespace);
     let result = match verdict(&secret, account.as_ref(), ctx.options.root_ca.as_deref()) {
@@ -148,9 +165,13 @@ async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Requeue, Error> {
             api.delete(&key.name, &params).await.map(|_| ())
         }
         Verdict::Fill => {
-            let (Some(signer), Some(account)) = (&ctx.options.token_signer, &account) else { return Ok(Requeue::Done) };
+            let (Some(signer), Some(account)) = (&ctx.options.token_signer, &account) else {
+                return Ok(Requeue::Done);
+            };
             let patch = fill(&secret, account, signer, ctx.options.root_ca.as_deref())?;
-            api.patch(&key.name, &PatchParams::default(), &Patch::Merge(patch)).await.map(|_| ())
+            api.patch(&key.name, &PatchParams::default(), &Patch::Merge(patch))
+                .await
+                .map(|_| ())
         }
     };
     match result {
@@ -160,10 +181,22 @@ async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Requeue, Error> {
     }
 }
 
-fn fill(secret: &Secret, account: &ServiceAccount, signer: &Signer, ca: Option<&str>) -> Result<serde_json::Value, Error> {
+fn fill(
+    secret: &Secret,
+    account: &ServiceAccount,
+    signer: &Signer,
+    ca: Option<&str>,
+) -> Result<serde_json::Value, Error> {
     let mut data: BTreeMap<&str, ByteString> = BTreeMap::new();
-    if secret.data.as_ref().is_none_or(|d| d.get("token").is_none_or(|t| t.0.is_empty())) {
-        data.insert("token", ByteString(signer.sign(account, name(&secret.metadata))?.into_bytes()));
+    if secret
+        .data
+        .as_ref()
+        .is_none_or(|d| d.get("token").is_none_or(|t| t.0.is_empty()))
+    {
+        data.insert(
+            "token",
+            ByteString(signer.sign(account, name(&secret.metadata))?.into_bytes()),
+        );
     }
     if let Some(ca) = ca {
         data.insert("ca.crt", ByteString(ca.as_bytes().to_vec()));
@@ -201,7 +234,12 @@ mod tests {
         let signer = Signer::from_pem(&rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
         let patch = fill(&secret, &account("1"), &signer, Some("CA")).unwrap();
         secret.data = Some(serde_json::from_value(patch["data"].clone()).unwrap());
-        secret.metadata.annotations.as_mut().unwrap().insert(ACCOUNT_UID.into(), "1".into());
+        secret
+            .metadata
+            .annotations
+            .as_mut()
+            .unwrap()
+            .insert(ACCOUNT_UID.into(), "1".into());
         assert_eq!(verdict(&secret, Some(&account("1")), Some("CA")), Verdict::Leave);
         assert_eq!(verdict(&secret, Some(&account("2")), Some("CA")), Verdict::Delete);
         let token = String::from_utf8(secret.data.unwrap()["token"].0.clone()).unwrap();

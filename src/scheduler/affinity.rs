@@ -37,7 +37,11 @@ fn selects(cluster: &Cluster, term: &PodAffinityTerm, owner: &PodInfo, pod: &Pod
         None if listed.is_empty() => *namespace == owner.key.namespace,
         None => listed.contains(namespace),
         Some(selector) => {
-            listed.contains(namespace) || matches(Some(selector), Some(cluster.namespaces.get(namespace).unwrap_or(&empty)))
+            listed.contains(namespace)
+                || matches(
+                    Some(selector),
+                    Some(cluster.namespaces.get(namespace).unwrap_or(&empty)),
+                )
         }
     };
     in_namespace && matches(term.label_selector.as_ref(), pod.labels()) && keys_agree(term, owner, pod)
@@ -46,8 +50,10 @@ fn selects(cluster: &Cluster, term: &PodAffinityTerm, owner: &PodInfo, pod: &Pod
 /// `matchLabelKeys` and `mismatchLabelKeys`: values of the owner's own labels, as further requirements.
 fn keys_agree(term: &PodAffinityTerm, owner: &PodInfo, pod: &PodInfo) -> bool {
     let own = |key: &String| owner.labels().and_then(|l| l.get(key)).cloned();
-    let holds = |key: &String, operator: &str| own(key).is_none_or(|value| requirement(key, operator, &[value], pod.labels()));
-    term.match_label_keys.iter().flatten().all(|k| holds(k, "In")) && term.mismatch_label_keys.iter().flatten().all(|k| holds(k, "NotIn"))
+    let holds =
+        |key: &String, operator: &str| own(key).is_none_or(|value| requirement(key, operator, &[value], pod.labels()));
+    term.match_label_keys.iter().flatten().all(|k| holds(k, "In"))
+        && term.mismatch_label_keys.iter().flatten().all(|k| holds(k, "NotIn"))
 }
 
 impl PodAffinity {
@@ -60,7 +66,10 @@ impl PodAffinity {
                 if let Some(value) = node.label(&term.topology_key)
                     && selects(cluster, term, other, pod)
                 {
-                    *counts.repelled.entry((term.topology_key.clone(), value.to_owned())).or_default() += 1;
+                    *counts
+                        .repelled
+                        .entry((term.topology_key.clone(), value.to_owned()))
+                        .or_default() += 1;
                 }
             }
             // Those that run already have preferences too; their required affinity counts as a preference of weight 1.
@@ -102,7 +111,10 @@ impl PodAffinity {
 
     fn add_score(&mut self, node: &NodeInfo, term: &PodAffinityTerm, weight: i64) {
         if let Some(value) = node.label(&term.topology_key) {
-            *self.scores.entry((term.topology_key.clone(), value.to_owned())).or_default() += weight;
+            *self
+                .scores
+                .entry((term.topology_key.clone(), value.to_owned()))
+                .or_default() += weight;
         }
     }
 
@@ -110,14 +122,18 @@ impl PodAffinity {
     pub fn check(&self, node: &NodeInfo) -> Option<Reason> {
         let at = |at: &HashMap<String, i64>, key: &str| node.label(key).and_then(|v| at.get(v)).copied().unwrap_or(0);
         let has_keys = self.wanted.iter().all(|(key, _)| node.label(key).is_some());
-        let together = has_keys && (self.is_first_of_group || self.wanted.iter().all(|(key, counts)| at(counts, key) > 0));
+        let together =
+            has_keys && (self.is_first_of_group || self.wanted.iter().all(|(key, counts)| at(counts, key) > 0));
         if !self.wanted.is_empty() && !together {
             return Some(Reason::PodAffinity);
         }
         if self.avoided.iter().any(|(key, counts)| at(counts, key) > 0) {
             return Some(Reason::AntiAffinity);
         }
-        let repelled = self.repelled.iter().any(|((key, value), n)| *n > 0 && node.label(key) == Some(value));
+        let repelled = self
+            .repelled
+            .iter()
+            .any(|((key, value), n)| *n > 0 && node.label(key) == Some(value));
         repelled.then_some(Reason::ExistingAntiAffinity)
     }
 
@@ -128,7 +144,11 @@ impl PodAffinity {
 
     /// The sum of preferences for that node, before normalisation.
     pub fn score(&self, node: &NodeInfo) -> i64 {
-        self.scores.iter().filter(|((key, value), _)| node.label(key) == Some(value)).map(|(_, weight)| weight).sum()
+        self.scores
+            .iter()
+            .filter(|((key, value), _)| node.label(key) == Some(value))
+            .map(|(_, weight)| weight)
+            .sum()
     }
 }
 
@@ -147,7 +167,10 @@ mod tests {
 
     fn term(app: &str, key: &str) -> Vec<PodAffinityTerm> {
         vec![PodAffinityTerm {
-            label_selector: Some(LabelSelector { match_labels: Some(labels(&[("app", app)])), ..LabelSelector::default() }),
+            label_selector: Some(LabelSelector {
+                match_labels: Some(labels(&[("app", app)])),
+                ..LabelSelector::default()
+            }),
             topology_key: key.into(),
             ..PodAffinityTerm::default()
         }]
@@ -157,8 +180,14 @@ mod tests {
         let mut pod = pod(name, "0", "0");
         pod.metadata.labels = Some(labels(&[("app", app)]));
         pod.spec.as_mut().unwrap().affinity = Some(Affinity {
-            pod_affinity: with.map(|t| With { required_during_scheduling_ignored_during_execution: Some(t), ..With::default() }),
-            pod_anti_affinity: away.map(|t| Away { required_during_scheduling_ignored_during_execution: Some(t), ..Away::default() }),
+            pod_affinity: with.map(|t| With {
+                required_during_scheduling_ignored_during_execution: Some(t),
+                ..With::default()
+            }),
+            pod_anti_affinity: away.map(|t| Away {
+                required_during_scheduling_ignored_during_execution: Some(t),
+                ..Away::default()
+            }),
             ..Affinity::default()
         });
         pod
@@ -180,11 +209,27 @@ mod tests {
         };
         let with = Some(Reason::PodAffinity);
         let away = Some(Reason::AntiAffinity);
-        assert_eq!(ask(make("w", "web", Some(term("db", "zone")), None)), [None, None, with.clone()]);
-        assert_eq!(ask(make("w", "web", None, Some(term("db", "zone")))), [away.clone(), away, None]);
-        assert_eq!(ask(make("w", "noisy", None, None)), [Some(Reason::ExistingAntiAffinity), None, None]);
-        assert_eq!(ask(make("w", "web", Some(term("web", "zone")), None)), [None, None, None], "the first of its group");
-        assert_eq!(ask(make("w", "web", Some(term("other", "zone")), None)), [with.clone(), with.clone(), with]);
+        assert_eq!(
+            ask(make("w", "web", Some(term("db", "zone")), None)),
+            [None, None, with.clone()]
+        );
+        assert_eq!(
+            ask(make("w", "web", None, Some(term("db", "zone")))),
+            [away.clone(), away, None]
+        );
+        assert_eq!(
+            ask(make("w", "noisy", None, None)),
+            [Some(Reason::ExistingAntiAffinity), None, None]
+        );
+        assert_eq!(
+            ask(make("w", "web", Some(term("web", "zone")), None)),
+            [None, None, None],
+            "the first of its group"
+        );
+        assert_eq!(
+            ask(make("w", "web", Some(term("other", "zone")), None)),
+            [with.clone(), with.clone(), with]
+        );
     }
 
     #[test]
@@ -197,12 +242,20 @@ mod tests {
             change(&mut terms[0]);
             let mut pod = make("w", "web", None, Some(terms));
             pod.metadata.namespace = Some("elsewhere".into());
-            PodAffinity::of(&cluster, &info(pod)).check(cluster.node("a").unwrap()).is_some()
+            PodAffinity::of(&cluster, &info(pod))
+                .check(cluster.node("a").unwrap())
+                .is_some()
         };
         assert!(!refused(|_| {}));
         assert!(refused(|t| t.namespaces = Some(vec!["default".into()])));
         assert!(refused(|t| t.namespace_selector = Some(LabelSelector::default())));
-        assert!(refused(|t| t.namespace_selector = Some(LabelSelector { match_labels: Some(labels(&[("team", "x")])), ..Default::default() })));
-        assert!(!refused(|t| t.namespace_selector = Some(LabelSelector { match_labels: Some(labels(&[("team", "y")])), ..Default::default() })));
+        assert!(refused(|t| t.namespace_selector = Some(LabelSelector {
+            match_labels: Some(labels(&[("team", "x")])),
+            ..Default::default()
+        })));
+        assert!(!refused(|t| t.namespace_selector = Some(LabelSelector {
+            match_labels: Some(labels(&[("team", "y")])),
+            ..Default::default()
+        })));
     }
 }

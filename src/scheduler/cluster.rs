@@ -41,7 +41,11 @@ impl PodInfo {
     pub fn new(pod: Arc<Pod>) -> Arc<Self> {
         let default = PodSpec::default();
         let spec = pod.spec.as_ref().unwrap_or(&default);
-        let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+        let sidecars = spec
+            .init_containers
+            .iter()
+            .flatten()
+            .filter(|c| c.restart_policy.as_deref() == Some("Always"));
         let ports = spec
             .containers
             .iter()
@@ -49,11 +53,21 @@ impl PodInfo {
             .flat_map(|c| c.ports.iter().flatten())
             .filter_map(|p| {
                 let number = p.host_port.filter(|n| *n > 0)?;
-                let ip = p.host_ip.clone().filter(|ip| !ip.is_empty()).unwrap_or_else(|| "0.0.0.0".into());
+                let ip = p
+                    .host_ip
+                    .clone()
+                    .filter(|ip| !ip.is_empty())
+                    .unwrap_or_else(|| "0.0.0.0".into());
                 Some((ip, p.protocol.clone().unwrap_or_else(|| "TCP".into()), number))
             })
             .collect();
-        let owner = pod.metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true)).map(|o| o.uid.clone());
+        let owner = pod
+            .metadata
+            .owner_references
+            .iter()
+            .flatten()
+            .find(|o| o.controller == Some(true))
+            .map(|o| o.uid.clone());
         Arc::new(Self {
             key: ObjectKey::of(&*pod),
             uid: pod.metadata.uid.clone().unwrap_or_default(),
@@ -83,11 +97,19 @@ impl PodInfo {
 
     /// Terms that must hold: pods to be with, pods to be away from.
     pub fn required_terms(&self, anti: bool) -> &[PodAffinityTerm] {
-        let Some(affinity) = self.spec().and_then(|s| s.affinity.as_ref()) else { return &[] };
+        let Some(affinity) = self.spec().and_then(|s| s.affinity.as_ref()) else {
+            return &[];
+        };
         let terms = if anti {
-            affinity.pod_anti_affinity.as_ref().and_then(|a| a.required_during_scheduling_ignored_during_execution.as_deref())
+            affinity
+                .pod_anti_affinity
+                .as_ref()
+                .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_deref())
         } else {
-            affinity.pod_affinity.as_ref().and_then(|a| a.required_during_scheduling_ignored_during_execution.as_deref())
+            affinity
+                .pod_affinity
+                .as_ref()
+                .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_deref())
         };
         terms.unwrap_or_default()
     }
@@ -108,7 +130,9 @@ impl PodInfo {
     }
 
     fn has_pod_affinity(&self) -> bool {
-        self.spec().and_then(|s| s.affinity.as_ref()).is_some_and(|a| a.pod_affinity.is_some() || a.pod_anti_affinity.is_some())
+        self.spec()
+            .and_then(|s| s.affinity.as_ref())
+            .is_some_and(|a| a.pod_affinity.is_some() || a.pod_anti_affinity.is_some())
     }
 }
 
@@ -136,12 +160,22 @@ pub struct NodeInfo {
 impl NodeInfo {
     /// Its taints.
     pub fn taints(&self) -> &[Taint] {
-        self.node.as_ref().and_then(|n| n.spec.as_ref()).and_then(|s| s.taints.as_deref()).unwrap_or_default()
+        self.node
+            .as_ref()
+            .and_then(|n| n.spec.as_ref())
+            .and_then(|s| s.taints.as_deref())
+            .unwrap_or_default()
     }
 
     /// The value of a label.
     pub fn label(&self, key: &str) -> Option<&str> {
-        self.node.as_ref()?.metadata.labels.as_ref()?.get(key).map(String::as_str)
+        self.node
+            .as_ref()?
+            .metadata
+            .labels
+            .as_ref()?
+            .get(key)
+            .map(String::as_str)
     }
 
     /// Counts a pod here.
@@ -212,7 +246,10 @@ impl Cluster {
 
     fn slot(&mut self, name: &str) -> &mut NodeInfo {
         let index = *self.by_name.entry(name.to_owned()).or_insert_with(|| {
-            self.nodes.push(NodeInfo { name: name.to_owned(), ..NodeInfo::default() });
+            self.nodes.push(NodeInfo {
+                name: name.to_owned(),
+                ..NodeInfo::default()
+            });
             self.nodes.len() - 1
         });
         &mut self.nodes[index]
@@ -297,7 +334,11 @@ impl Cluster {
 
     /// Pods for which room is being made on a node, of at least that priority and other than `uid`.
     pub fn nominated<'a>(&'a self, node: &str, priority: i32, uid: &'a str) -> impl Iterator<Item = &'a Arc<PodInfo>> {
-        self.nominated.get(node).into_iter().flatten().filter(move |p| p.priority >= priority && p.uid != uid)
+        self.nominated
+            .get(node)
+            .into_iter()
+            .flatten()
+            .filter(move |p| p.priority >= priority && p.uid != uid)
     }
 }
 
@@ -309,7 +350,9 @@ pub(crate) mod tests {
     use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
     fn quantities(list: &[(&str, &str)]) -> BTreeMap<String, Quantity> {
-        list.iter().map(|(k, v)| ((*k).to_owned(), Quantity((*v).to_owned()))).collect()
+        list.iter()
+            .map(|(k, v)| ((*k).to_owned(), Quantity((*v).to_owned())))
+            .collect()
     }
 
     pub(crate) fn labels(list: &[(&str, &str)]) -> Labels {
@@ -325,7 +368,10 @@ pub(crate) mod tests {
         node.metadata.labels = Some(all);
         node.spec = Some(NodeSpec::default());
         let allocatable = quantities(&[("cpu", cpu), ("memory", memory), ("pods", "110")]);
-        node.status = Some(NodeStatus { allocatable: Some(allocatable), ..NodeStatus::default() });
+        node.status = Some(NodeStatus {
+            allocatable: Some(allocatable),
+            ..NodeStatus::default()
+        });
         node
     }
 
@@ -336,9 +382,19 @@ pub(crate) mod tests {
         pod.metadata.namespace = Some("default".into());
         pod.metadata.uid = Some(format!("uid-{name}"));
         let requests = quantities(&[("cpu", cpu), ("memory", memory)]);
-        let resources = ResourceRequirements { requests: Some(requests), ..ResourceRequirements::default() };
-        let container = Container { name: "c".into(), resources: Some(resources), ..Container::default() };
-        pod.spec = Some(PodSpec { containers: vec![container], ..PodSpec::default() });
+        let resources = ResourceRequirements {
+            requests: Some(requests),
+            ..ResourceRequirements::default()
+        };
+        let container = Container {
+            name: "c".into(),
+            resources: Some(resources),
+            ..Container::default()
+        };
+        pod.spec = Some(PodSpec {
+            containers: vec![container],
+            ..PodSpec::default()
+        });
         pod
     }
 

@@ -37,7 +37,11 @@ impl Unfit {
         if self.total == 0 {
             return "no nodes available to schedule pods".into();
         }
-        let mut texts: Vec<String> = self.reasons.iter().map(|(reason, n)| format!("{n} {}", reason.text())).collect();
+        let mut texts: Vec<String> = self
+            .reasons
+            .iter()
+            .map(|(reason, n)| format!("{n} {}", reason.text()))
+            .collect();
         texts.sort();
         format!("0/{} nodes are available: {}.", self.total, texts.join(", "))
     }
@@ -62,7 +66,11 @@ pub struct Question<'a> {
 impl<'a> Question<'a> {
     /// Counts what the pod's rules are about.
     pub fn new(cluster: &Cluster, pod: &'a PodInfo) -> Self {
-        Self { pod, affinity: PodAffinity::of(cluster, pod), spread: Spread::of(cluster, pod) }
+        Self {
+            pod,
+            affinity: PodAffinity::of(cluster, pod),
+            spread: Spread::of(cluster, pod),
+        }
     }
 
     /// Why `node` does not take the pod; empty if it does.
@@ -71,7 +79,11 @@ impl<'a> Question<'a> {
         if !reasons.is_empty() {
             return reasons;
         }
-        self.spread.check(node).or_else(|| self.affinity.check(node)).into_iter().collect()
+        self.spread
+            .check(node)
+            .or_else(|| self.affinity.check(node))
+            .into_iter()
+            .collect()
     }
 }
 
@@ -93,11 +105,22 @@ pub fn schedule(cluster: &Cluster, pod: &PodInfo, draw: usize) -> Decision {
     let slots = cluster.slots();
     let total = cluster.nodes().count();
     let wanted = enough(total);
-    let mut unfit = Unfit { total, ..Unfit::default() };
+    let mut unfit = Unfit {
+        total,
+        ..Unfit::default()
+    };
     let mut fitting: Vec<&NodeInfo> = Vec::new();
     // Only large clusters are searched in parts; in small ones the order must not matter.
-    let start = if total > SMALL_CLUSTER { draw % slots.len().max(1) } else { 0 };
-    for node in slots[start..].iter().chain(&slots[..start]).filter(|n| n.node.is_some()) {
+    let start = if total > SMALL_CLUSTER {
+        draw % slots.len().max(1)
+    } else {
+        0
+    };
+    for node in slots[start..]
+        .iter()
+        .chain(&slots[..start])
+        .filter(|n| n.node.is_some())
+    {
         let reasons = check_with_nominated(cluster, &question, node);
         if reasons.is_empty() {
             fitting.push(node);
@@ -119,7 +142,13 @@ pub fn schedule(cluster: &Cluster, pod: &PodInfo, draw: usize) -> Decision {
     }
 }
 
-fn best<'a>(cluster: &Cluster, question: &Question<'_>, fitting: &[&'a NodeInfo], total: usize, draw: usize) -> Option<&'a NodeInfo> {
+fn best<'a>(
+    cluster: &Cluster,
+    question: &Question<'_>,
+    fitting: &[&'a NodeInfo],
+    total: usize,
+    draw: usize,
+) -> Option<&'a NodeInfo> {
     if fitting.len() < 2 {
         return fitting.first().copied();
     }
@@ -135,9 +164,21 @@ fn best<'a>(cluster: &Cluster, question: &Question<'_>, fitting: &[&'a NodeInfo]
         }
     }
     let have = |name: &str| images.get(name).copied().unwrap_or(0);
-    let totals = totals(question.pod, fitting, &question.affinity, &question.spread, &have, count(total));
+    let totals = totals(
+        question.pod,
+        fitting,
+        &question.affinity,
+        &question.spread,
+        &have,
+        count(total),
+    );
     let most = totals.iter().copied().max()?;
-    let best: Vec<&NodeInfo> = fitting.iter().zip(&totals).filter(|(_, t)| **t == most).map(|(n, _)| *n).collect();
+    let best: Vec<&NodeInfo> = fitting
+        .iter()
+        .zip(&totals)
+        .filter(|(_, t)| **t == most)
+        .map(|(n, _)| *n)
+        .collect();
     best.get(draw % best.len()).copied()
 }
 
@@ -153,8 +194,13 @@ mod tests {
         let mut cordoned = node("c", "4", "4Gi", &[]);
         cordoned.spec.as_mut().unwrap().unschedulable = Some(true);
         let cluster = cluster(vec![node("a", "1", "4Gi", &[]), node("b", "1", "4Gi", &[]), cordoned]);
-        let Decision::None(unfit) = schedule(&cluster, &info(pod("p", "2", "1Mi")), 0) else { panic!("it fits nowhere") };
-        assert_eq!(unfit.message(), "0/3 nodes are available: 1 node(s) were unschedulable, 2 Insufficient cpu.");
+        let Decision::None(unfit) = schedule(&cluster, &info(pod("p", "2", "1Mi")), 0) else {
+            panic!("it fits nowhere")
+        };
+        assert_eq!(
+            unfit.message(),
+            "0/3 nodes are available: 1 node(s) were unschedulable, 2 Insufficient cpu."
+        );
         assert_eq!(unfit.preemptible, ["a", "b"]);
         assert_eq!(Unfit::default().message(), "no nodes available to schedule pods");
     }
@@ -166,7 +212,10 @@ mod tests {
         important.spec.as_mut().unwrap().priority = Some(10);
         let important = info(important);
         cluster.nominate(important.clone(), "a");
-        assert!(matches!(schedule(&cluster, &info(pod("p", "1", "1Mi")), 0), Decision::None(_)));
+        assert!(matches!(
+            schedule(&cluster, &info(pod("p", "1", "1Mi")), 0),
+            Decision::None(_)
+        ));
         assert_eq!(schedule(&cluster, &important, 0), Decision::Node("a".into()));
     }
 
@@ -175,7 +224,9 @@ mod tests {
         let mut cluster = cluster((0..3).map(|i| node(&format!("n{i}"), "4", "4Gi", &[])).collect());
         for i in 0..9 {
             let pod = info(pod(&format!("p{i}"), "100m", "64Mi"));
-            let Decision::Node(node) = schedule(&cluster, &pod, i) else { panic!("it fits") };
+            let Decision::Node(node) = schedule(&cluster, &pod, i) else {
+                panic!("it fits")
+            };
             cluster.place(pod, &node);
         }
         assert!(cluster.nodes().all(|n| n.pods.len() == 3));
@@ -218,12 +269,28 @@ mod tests {
     #[ignore = "a measurement"]
     fn measure_decisions_per_second() {
         for (nodes, count) in [(3, 20_000), (100, 5_000), (1000, 2_000)] {
-            let mut cluster = cluster((0..nodes).map(|i| node(&format!("n{i}"), "6400", "640Ti", &[("zone", &format!("{}", i % 3))])).collect());
+            let mut cluster = cluster(
+                (0..nodes)
+                    .map(|i| node(&format!("n{i}"), "6400", "640Ti", &[("zone", &format!("{}", i % 3))]))
+                    .collect(),
+            );
             for slot in 0..nodes {
                 let mut roomy = node(&format!("n{slot}"), "6400", "640Ti", &[]);
-                roomy.metadata.labels.as_mut().unwrap().extend(labels(&[("zone", &format!("{}", slot % 3))]));
+                roomy
+                    .metadata
+                    .labels
+                    .as_mut()
+                    .unwrap()
+                    .extend(labels(&[("zone", &format!("{}", slot % 3))]));
                 let pods = k8s_openapi::apimachinery::pkg::api::resource::Quantity("100k".into());
-                roomy.status.as_mut().unwrap().allocatable.as_mut().unwrap().insert("pods".into(), pods);
+                roomy
+                    .status
+                    .as_mut()
+                    .unwrap()
+                    .allocatable
+                    .as_mut()
+                    .unwrap()
+                    .insert("pods".into(), pods);
                 cluster.set_node(std::sync::Arc::new(roomy));
             }
             let pods: Vec<_> = (0..count).map(|i| info(pod(&format!("p{i}"), "10m", "16Mi"))).collect();

@@ -40,8 +40,36 @@ pub(crate) struct Engine {
     pods: Arc<Informer<Pod>>,
     budgets: Arc<Informer<PodDisruptionBudget>>,
     slots: Arc<Semaphore>,
-    attempts: Family<Vec<(&'static str, &'static str)>, Counter>,
-    waiting: Family<Vec<(&'static str, &'static str)>, Gauge>,
+    numbers: Numbers,
+}
+
+type Label = Vec<(&'static str, &'static str)>;
+
+/// What the scheduler counts.
+#[derive(Clone, Default)]
+pub(crate) struct Numbers {
+    attempts: Family<Label, Counter>,
+    waiting: Family<Label, Gauge>,
+}
+
+impl Numbers {
+    /// New numbers, shown among `metrics`.
+    pub(crate) fn register(metrics: &Metrics) -> Self {
+        let numbers = Self::default();
+        metrics.register(|registry| {
+            registry.register(
+                "scheduler_schedule_attempts",
+                "Turns of pods, by result",
+                numbers.attempts.clone(),
+            );
+            registry.register(
+                "scheduler_pending_pods",
+                "Pods that wait, by why",
+                numbers.waiting.clone(),
+            );
+        });
+        numbers
+    }
 }
 
 /// What a pod's turn led to, to be told to the API server.
@@ -51,7 +79,7 @@ enum Outcome {
 }
 
 /// Schedules until `stop`.
-pub(crate) async fn run(client: Client, metrics: Metrics, stop: CancellationToken) {
+pub(crate) async fn run(client: Client, numbers: Numbers, stop: CancellationToken) {
     let mut tasks = JoinSet::new();
     let (events, writer) = Recorder::new(client.clone(), crate::state::SCHEDULER_NAME, stop.clone());
     tasks.spawn(writer);
@@ -80,13 +108,8 @@ pub(crate) async fn run(client: Client, metrics: Metrics, stop: CancellationToke
         pods: Arc::clone(&pods),
         budgets: Arc::clone(&budgets),
         slots: Arc::new(Semaphore::new(IN_FLIGHT)),
-        attempts: Family::default(),
-        waiting: Family::default(),
+        numbers,
     };
-    metrics.register(|registry| {
-        registry.register("scheduler_schedule_attempts", "Turns of pods, by result", engine.attempts.clone());
-        registry.register("scheduler_pending_pods", "Pods that wait, by why", engine.waiting.clone());
-    });
     let synced = async {
         nodes.synced().await;
         namespaces.synced().await;
@@ -110,12 +133,15 @@ impl Engine {
                 slot = Arc::clone(&self.slots).acquire_owned() => slot,
             };
             let Ok(slot) = slot else { return };
-            draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            draw = draw
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let rung = self.state.bell.notified();
             let (outcome, due) = self.turn(draw >> 33);
             let Some(outcome) = outcome else {
                 drop(slot);
-                let due = tokio::time::Instant::from_std(due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600)));
+                let due =
+                    tokio::time::Instant::from_std(due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600)));
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = rung => {}
@@ -147,14 +173,24 @@ impl Engine {
                 inner.queue.remove(&pod.uid);
                 inner.cluster.withdraw(&pod.uid);
                 inner.cluster.place(Arc::clone(&pod), &node);
-                self.attempts.get_or_create(&vec![("result", "scheduled")]).inc();
+                self.numbers
+                    .attempts
+                    .get_or_create(&vec![("result", "scheduled")])
+                    .inc();
                 (Some(Outcome::Bind(pod, node)), None)
             }
             Decision::None(unfit) => {
-                self.attempts.get_or_create(&vec![("result", "unschedulable")]).inc();
+                self.numbers
+                    .attempts
+                    .get_or_create(&vec![("result", "unschedulable")])
+                    .inc();
                 let nominated = pod.pod.status.as_ref().and_then(|s| s.nominated_node_name.clone());
                 let waits = nominated.is_some_and(|n| is_room_coming(&inner.cluster, &pod, &n));
-                let plan = if waits { None } else { plan(&inner.cluster, &pod, &unfit, &self.budgets.all()) };
+                let plan = if waits {
+                    None
+                } else {
+                    plan(&inner.cluster, &pod, &unfit, &self.budgets.all())
+                };
                 if let Some(plan) = &plan {
                     inner.cluster.nominate(Arc::clone(&pod), &plan.node);
                 }
@@ -168,7 +204,10 @@ impl Engine {
 
     fn show_waiting(&self, waiting: crate::queue::Waiting) {
         let show = |queue: &'static str, n: usize| {
-            self.waiting.get_or_create(&vec![("queue", queue)]).set(i64::try_from(n).unwrap_or(i64::MAX));
+            self.numbers
+                .waiting
+                .get_or_create(&vec![("queue", queue)])
+                .set(i64::try_from(n).unwrap_or(i64::MAX));
         };
         show("active", waiting.active);
         show("backoff", waiting.backoff);
@@ -184,7 +223,11 @@ impl Engine {
                 uid: Some(pod.uid.clone()),
                 ..ObjectMeta::default()
             },
-            target: ObjectReference { kind: Some("Node".into()), name: Some(node.to_owned()), ..ObjectReference::default() },
+            target: ObjectReference {
+                kind: Some("Node".into()),
+                name: Some(node.to_owned()),
+                ..ObjectReference::default()
+            },
         };
         let params = PostParams::default();
         let sent = api.create_subresource::<_, Value>("binding", &pod.key.name, &params, &binding);
@@ -209,12 +252,24 @@ impl Engine {
     /// A binding failed: what was assumed did not happen, unless the watch says that it did.
     fn take_back(&self, pod: Arc<PodInfo>, node: &str, error: &Error) {
         warn!(pod = %pod.key, node, %error, "cannot bind");
-        let known = self.pods.get_key(&pod.key).filter(|p| p.metadata.uid.as_ref() == Some(&pod.uid));
-        let bound = known.as_ref().is_some_and(|p| p.spec.as_ref().is_some_and(|s| s.node_name.as_deref().is_some_and(|n| !n.is_empty())));
+        let known = self
+            .pods
+            .get_key(&pod.key)
+            .filter(|p| p.metadata.uid.as_ref() == Some(&pod.uid));
+        let bound = known.as_ref().is_some_and(|p| {
+            p.spec
+                .as_ref()
+                .is_some_and(|s| s.node_name.as_deref().is_some_and(|n| !n.is_empty()))
+        });
         if bound {
             return;
         }
-        self.events.event(&*pod.pod, Level::Warning, "FailedScheduling", format!("binding rejected: {error}"));
+        self.events.event(
+            &*pod.pod,
+            Level::Warning,
+            "FailedScheduling",
+            format!("binding rejected: {error}"),
+        );
         let mut inner = self.state.lock();
         inner.cluster.forget(&pod.uid);
         if let Some(known) = known {
@@ -231,7 +286,8 @@ impl Engine {
         if let Err(error) = self.write_condition(pod, message, nominated).await {
             debug!(pod = %pod.key, %error, "condition not written");
         }
-        self.events.event(&*pod.pod, Level::Warning, "FailedScheduling", message);
+        self.events
+            .event(&*pod.pod, Level::Warning, "FailedScheduling", message);
         for victim in plan.into_iter().flat_map(|p| p.victims).filter(|v| !v.is_deleting()) {
             if let Err(error) = self.evict(pod, &victim).await {
                 warn!(pod = %pod.key, victim = %victim.key, %error, "cannot preempt");
@@ -239,14 +295,23 @@ impl Engine {
         }
     }
 
-    async fn write_condition(&self, pod: &PodInfo, message: &str, nominated: Option<String>) -> Result<(), kube::Error> {
+    async fn write_condition(
+        &self,
+        pod: &PodInfo,
+        message: &str,
+        nominated: Option<String>,
+    ) -> Result<(), kube::Error> {
         let status = pod.pod.status.as_ref();
         let old = status.and_then(|s| s.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled"));
-        let same = old.is_some_and(|c| c.status == "False" && c.reason.as_deref() == Some("Unschedulable") && c.message.as_deref() == Some(message));
+        let same = old.is_some_and(|c| {
+            c.status == "False" && c.reason.as_deref() == Some("Unschedulable") && c.message.as_deref() == Some(message)
+        });
         if same && nominated.is_none() {
             return Ok(());
         }
-        let since = old.filter(|c| c.status == "False").and_then(|c| c.last_transition_time.clone());
+        let since = old
+            .filter(|c| c.status == "False")
+            .and_then(|c| c.last_transition_time.clone());
         let condition = json!({
             "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
             "lastTransitionTime": since.unwrap_or(Time(jiff::Timestamp::now())),
@@ -272,18 +337,29 @@ impl Engine {
             "lastTransitionTime": Time(jiff::Timestamp::now()),
         });
         let patch = Patch::Strategic(json!({"metadata": {"uid": victim.uid}, "status": {"conditions": [condition]}}));
-        match api.patch_status(&victim.key.name, &PatchParams::default(), &patch).await {
+        match api
+            .patch_status(&victim.key.name, &PatchParams::default(), &patch)
+            .await
+        {
             Ok(_) => {}
             Err(e) if e.is_not_found() => return Ok(()),
             Err(e) => return Err(e),
         }
         let params = DeleteParams {
-            preconditions: Some(Preconditions { uid: Some(victim.uid.clone()), resource_version: None }),
+            preconditions: Some(Preconditions {
+                uid: Some(victim.uid.clone()),
+                resource_version: None,
+            }),
             ..DeleteParams::default()
         };
         match api.delete(&victim.key.name, &params).await {
             Ok(_) => {
-                self.events.event(&*victim.pod, Level::Normal, "Preempted", format!("Preempted by pod {} on its node", pod.uid));
+                self.events.event(
+                    &*victim.pod,
+                    Level::Normal,
+                    "Preempted",
+                    format!("Preempted by pod {} on its node", pod.uid),
+                );
                 Ok(())
             }
             Err(e) if e.is_not_found() || e.is_conflict() => Ok(()),
@@ -303,8 +379,15 @@ fn explain(unfit: &Unfit, preempts: bool) -> String {
         texts.push(format!("{helpless} Preemption is not helpful for scheduling"));
     }
     if !unfit.preemptible.is_empty() {
-        texts.push(format!("{} No preemption victims found for incoming pod", unfit.preemptible.len()));
+        texts.push(format!(
+            "{} No preemption victims found for incoming pod",
+            unfit.preemptible.len()
+        ));
     }
     texts.sort();
-    format!("{message} preemption: 0/{} nodes are available: {}.", unfit.total, texts.join(", "))
+    format!(
+        "{message} preemption: 0/{} nodes are available: {}.",
+        unfit.total,
+        texts.join(", ")
+    )
 }

@@ -49,7 +49,9 @@ impl Reason {
             Reason::AntiAffinity => "node(s) didn't match pod anti-affinity rules".into(),
             Reason::ExistingAntiAffinity => "node(s) didn't satisfy existing pods anti-affinity rules".into(),
             Reason::Spread => "node(s) didn't match pod topology spread constraints".into(),
-            Reason::SpreadLabel => "node(s) didn't match pod topology spread constraints (missing required label)".into(),
+            Reason::SpreadLabel => {
+                "node(s) didn't match pod topology spread constraints (missing required label)".into()
+            }
         }
     }
 
@@ -69,7 +71,9 @@ impl Reason {
 
 /// All reasons of one node-local kind why `node` does not take `pod`; empty if it does.
 pub fn check(pod: &PodInfo, node: &NodeInfo) -> Vec<Reason> {
-    let (Some(spec), Some(object)) = (pod.spec(), &node.node) else { return vec![Reason::NodeName] };
+    let (Some(spec), Some(object)) = (pod.spec(), &node.node) else {
+        return vec![Reason::NodeName];
+    };
     let tolerations: &[Toleration] = spec.tolerations.as_deref().unwrap_or_default();
     if let Some(name) = spec.node_name.as_deref()
         && !name.is_empty()
@@ -88,12 +92,21 @@ pub fn check(pod: &PodInfo, node: &NodeInfo) -> Vec<Reason> {
         }
     }
     if let Some(taint) = untolerated(node.taints(), tolerations, &["NoSchedule", "NoExecute"]) {
-        return vec![Reason::Taint(format!("{}: {}", taint.key, taint.value.as_deref().unwrap_or_default()))];
+        return vec![Reason::Taint(format!(
+            "{}: {}",
+            taint.key,
+            taint.value.as_deref().unwrap_or_default()
+        ))];
     }
     if !node_allowed(spec, object) {
         return vec![Reason::NodeAffinity];
     }
-    if !pod.ports.is_empty() && node.pods.values().any(|p| p.ports.iter().any(|a| pod.ports.iter().any(|b| collide(a, b)))) {
+    if !pod.ports.is_empty()
+        && node
+            .pods
+            .values()
+            .any(|p| p.ports.iter().any(|a| pod.ports.iter().any(|b| collide(a, b))))
+    {
         return vec![Reason::Ports];
     }
     fit(pod, node)
@@ -118,7 +131,12 @@ fn fit(pod: &PodInfo, node: &NodeInfo) -> Vec<Reason> {
     };
     lacks("cpu", need.milli_cpu, used.milli_cpu, have.milli_cpu);
     lacks("memory", need.memory, used.memory, have.memory);
-    lacks("ephemeral-storage", need.ephemeral_storage, used.ephemeral_storage, have.ephemeral_storage);
+    lacks(
+        "ephemeral-storage",
+        need.ephemeral_storage,
+        used.ephemeral_storage,
+        have.ephemeral_storage,
+    );
     for (name, need) in &need.extended {
         let of = |r: &crate::resources::Resources| r.extended.get(name).copied().unwrap_or(0);
         lacks(name, *need, of(used), of(have));
@@ -134,7 +152,11 @@ mod tests {
     use std::sync::Arc;
 
     fn tainted(mut node: Node, key: &str, effect: &str) -> Node {
-        let taint = Taint { key: key.into(), effect: effect.into(), ..Taint::default() };
+        let taint = Taint {
+            key: key.into(),
+            effect: effect.into(),
+            ..Taint::default()
+        };
         node.spec.as_mut().unwrap().taints = Some(vec![taint]);
         node
     }
@@ -150,7 +172,11 @@ mod tests {
     }
 
     fn host_port(ip: &str, port: i32) -> Option<Vec<ContainerPort>> {
-        Some(vec![ContainerPort { host_port: Some(port), host_ip: Some(ip.into()), ..ContainerPort::default() }])
+        Some(vec![ContainerPort {
+            host_port: Some(port),
+            host_ip: Some(ip.into()),
+            ..ContainerPort::default()
+        }])
     }
 
     #[test]
@@ -159,12 +185,27 @@ mod tests {
         let p = || pod("p", "1", "1Mi");
         let cases = vec![
             (p(), n(), vec![]),
-            (pod("p", "3", "2Gi"), n(), vec![Reason::Insufficient("cpu".into()), Reason::Insufficient("memory".into())]),
+            (
+                pod("p", "3", "2Gi"),
+                n(),
+                vec![
+                    Reason::Insufficient("cpu".into()),
+                    Reason::Insufficient("memory".into()),
+                ],
+            ),
             (p(), cordoned(n()), vec![Reason::Unschedulable]),
             (p(), tainted(n(), "k", "NoSchedule"), vec![Reason::Taint("k: ".into())]),
             (p(), tainted(n(), "k", "PreferNoSchedule"), vec![]),
-            (with(p(), |s| s.node_selector = Some(labels(&[("disk", "ssd")]))), n(), vec![]),
-            (with(p(), |s| s.node_selector = Some(labels(&[("disk", "hdd")]))), n(), vec![Reason::NodeAffinity]),
+            (
+                with(p(), |s| s.node_selector = Some(labels(&[("disk", "ssd")]))),
+                n(),
+                vec![],
+            ),
+            (
+                with(p(), |s| s.node_selector = Some(labels(&[("disk", "hdd")]))),
+                n(),
+                vec![Reason::NodeAffinity],
+            ),
         ];
         for (pod, node, expected) in cases {
             let cluster = cluster(vec![node]);
@@ -181,9 +222,20 @@ mod tests {
             (("", 80), ("", 80), vec![Reason::Ports]),
         ] {
             let mut cluster = cluster(vec![node("n1", "2", "1Gi", &[])]);
-            cluster.place(info(with(pod("a", "0", "0"), |s| s.containers[0].ports = host_port(held.0, held.1))), "n1");
-            let pod = info(with(pod("b", "0", "0"), |s| s.containers[0].ports = host_port(wanted.0, wanted.1)));
-            assert_eq!(check(&pod, cluster.node("n1").unwrap()), expected, "{held:?} {wanted:?}");
+            cluster.place(
+                info(with(pod("a", "0", "0"), |s| {
+                    s.containers[0].ports = host_port(held.0, held.1)
+                })),
+                "n1",
+            );
+            let pod = info(with(pod("b", "0", "0"), |s| {
+                s.containers[0].ports = host_port(wanted.0, wanted.1)
+            }));
+            assert_eq!(
+                check(&pod, cluster.node("n1").unwrap()),
+                expected,
+                "{held:?} {wanted:?}"
+            );
         }
     }
 
@@ -193,8 +245,14 @@ mod tests {
         cluster.place(info(pod("a", "1", "1Gi")), "n1");
         assert_eq!(check(&info(pod("b", "0", "0")), cluster.node("n1").unwrap()), []);
         let mut small = node("n1", "1", "1Gi", &[]);
-        small.status.as_mut().unwrap().allocatable.as_mut().unwrap().insert("pods".into(), k8s_openapi::apimachinery::pkg::api::resource::Quantity("1".into()));
+        small.status.as_mut().unwrap().allocatable.as_mut().unwrap().insert(
+            "pods".into(),
+            k8s_openapi::apimachinery::pkg::api::resource::Quantity("1".into()),
+        );
         cluster.set_node(Arc::new(small));
-        assert_eq!(check(&info(pod("b", "0", "0")), cluster.node("n1").unwrap()), [Reason::TooManyPods]);
+        assert_eq!(
+            check(&info(pod("b", "0", "0")), cluster.node("n1").unwrap()),
+            [Reason::TooManyPods]
+        );
     }
 }

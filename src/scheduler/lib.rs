@@ -26,9 +26,11 @@ use component::leader::Election;
 use component::metrics::Metrics;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 pub use component::Error;
+
+use engine::Numbers;
 
 const USER_AGENT: &str = "kube-scheduler";
 
@@ -64,7 +66,7 @@ pub struct Args {
 /// Runs the scheduler until SIGTERM or SIGINT, then gives its lease back.
 ///
 /// # Errors
-/// If a flag or file is unusable, the port is taken, or the leadership is lost: then the process must end.
+/// If a flag or file is unusable, or the port is taken.
 pub async fn run(args: Args) -> Result<(), Error> {
     let stop = component::signal::stop_token().map_err(|e| Error::Invalid(format!("cannot handle signals: {e}")))?;
     serve(args, stop).await
@@ -82,25 +84,32 @@ pub async fn serve(args: Args, stop: CancellationToken) -> Result<(), Error> {
     let (health, metrics) = (Arc::new(Health::default()), Metrics::default());
     let mut serving = JoinSet::new();
     let server_stop = CancellationToken::new();
-    serving.spawn(server.serve(Arc::clone(&health), metrics.clone(), client.clone(), server_stop.clone()));
+    serving.spawn(server.serve(
+        Arc::clone(&health),
+        metrics.clone(),
+        client.clone(),
+        server_stop.clone(),
+    ));
     info!(%addr, "scheduler is up");
 
     let election = Election::new(&client, "kube-scheduler", addr, health, metrics.clone());
-    let result = if !args.leader_elect {
-        engine::run(client, metrics, stop).await;
-        Ok(())
-    } else if election.acquire(&stop).await {
-        let work = stop.child_token();
-        let scheduling = tokio::spawn(engine::run(client, metrics, work.clone()));
-        let held = election.hold(&stop).await;
-        work.cancel();
-        // Nothing of ours may write any more when somebody else leads.
-        let _ = scheduling.await;
-        election.release().await;
-        held
+    let numbers = Numbers::register(&metrics);
+    if args.leader_elect {
+        while election.acquire(&stop).await {
+            let work = stop.child_token();
+            let scheduling = tokio::spawn(engine::run(client.clone(), numbers.clone(), work.clone()));
+            let held = election.hold(&stop).await;
+            work.cancel();
+            // Nothing of ours may write any more when somebody else may lead. What is left is a candidate like any other.
+            let _ = scheduling.await;
+            match held {
+                Ok(()) => election.release().await,
+                Err(error) => warn!(%error, "waiting for the lease again"),
+            }
+        }
     } else {
-        Ok(())
-    };
+        engine::run(client, numbers, stop).await;
+    }
     server_stop.cancel();
-    result
+    Ok(())
 }

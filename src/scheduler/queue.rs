@@ -88,7 +88,12 @@ impl Queue {
         let uid = pod.uid.clone();
         match self.entries.get_mut(&uid) {
             None => {
-                let entry = Entry { pod, place: Place::InFlight, attempts: 0, reasons: BTreeSet::new() };
+                let entry = Entry {
+                    pod,
+                    place: Place::InFlight,
+                    attempts: 0,
+                    reasons: BTreeSet::new(),
+                };
                 self.entries.insert(uid.clone(), entry);
                 self.activate(&uid);
                 true
@@ -174,8 +179,12 @@ impl Queue {
             .collect();
         let any = !woken.is_empty();
         for (uid, wake) in woken {
-            let Some(entry) = self.entries.get_mut(&uid) else { continue };
-            let Place::Unschedulable(since) = entry.place else { continue };
+            let Some(entry) = self.entries.get_mut(&uid) else {
+                continue;
+            };
+            let Place::Unschedulable(since) = entry.place else {
+                continue;
+            };
             let due = since + pause(entry.attempts);
             if wake == Wake::Now || due <= now {
                 self.activate(&uid);
@@ -216,13 +225,23 @@ impl Queue {
 
     /// How many wait in which way.
     pub fn waiting(&self) -> Waiting {
-        let unschedulable = self.entries.values().filter(|e| matches!(e.place, Place::Unschedulable(_))).count();
-        Waiting { active: self.active.len(), backoff: self.backoff.len(), unschedulable }
+        let unschedulable = self
+            .entries
+            .values()
+            .filter(|e| matches!(e.place, Place::Unschedulable(_)))
+            .count();
+        Waiting {
+            active: self.active.len(),
+            backoff: self.backoff.len(),
+            unschedulable,
+        }
     }
 }
 
 fn pause(attempts: u32) -> Duration {
-    FIRST_PAUSE.saturating_mul(1 << attempts.saturating_sub(1).min(8)).min(LAST_PAUSE)
+    FIRST_PAUSE
+        .saturating_mul(1 << attempts.saturating_sub(1).min(8))
+        .min(LAST_PAUSE)
 }
 
 #[cfg(test)]
@@ -271,8 +290,18 @@ mod tests {
         queue.put(ranked("a", 0));
         let pod = queue.pop(start).unwrap();
         queue.unschedulable(&pod.uid, [Reason::TooManyPods].into(), start);
-        assert_eq!(queue.waiting(), Waiting { unschedulable: 1, ..Waiting::default() });
-        assert!(!queue.wake(start, |_, reasons| if reasons.contains(&Reason::Ports) { Wake::Now } else { Wake::No }));
+        assert_eq!(
+            queue.waiting(),
+            Waiting {
+                unschedulable: 1,
+                ..Waiting::default()
+            }
+        );
+        assert!(!queue.wake(start, |_, reasons| if reasons.contains(&Reason::Ports) {
+            Wake::Now
+        } else {
+            Wake::No
+        }));
         assert!(queue.wake(start, |_, _| Wake::Later));
         assert_eq!(pop(&mut queue, start), None, "its pause is not over");
         assert_eq!(pop(&mut queue, start + Duration::from_secs(2)), Some("a".into()));
@@ -280,6 +309,10 @@ mod tests {
         queue.wake(start, |_, _| Wake::Now);
         assert_eq!(pop(&mut queue, start), Some("a".into()));
         queue.unschedulable(&pod.uid, BTreeSet::new(), start);
-        assert_eq!(pop(&mut queue, start + LONGEST_WAIT + Duration::from_secs(1)), Some("a".into()), "nobody is forgotten");
+        assert_eq!(
+            pop(&mut queue, start + LONGEST_WAIT + Duration::from_secs(1)),
+            Some("a".into()),
+            "nobody is forgotten"
+        );
     }
 }

@@ -24,8 +24,14 @@ pub struct Resources {
 }
 
 fn amount(name: &str, text: &Text) -> i64 {
-    let Ok(quantity) = text.0.parse::<Quantity>() else { return 0 };
-    if name == "cpu" { quantity.millis() } else { quantity.value() }
+    let Ok(quantity) = text.0.parse::<Quantity>() else {
+        return 0;
+    };
+    if name == "cpu" {
+        quantity.millis()
+    } else {
+        quantity.value()
+    }
 }
 
 impl Resources {
@@ -103,7 +109,12 @@ pub fn pod_requests(spec: &PodSpec) -> Resources {
 pub fn scored_requests(spec: &PodSpec) -> (i64, i64) {
     let mut peak = sum(spec, |c| {
         let mut requests = container_requests(c);
-        let said = |name: &str| c.resources.as_ref().and_then(|r| r.requests.as_ref()).is_some_and(|r| r.contains_key(name));
+        let said = |name: &str| {
+            c.resources
+                .as_ref()
+                .and_then(|r| r.requests.as_ref())
+                .is_some_and(|r| r.contains_key(name))
+        };
         if !said("cpu") {
             requests.milli_cpu = DEFAULT_MILLI_CPU;
         }
@@ -152,7 +163,10 @@ mod tests {
             }
         }
         Container {
-            resources: Some(ResourceRequirements { requests: Some(requests), ..ResourceRequirements::default() }),
+            resources: Some(ResourceRequirements {
+                requests: Some(requests),
+                ..ResourceRequirements::default()
+            }),
             restart_policy: sidecar.then(|| "Always".to_owned()),
             ..Container::default()
         }
@@ -161,17 +175,40 @@ mod tests {
     #[test]
     fn a_pod_needs_its_peak() {
         for (what, init, main, expected) in [
-            ("containers add up", vec![], vec![container("100m", "1Ki", false), container("1", "1Ki", false)], (1100, 2048)),
-            ("a large init container", vec![container("2", "", false)], vec![container("1", "1Ki", false)], (2000, 1024)),
-            ("sidecars run along", vec![container("1", "", true)], vec![container("1", "", false)], (2000, 0)),
+            (
+                "containers add up",
+                vec![],
+                vec![container("100m", "1Ki", false), container("1", "1Ki", false)],
+                (1100, 2048),
+            ),
+            (
+                "a large init container",
+                vec![container("2", "", false)],
+                vec![container("1", "1Ki", false)],
+                (2000, 1024),
+            ),
+            (
+                "sidecars run along",
+                vec![container("1", "", true)],
+                vec![container("1", "", false)],
+                (2000, 0),
+            ),
             (
                 "sidecars started before an init container",
-                vec![container("1", "", true), container("3", "", false), container("1", "", true)],
+                vec![
+                    container("1", "", true),
+                    container("3", "", false),
+                    container("1", "", true),
+                ],
                 vec![container("1", "", false)],
                 (4000, 0),
             ),
         ] {
-            let spec = PodSpec { containers: main, init_containers: Some(init), ..PodSpec::default() };
+            let spec = PodSpec {
+                containers: main,
+                init_containers: Some(init),
+                ..PodSpec::default()
+            };
             let requests = pod_requests(&spec);
             assert_eq!((requests.milli_cpu, requests.memory), expected, "{what}");
         }
@@ -179,9 +216,19 @@ mod tests {
 
     #[test]
     fn scoring_assumes_something_for_those_who_do_not_say() {
-        let spec = PodSpec { containers: vec![Container::default(), container("0", "1Mi", false)], ..PodSpec::default() };
+        let spec = PodSpec {
+            containers: vec![Container::default(), container("0", "1Mi", false)],
+            ..PodSpec::default()
+        };
         assert_eq!(scored_requests(&spec), (100, DEFAULT_MEMORY + (1 << 20)));
         let overhead = [("cpu".to_owned(), Text("250m".into()))].into();
-        assert_eq!(pod_requests(&PodSpec { overhead: Some(overhead), ..PodSpec::default() }).milli_cpu, 250);
+        assert_eq!(
+            pod_requests(&PodSpec {
+                overhead: Some(overhead),
+                ..PodSpec::default()
+            })
+            .milli_cpu,
+            250
+        );
     }
 }

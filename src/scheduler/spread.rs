@@ -74,7 +74,12 @@ fn counts(constraint: &TopologySpreadConstraint, pod: &PodInfo, node: &NodeInfo)
     let affinity = constraint.node_affinity_policy.as_deref() == Some("Ignore")
         || node.node.as_ref().is_some_and(|n| node_allowed(spec, n));
     let taints = constraint.node_taints_policy.as_deref() != Some("Honor")
-        || untolerated(node.taints(), spec.tolerations.as_deref().unwrap_or_default(), &["NoSchedule", "NoExecute"]).is_none();
+        || untolerated(
+            node.taints(),
+            spec.tolerations.as_deref().unwrap_or_default(),
+            &["NoSchedule", "NoExecute"],
+        )
+        .is_none();
     affinity && taints
 }
 
@@ -82,13 +87,20 @@ impl<'a> Spread<'a> {
     /// Counts for `pod`.
     pub fn of(cluster: &Cluster, pod: &'a PodInfo) -> Self {
         let mut spread = Self::default();
-        let constraints = pod.spec().and_then(|s| s.topology_spread_constraints.as_deref()).unwrap_or_default();
+        let constraints = pod
+            .spec()
+            .and_then(|s| s.topology_spread_constraints.as_deref())
+            .unwrap_or_default();
         if constraints.is_empty() {
             spread.by_default(cluster, pod);
             return spread;
         }
         let keys = |when: &str| -> Vec<&str> {
-            constraints.iter().filter(|c| c.when_unsatisfiable == when).map(|c| c.topology_key.as_str()).collect()
+            constraints
+                .iter()
+                .filter(|c| c.when_unsatisfiable == when)
+                .map(|c| c.topology_key.as_str())
+                .collect()
         };
         let hard_keys = keys("DoNotSchedule");
         for constraint in constraints {
@@ -119,7 +131,13 @@ impl<'a> Spread<'a> {
             return;
         }
         for (key, max_skew) in [(HOSTNAME, 3), (ZONE, 5)] {
-            let mut counted = Counted { key, max_skew, min_domains: None, peers: Peers::SameOwner, domains: HashMap::new() };
+            let mut counted = Counted {
+                key,
+                max_skew,
+                min_domains: None,
+                peers: Peers::SameOwner,
+                domains: HashMap::new(),
+            };
             counted.count(cluster, pod, |_| true);
             if !counted.domains.is_empty() {
                 self.soft.push(counted);
@@ -130,7 +148,9 @@ impl<'a> Spread<'a> {
     /// Why the pod may not run on that node.
     pub fn check(&self, node: &NodeInfo) -> Option<Reason> {
         for (constraint, own) in self.hard.iter().zip(&self.own) {
-            let Some(value) = node.label(constraint.key) else { return Some(Reason::SpreadLabel) };
+            let Some(value) = node.label(constraint.key) else {
+                return Some(Reason::SpreadLabel);
+            };
             let here = constraint.domains.get(value).copied().unwrap_or(0);
             if here + i64::from(*own) - constraint.least() > constraint.max_skew {
                 return Some(Reason::Spread);
@@ -144,7 +164,11 @@ impl<'a> Spread<'a> {
         if self.soft.is_empty() {
             return None;
         }
-        let lacks = |node: &NodeInfo| self.soft.iter().any(|c| matches!(c.peers, Peers::Selected(_)) && node.label(c.key).is_none());
+        let lacks = |node: &NodeInfo| {
+            self.soft
+                .iter()
+                .any(|c| matches!(c.peers, Peers::Selected(_)) && node.label(c.key).is_none())
+        };
         // More domains weigh more, so that hosts do not drown zones.
         let weight = |c: &Counted<'_>| {
             let seen: HashSet<&str> = nodes.iter().filter_map(|n| n.label(c.key)).collect();
@@ -165,7 +189,10 @@ impl<'a> Spread<'a> {
             Some(self.soft.iter().zip(&weights).filter_map(of).sum::<f64>().round() as i64)
         };
         let costs: Vec<Option<i64>> = nodes.iter().map(cost).collect();
-        let (least, most) = (costs.iter().flatten().min().copied()?, costs.iter().flatten().max().copied()?);
+        let (least, most) = (
+            costs.iter().flatten().min().copied()?,
+            costs.iter().flatten().max().copied()?,
+        );
         let normal = |cost: Option<i64>| match cost {
             None => 0,
             Some(_) if most == 0 => 100,
@@ -185,14 +212,20 @@ mod tests {
     fn web(name: &str, constraint: Option<(&str, i32, &str)>) -> Pod {
         let mut pod = pod(name, "0", "0");
         pod.metadata.labels = Some(labels(&[("app", "web")]));
-        pod.metadata.owner_references =
-            Some(vec![OwnerReference { uid: "set".into(), controller: Some(true), ..OwnerReference::default() }]);
+        pod.metadata.owner_references = Some(vec![OwnerReference {
+            uid: "set".into(),
+            controller: Some(true),
+            ..OwnerReference::default()
+        }]);
         pod.spec.as_mut().unwrap().topology_spread_constraints = constraint.map(|(key, max_skew, when)| {
             vec![TopologySpreadConstraint {
                 topology_key: key.into(),
                 max_skew,
                 when_unsatisfiable: when.into(),
-                label_selector: Some(LabelSelector { match_labels: Some(labels(&[("app", "web")])), ..LabelSelector::default() }),
+                label_selector: Some(LabelSelector {
+                    match_labels: Some(labels(&[("app", "web")])),
+                    ..LabelSelector::default()
+                }),
                 ..TopologySpreadConstraint::default()
             }]
         });

@@ -33,7 +33,10 @@ pub struct State {
 }
 
 fn is_terminal(pod: &Pod) -> bool {
-    pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(|p| p == "Succeeded" || p == "Failed")
+    pod.status
+        .as_ref()
+        .and_then(|s| s.phase.as_deref())
+        .is_some_and(|p| p == "Succeeded" || p == "Failed")
 }
 
 fn node_of(pod: &Pod) -> Option<&str> {
@@ -64,7 +67,9 @@ impl State {
         } else if let Some(node) = node_of(pod) {
             inner.queue.remove(uid);
             inner.cluster.withdraw(uid);
-            let news = change.old().is_none_or(|o| node_of(o).is_none() || o.metadata.labels != pod.metadata.labels);
+            let news = change
+                .old()
+                .is_none_or(|o| node_of(o).is_none() || o.metadata.labels != pod.metadata.labels);
             inner.cluster.place(PodInfo::new(Arc::clone(pod)), node);
             news && inner.neighbours_changed()
         } else if inner.cluster.is_placed(uid) {
@@ -113,7 +118,10 @@ impl State {
         if change.is_deleted() {
             inner.cluster.namespaces.remove(&name);
         } else {
-            inner.cluster.namespaces.insert(name, meta.labels.clone().unwrap_or_default());
+            inner
+                .cluster
+                .namespaces
+                .insert(name, meta.labels.clone().unwrap_or_default());
         }
     }
 }
@@ -122,7 +130,9 @@ impl Inner {
     fn gone(&mut self, uid: &str) -> bool {
         self.queue.remove(uid);
         self.cluster.withdraw(uid);
-        let Some(node) = self.cluster.forget(uid) else { return false };
+        let Some(node) = self.cluster.forget(uid) else {
+            return false;
+        };
         let here = self.room_on(&node);
         self.neighbours_changed() || here
     }
@@ -130,7 +140,12 @@ impl Inner {
     fn pending(&mut self, pod: &Arc<Pod>) -> bool {
         let info = PodInfo::new(Arc::clone(pod));
         // After a restart promises are known from the pods themselves.
-        if let Some(node) = pod.status.as_ref().and_then(|s| s.nominated_node_name.as_deref()).filter(|n| !n.is_empty()) {
+        if let Some(node) = pod
+            .status
+            .as_ref()
+            .and_then(|s| s.nominated_node_name.as_deref())
+            .filter(|n| !n.is_empty())
+        {
             self.cluster.nominate(Arc::clone(&info), node);
         }
         self.queue.put(info)
@@ -138,11 +153,13 @@ impl Inner {
 
     /// Something on `node` became better: wakes those who would fit there now.
     fn room_on(&mut self, name: &str) -> bool {
-        let Some(node) = self.cluster.node(name) else { return false };
+        let Some(node) = self.cluster.node(name) else {
+            return false;
+        };
         self.queue.wake(Instant::now(), |pod, reasons| {
             if !check(pod, node).is_empty() {
                 Wake::No
-            } else if reasons.iter().any(|r| is_about_others(r)) {
+            } else if reasons.iter().any(is_about_others) {
                 Wake::Later
             } else {
                 Wake::Now
@@ -153,7 +170,11 @@ impl Inner {
     /// Pods came, went, or changed labels: wakes those whom other pods held back.
     fn neighbours_changed(&mut self) -> bool {
         self.queue.wake(Instant::now(), |_, reasons: &BTreeSet<Reason>| {
-            if reasons.iter().any(is_about_others) { Wake::Later } else { Wake::No }
+            if reasons.iter().any(is_about_others) {
+                Wake::Later
+            } else {
+                Wake::No
+            }
         })
     }
 }
@@ -162,7 +183,11 @@ impl Inner {
 fn is_about_others(reason: &Reason) -> bool {
     matches!(
         reason,
-        Reason::PodAffinity | Reason::AntiAffinity | Reason::ExistingAntiAffinity | Reason::Spread | Reason::SpreadLabel
+        Reason::PodAffinity
+            | Reason::AntiAffinity
+            | Reason::ExistingAntiAffinity
+            | Reason::Spread
+            | Reason::SpreadLabel
     )
 }
 
@@ -178,7 +203,11 @@ pub fn prune_pod(pod: &mut Pod) {
         spec.image_pull_secrets = None;
         spec.host_aliases = None;
         spec.readiness_gates = None;
-        for c in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+        for c in spec
+            .containers
+            .iter_mut()
+            .chain(spec.init_containers.iter_mut().flatten())
+        {
             let kept = k8s_openapi::api::core::v1::Container {
                 name: std::mem::take(&mut c.name),
                 image: c.image.take(),
@@ -191,7 +220,10 @@ pub fn prune_pod(pod: &mut Pod) {
         }
     }
     if let Some(status) = &mut pod.status {
-        let scheduled = status.conditions.take().map(|c| c.into_iter().filter(|c| c.type_ == "PodScheduled").collect());
+        let scheduled = status
+            .conditions
+            .take()
+            .map(|c| c.into_iter().filter(|c| c.type_ == "PodScheduled").collect());
         *status = k8s_openapi::api::core::v1::PodStatus {
             conditions: scheduled,
             phase: status.phase.take(),
@@ -243,7 +275,11 @@ mod tests {
         state.pod_changed(Change::Added(&running));
         state.pod_changed(Change::Added(&Arc::new(pod("waiting", "1", "1Mi"))));
         assert_eq!(next(&state), Some("waiting".into()));
-        state.lock().queue.unschedulable("uid-waiting", [Reason::Insufficient("cpu".into())].into(), Instant::now());
+        state.lock().queue.unschedulable(
+            "uid-waiting",
+            [Reason::Insufficient("cpu".into())].into(),
+            Instant::now(),
+        );
         state.node_changed(Change::Added(&Arc::new(node("small", "500m", "1Gi", &[]))));
         assert_eq!(next(&state), None, "a node too small is no reason to try");
         state.pod_changed(Change::Deleted(&running));
@@ -258,7 +294,10 @@ mod tests {
         let mut gated = pod("gated", "1", "1Mi");
         gated.spec.as_mut().unwrap().scheduling_gates = Some(vec![Default::default()]);
         let mut ended = pod("ended", "1", "1Mi");
-        ended.status = Some(k8s_openapi::api::core::v1::PodStatus { phase: Some("Failed".into()), ..Default::default() });
+        ended.status = Some(k8s_openapi::api::core::v1::PodStatus {
+            phase: Some("Failed".into()),
+            ..Default::default()
+        });
         for pod in [theirs, gated, ended] {
             state.pod_changed(Change::Added(&Arc::new(pod)));
         }
