@@ -147,8 +147,26 @@ pub async fn connect(
     program: Option<&session::Program>,
 ) -> Result<Vec<Session>> {
     let opened = session::open_all(targets, &options.access, program).await;
-    let opened = opened.into_iter().map(|opened| async { opened }.boxed()).collect();
-    fan::all_good(opened).await
+    let (good, bad): (Vec<_>, Vec<_>) = opened.into_iter().partition(Result::is_ok);
+    let sessions: Vec<Session> = good.into_iter().filter_map(Result::ok).collect();
+    match Error::merge(bad.into_iter().filter_map(Result::err).collect()) {
+        Some(error) => {
+            leave_bare(&sessions, |session| session.pushed).await;
+            Err(error)
+        }
+        None => Ok(sessions),
+    }
+}
+
+/// Takes `clusterd` off hosts that were only looked at. That it stays where the connection is lost does no harm.
+async fn leave_bare(sessions: &[Session], wanted: impl Fn(&Session) -> bool) {
+    let removals = sessions
+        .iter()
+        .filter(|session| wanted(session))
+        .map(|session| session.remove_program().boxed());
+    for error in fan::all(removals.collect()).await.into_iter().filter_map(Result::err) {
+        tracing::warn!(%error, "clusterd stays on a host that was only looked at");
+    }
 }
 
 /// Does something on every host at once; the results are in order, all failures are told together.
@@ -201,11 +219,12 @@ async fn look(session: &Session, scope: &Scope, mode: &Mode, query: &Query) -> R
             .await
             .map_err(session.failed("looking at the host"))
     };
-    let (facts, kubelet, ca, cert) = tokio::try_join!(
+    let (facts, kubelet, ca, cert, resolver) = tokio::try_join!(
         facts,
         pki::read_optional(session, paths::KUBELET_CONF),
         pki::read_optional(session, paths::CA_CERT),
         pki::read_optional(session, paths::KUBELET_CERT),
+        pki::read_optional(session, paths::RESOLVER),
     )?;
     let ours = facts
         .installed
@@ -215,6 +234,7 @@ async fn look(session: &Session, scope: &Scope, mode: &Mode, query: &Query) -> R
         joined: ours && kubelet.is_some(),
         ca: ca.filter(|_| ours),
         kubelet_cert: cert.filter(|_| ours),
+        resolver: resolver.is_some(),
     };
     Ok((facts, seen))
 }
@@ -279,6 +299,15 @@ impl Prepared {
             });
         }
         Ok(timings)
+    }
+
+    /// Leaves hosts on which nothing of ours is as they were found: what was put there to look at them goes.
+    pub async fn leave(&self) {
+        let bare = |session: &Session| {
+            let seat = self.run.site.seats.iter().find(|seat| seat.ip == session.ip);
+            session.pushed && seat.is_some_and(|seat| seat.facts.installed.is_empty())
+        };
+        leave_bare(&self.run.sessions, bare).await;
     }
 
     /// Wish and hosts.

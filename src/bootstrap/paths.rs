@@ -34,6 +34,8 @@ pub const KUBELET_CONFIG: &str = "/var/lib/kubelet/config.yaml";
 pub const KUBELET_CERT: &str = "/var/lib/kubelet/pki/kubelet.crt";
 /// Its key.
 pub const KUBELET_KEY: &str = "/var/lib/kubelet/pki/kubelet.key";
+/// The host's resolver file.
+pub const RESOLVER: &str = "/etc/resolv.conf";
 /// How every host reaches the API servers.
 pub const LOCAL_API: &str = "https://127.0.0.1:6444";
 

@@ -43,6 +43,8 @@ pub struct Session {
     pub client: Client,
     /// How one becomes root there.
     pub elevate: Become,
+    /// Whether we put `clusterd` there just now.
+    pub pushed: bool,
 }
 
 /// The transport's configuration for a host of the Clusterfile.
@@ -145,6 +147,7 @@ impl Session {
         let elevate = elevate(&ip.to_string(), ssh)?;
         let connection = Connection::connect(&config).await?;
         let mut started = start(ip, &connection, &elevate).await;
+        let mut pushed = false;
         let fits = |hello: &Hello, program: &Program| hello.digest.as_ref() == Some(&program.digest);
         if let Some(program) = program
             && !started.as_ref().is_ok_and(|(_, hello)| fits(hello, program))
@@ -154,6 +157,7 @@ impl Session {
                 return Err(error);
             }
             push(ip, &connection, &elevate, program).await?;
+            pushed = true;
             started = start(ip, &connection, &elevate).await;
         }
         let (client, hello) = started?;
@@ -172,7 +176,24 @@ impl Session {
             connection,
             client,
             elevate,
+            pushed,
         })
+    }
+
+    /// Takes `clusterd` away again from a host that was only looked at. What else is in its folder stays, and the folder with it.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    pub async fn remove_program(&self) -> Result<()> {
+        let run = |argv: &[&str]| {
+            Command::new(argv.iter().copied())
+                .elevate(self.elevate.clone())
+                .timeout(GREETING)
+        };
+        self.connection.exec(&run(&["rm", "-f", CLUSTERD])).await?;
+        let folder = CLUSTERD.rsplit_once('/').map_or("/", |(folder, _)| folder);
+        self.connection.exec(&run(&["rmdir", folder])).await?;
+        Ok(())
     }
 
     /// For `map_err`: a protocol failure on this host while `doing`.

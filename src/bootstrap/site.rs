@@ -74,6 +74,8 @@ pub struct Seen {
     pub ca: Option<String>,
     /// The node agent's serving certificate, PEM.
     pub kubelet_cert: Option<String>,
+    /// Whether the host has a resolver file, even an empty one.
+    pub resolver: bool,
 }
 
 /// See the head of this file.

@@ -11,6 +11,7 @@ mod system;
 use crate::{
     Error, Result,
     cluster::Cluster,
+    event::Observer,
     fan,
     phases::{Outcome, Phase},
     run::Run,
@@ -55,9 +56,15 @@ impl Check {
 ///
 /// # Errors
 /// Only when nothing can be looked at: what is wrong is in the checks.
-pub async fn look(site: &Site, sessions: &[Session], cluster: &Cluster, patience: Duration) -> Result<Vec<Check>> {
+pub async fn look(
+    site: &Site,
+    sessions: &[Session],
+    cluster: &Cluster,
+    patience: Duration,
+    observer: &dyn Observer,
+) -> Result<Vec<Check>> {
     let deadline = tokio::time::Instant::now() + patience;
-    let (mut checks, pods) = system::settle(site, &cluster.client, deadline).await?;
+    let (mut checks, pods) = system::settle(site, &cluster.client, deadline, observer).await?;
     let probes = site
         .seats
         .iter()
@@ -70,7 +77,7 @@ pub async fn look(site: &Site, sessions: &[Session], cluster: &Cluster, patience
 /// The end of an apply.
 pub fn phase(run: Arc<Run>, _: &'static Phase, _: Option<usize>) -> BoxFuture<'static, Result<Outcome>> {
     async move {
-        let checks = look(&run.site, &run.sessions, run.cluster()?, PATIENCE).await?;
+        let checks = look(&run.site, &run.sessions, run.cluster()?, PATIENCE, &*run.observer).await?;
         let failed = checks.iter().filter(|check| !check.ok).map(|check| {
             let place = check.host.as_deref().unwrap_or("cluster");
             Error::on(place, format!("{}: {}", check.check, check.detail))

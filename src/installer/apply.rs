@@ -56,6 +56,7 @@ pub async fn bring_up(
     let prepared = install::prepare(clusterfile, &options, true).await?;
     report::findings(out, &prepared.findings);
     let Some(plan) = &prepared.plan else {
+        prepared.leave().await;
         return Ok(Exit::Refused);
     };
     if plan.is_empty() {

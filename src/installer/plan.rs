@@ -46,6 +46,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         .options(context, "plan", &name, &args.preflight.ignore_preflight);
     let prepared = install::prepare(&clusterfile, &options, false).await?;
     report::findings(&context.out, &prepared.findings);
+    prepared.leave().await;
     let Some(plan) = &prepared.plan else {
         return Ok(Exit::Refused);
     };

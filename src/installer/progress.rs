@@ -39,10 +39,11 @@ impl Task {
     }
 
     /// Something ended, and `next` goes on: plain lines tell the former, a bar shows the latter.
-    pub fn ended(&self, text: &str, next: &str) {
-        match &self.bar {
-            Some(bar) => bar.set_message(next.to_owned()),
-            None => self.say(text),
+    pub fn ended(&self, text: Option<&str>, next: &str) {
+        match (&self.bar, text) {
+            (Some(bar), _) => bar.set_message(next.to_owned()),
+            (None, Some(text)) => self.say(text),
+            (None, None) => {}
         }
     }
 

@@ -54,7 +54,9 @@ impl Show {
                 took,
             } => {
                 let line = self.line(host.as_deref());
-                line.ended(phase, |title| {
+                // What changed nothing and took no time is not worth a line.
+                let idle = *changes == 0 && *bytes == 0 && took.as_millis() < 500;
+                line.ended(phase, !idle, |title| {
                     let mut text = format!("{title}: {}", table::time(*took));
                     if *bytes > 0 {
                         text.push_str(&format!(", {}", table::size(*bytes)));
@@ -67,7 +69,7 @@ impl Show {
             }
             Event::PhaseFailed { phase, host, .. } => {
                 let line = self.line(host.as_deref());
-                line.ended(phase, |title| format!("{title}: FAILED"));
+                line.ended(phase, true, |title| format!("{title}: FAILED"));
                 line.task.fail("failed");
             }
             Event::BytesExpected { host, bytes } => self.line(Some(host)).task.total(*bytes),
@@ -95,7 +97,7 @@ impl Line {
     }
 
     /// Where there are bars the line goes back to what still goes on; plain lines tell what ended.
-    fn ended(&self, phase: &str, tell: impl FnOnce(&str) -> String) {
+    fn ended(&self, phase: &str, telling: bool, tell: impl FnOnce(&str) -> String) {
         let mut active = self.active();
         let title = active
             .iter()
@@ -103,10 +105,9 @@ impl Line {
             .map_or("", |(_, title)| *title);
         let text = tell(title);
         active.retain(|(name, _)| *name != phase);
-        match active.last() {
-            Some((_, title)) => self.task.ended(&text, title),
-            None => self.task.ended(&text, "waiting"),
-        }
+        let text = telling.then_some(text);
+        let next = active.last().map_or("waiting", |(_, title)| *title);
+        self.task.ended(text.as_deref(), next);
     }
 }
 

@@ -30,6 +30,10 @@ pub fn prepare(site: &Site, seat: &Seat, _: &Learned) -> Result<Vec<Effect>> {
     if !seat.facts.swaps.is_empty() {
         effects.push(Effect::SwapOff);
     }
+    if !seat.seen.resolver {
+        // The runtime copies it into every pod of the host's network and cannot do without; a host that resolves nothing may lack it.
+        effects.push(file(paths::RESOLVER, "# This host has no name server.\n", 0o644));
+    }
     effects.push(Effect::Hosts { entries: hosts(site) });
     Ok(effects)
 }

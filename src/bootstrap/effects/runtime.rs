@@ -16,7 +16,7 @@ pub fn runtime(site: &Site, seat: &Seat, _: &Learned) -> Result<Vec<Effect>> {
     let config = render::file(site, seat, paths::source::CONTAINERD)?;
     let hosts = |name: &str, text: String| file(format!("{}/{name}/hosts.toml", paths::CERTS_D), text, 0o644);
     Ok(vec![
-        owned_dir(&format!("{}/containerd", site.scope.dir()), 0o711),
+        owned_dir(&format!("{}/containerd", site.scope.dir()), 0o700),
         owned_dir("/run/installer", 0o711),
         file(paths::CONTAINERD_CONFIG, config, 0o644),
         hosts("_default", default_hosts(site)),

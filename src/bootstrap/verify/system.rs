@@ -1,7 +1,12 @@
 //! What the API server says: nodes, and the pods and workloads of `kube-system`. Watched, not polled.
 
 use super::Check;
-use crate::{Result, cluster::nodes, site::Site};
+use crate::{
+    Result,
+    cluster::nodes,
+    event::{Event as News, Observer},
+    site::Site,
+};
 use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
@@ -12,7 +17,12 @@ use kube::{
     runtime::watcher::{self, Event, watcher},
 };
 use std::collections::BTreeMap;
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant, MissedTickBehavior};
+
+/// After so long, and then again, it is told what is waited for.
+const TELL: Duration = Duration::from_secs(10);
+/// How long the first lists may take.
+const LIST: Duration = Duration::from_secs(5);
 
 /// A pod that can be asked over HTTP, by its own readiness probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,26 +114,59 @@ where
     }
 }
 
+impl State {
+    fn take(&mut self, told: Told) {
+        match told {
+            Told::Node(event) => self.nodes.take(event),
+            Told::Pod(event) => self.pods.take(event),
+            Told::DaemonSet(event) => self.daemonsets.take(event),
+            Told::Deployment(event) => self.deployments.take(event),
+        }
+    }
+
+    fn listed(&self) -> bool {
+        self.nodes.listed && self.pods.listed && self.daemonsets.listed && self.deployments.listed
+    }
+}
+
 /// Waits until nodes and system pods are as they should be, or the deadline; then says how they are, and which pods can be asked.
-pub(super) async fn settle(site: &Site, client: &Client, deadline: Instant) -> Result<(Vec<Check>, Vec<PodTarget>)> {
+pub(super) async fn settle(
+    site: &Site,
+    client: &Client,
+    deadline: Instant,
+    observer: &dyn Observer,
+) -> Result<(Vec<Check>, Vec<PodTarget>)> {
     let mut events = events(client);
     let mut state = State::default();
+    let mut tell = tokio::time::interval_at(Instant::now() + TELL, TELL);
+    tell.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Even who does not want to wait wants to know how it is.
+    let first = deadline.max(Instant::now() + LIST);
     loop {
-        let next = tokio::time::timeout_at(deadline, events.next()).await;
-        match next {
-            Ok(Some(Told::Node(event))) => state.nodes.take(event),
-            Ok(Some(Told::Pod(event))) => state.pods.take(event),
-            Ok(Some(Told::DaemonSet(event))) => state.daemonsets.take(event),
-            Ok(Some(Told::Deployment(event))) => state.deployments.take(event),
-            Ok(None) | Err(_) => return Ok((checks(site, &state), targets(&state))),
+        let limit = if state.listed() { deadline } else { first };
+        tokio::select! {
+            told = events.next() => match told {
+                Some(told) => state.take(told),
+                None => return Ok((checks(site, &state), targets(&state))),
+            },
+            _ = tell.tick() => tell_failing(&checks(site, &state), observer),
+            () = tokio::time::sleep_until(limit) => return Ok((checks(site, &state), targets(&state))),
         }
-        let listed = state.nodes.listed && state.pods.listed && state.daemonsets.listed && state.deployments.listed;
-        if listed {
+        if state.listed() {
             let checks = checks(site, &state);
             if checks.iter().all(|check| check.ok) {
                 return Ok((checks, targets(&state)));
             }
         }
+    }
+}
+
+fn tell_failing(checks: &[Check], observer: &dyn Observer) {
+    for check in checks.iter().filter(|check| !check.ok) {
+        observer.event(News::Note {
+            host: check.host.clone(),
+            message: format!("still waiting: {}", check.detail),
+        });
     }
 }
 
