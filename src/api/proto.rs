@@ -7,6 +7,8 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+#[cfg(test)]
+mod captured;
 mod wire;
 use wire::{Reader, Writer};
 
@@ -172,6 +174,7 @@ const POINTERS: &[&str] = &[
     "started",
     "storageClassName",
     "terminating",
+    "terminatingReplicas",
     "terminationGracePeriodSeconds",
     "timeoutSeconds",
     "tolerationSeconds",
@@ -242,6 +245,10 @@ fn empty(ty: Type) -> Value {
 }
 
 fn is_absent(field: &Field, value: &Value) -> bool {
+    if field.ty == Type::IntOrString {
+        // Only ports are no pointers: `maxSurge: 0` is a wish, `targetPort: 0` is none.
+        return field.name == "targetPort" && *value == json!(0);
+    }
     let zero = match value {
         Value::Null => return true,
         Value::String(s) => s.is_empty(),

@@ -37,6 +37,7 @@ MERGE = {
         "imagePullSecrets": "name", "hostAliases": "ip", "topologySpreadConstraints": "topologyKey",
         "resourceClaims": "name+retainKeys", "schedulingGates": "name"},
     "core.v1.Container": {"ports": "containerPort", "env": "name", "volumeMounts": "mountPath", "volumeDevices": "devicePath"},
+    "core.v1.ContainerStatus": {"volumeMounts": "mountPath", "allocatedResourcesStatus": "name"},
     "core.v1.PodStatus": {"conditions": CONDITIONS, "podIPs": "ip", "hostIPs": "ip", "resourceClaimStatuses": "name+retainKeys"},
     "core.v1.ServiceSpec": {"ports": "port"},
     "core.v1.ServiceStatus": {"conditions": CONDITIONS},
@@ -167,6 +168,8 @@ def main():
                 kind = (shape or "") + names.get(base.lower(), (base,))[0]
                 snake = f["name"].rstrip("_")
                 json = known.get(normal(snake), camel(snake))
+                if known and normal(snake) not in known and json not in INLINE.get(message, []):
+                    continue  # gone in the target version
                 mark = "^" if json in INLINE.get(message, []) else "!" if normal(snake) in required else ""
                 merge = MERGE.get(message, {}).get(json, "")
                 lines.append(f"{f['tag']} {mark}{json} {kind} {merge}".rstrip())

@@ -59,7 +59,7 @@ fn amounts(list: &Value) -> Amounts {
 
 fn add(sum: &mut Amounts, more: &Amounts) {
     for (name, quantity) in more {
-        let total = sum.get(name).map_or_else(|| quantity.clone(), |q| q.plus(quantity));
+        let total = sum.get(name).map_or_else(|| *quantity, |q| q.plus(quantity));
         sum.insert(name, total);
     }
 }

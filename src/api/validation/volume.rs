@@ -51,10 +51,8 @@ fn volume(out: &mut Errors, v: &Value, path: &str) {
     }
     let (s, at) = (&v[kind], format!("{path}.{kind}"));
     match kind.as_str() {
-        "emptyDir" => {
-            if has(s, "sizeLimit") {
-                quantity(out, format!("{at}.sizeLimit"), &s["sizeLimit"]);
-            }
+        "emptyDir" if has(s, "sizeLimit") => {
+            quantity(out, format!("{at}.sizeLimit"), &s["sizeLimit"]);
         }
         "hostPath" => host_path(out, s, &at),
         "secret" => {
