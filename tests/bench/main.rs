@@ -1,2 +1,340 @@
-//! bench
-fn main() {}
+//! `bench`: what the product costs, beside what a user would otherwise pick, in one run on one machine.
+//!
+//! It prints ratios and asserts nothing. It needs the release programs and the default image (`make bench` builds them).
+
+use anyhow::{Context, Result, ensure};
+use lab::{Host, Lab, Options};
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+const IMAGE: &str = "local/native:dev";
+
+fn main() -> std::process::ExitCode {
+    match run() {
+        Ok(()) => 0.into(),
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            1.into()
+        }
+    }
+}
+
+struct Bench {
+    bin: PathBuf,
+    store: PathBuf,
+    dir: tempfile::TempDir,
+}
+
+fn run() -> Result<()> {
+    let bin = std::env::current_exe()?
+        .parent()
+        .context("a program lies in a folder")?
+        .to_owned();
+    let store = std::env::var_os("INSTALLER_STORE")
+        .map_or_else(|| PathBuf::from("target/store"), PathBuf::from)
+        .canonicalize()?;
+    let bench = Bench {
+        bin,
+        store,
+        dir: tempfile::tempdir_in("target")?,
+    };
+    bench.sizes()?;
+    bench.build()?;
+    let hosts = ["m1", "n1", "n2"].map(str::to_owned).to_vec();
+    let lab = Lab::up(&Options {
+        name: "bench".into(),
+        prefix: "10.87.0".into(),
+        hosts,
+        state: "target/lab".into(),
+    })?;
+    let result = bench.cluster(&lab);
+    lab.down()?;
+    result
+}
+
+fn timed(command: &mut Command) -> Result<Duration> {
+    let shown = format!("{command:?}");
+    let start = Instant::now();
+    lab::output(command)?.ok().context(shown)?;
+    Ok(start.elapsed())
+}
+
+fn mb(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
+
+/// `ours` against `rival`, both seconds for the same work: above 1 we are faster.
+fn versus(what: &str, ours: Duration, name: &str, rival: Duration) {
+    let ratio = rival.as_secs_f64() / ours.as_secs_f64();
+    println!(
+        "{what:<34} {:>7.2} s   {name} {:>7.2} s   {ratio:>5.2} × its rate",
+        ours.as_secs_f64(),
+        rival.as_secs_f64()
+    );
+}
+
+impl Bench {
+    fn installer(&self) -> Command {
+        let mut command = Command::new(self.bin.join("installer"));
+        command.arg("--store").arg(&self.store);
+        command
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn sizes(&self) -> Result<()> {
+        println!("## Sizes");
+        for name in ["installer", "clusterd"] {
+            println!("{name:<34} {:>7.1} MB", mb(fs::metadata(self.bin.join(name))?.len()));
+        }
+        timed(self.installer().args(["save", IMAGE, "-o"]).arg(self.path("image.tar")))?;
+        println!(
+            "{:<34} {:>7.1} MB",
+            "cluster image, compressed",
+            mb(fs::metadata(self.path("image.tar"))?.len())
+        );
+        Ok(())
+    }
+
+    /// A folder of generated files as one layer, against tar and zstd on all cores.
+    fn build(&self) -> Result<()> {
+        println!("\n## Build");
+        let context = self.path("context");
+        fs::create_dir_all(context.join("files"))?;
+        let mut word = 1_u64;
+        for i in 0..64 {
+            let mut content = Vec::with_capacity(8 << 20);
+            while content.len() < 8 << 20 {
+                word = word
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                content.extend_from_slice(format!("{:x} {:x}\n", word >> 40, word >> 52).as_bytes());
+            }
+            fs::write(context.join(format!("files/{i:02}")), content)?;
+        }
+        fs::write(context.join("Kubefile"), "FROM scratch\nCOPY files data/\n")?;
+        let mut build = Command::new(self.bin.join("installer"));
+        build
+            .arg("--store")
+            .arg(self.path("store"))
+            .args(["build", "-t", "local/bench:1", "-f"]);
+        let ours = timed(build.arg(context.join("Kubefile")).arg(&context))?;
+        let script = "tar -C \"$1\" -c files | zstd -q -T0 -3 > \"$2\"";
+        let rival = timed(
+            Command::new("sh")
+                .args(["-c", script, "sh"])
+                .arg(&context)
+                .arg(self.path("rival.tar.zst")),
+        )?;
+        versus("image build of 512 MB of text", ours, "tar | zstd -T0 -3", rival);
+        Ok(())
+    }
+
+    fn cluster(&self, lab: &Lab) -> Result<()> {
+        let payload = self.path("image.tar");
+        let bytes = fs::metadata(&payload)?.len();
+        println!("\n## Transfer of {:.1} MB", mb(bytes));
+        let one = self.copy(lab, &payload, &lab.hosts[..1], scp)?;
+        let three = self.copy(lab, &payload, &lab.hosts, scp)?;
+        let tar = self.copy(lab, &payload, &lab.hosts[..1], tar_over_ssh)?;
+
+        self.clusterfile(lab, &lab.hosts[..1])?;
+        let single = self.apply(lab)?;
+        self.reset(lab)?;
+        self.clusterfile(lab, &lab.hosts)?;
+        let start = Instant::now();
+        let all = self.apply(lab)?;
+        let cold = start.elapsed();
+        push("push to one host", &single, one, "scp", bytes);
+        push("push to one host", &single, tar, "tar | ssh", bytes);
+        push("push to three hosts", &all, three, "scp", bytes * 3);
+
+        println!("\n## Cold apply on three hosts: {:.1} s", cold.as_secs_f64());
+        for (phase, spent) in &all.phases {
+            println!(
+                "{phase:<34} {:>7.2} s (longest host)   {:>8.1} MB",
+                spent.longest.as_secs_f64(),
+                mb(spent.bytes)
+            );
+        }
+        let start = Instant::now();
+        self.apply(lab)?;
+        println!(
+            "{:<34} {:>7.2} s",
+            "apply with nothing to do",
+            start.elapsed().as_secs_f64()
+        );
+        self.memory(lab)?;
+        self.reset(lab)
+    }
+
+    fn copy(
+        &self,
+        lab: &Lab,
+        payload: &Path,
+        hosts: &[Host],
+        how: fn(&Lab, &Path, &Host) -> Command,
+    ) -> Result<Duration> {
+        let start = Instant::now();
+        let mut children = Vec::new();
+        for host in hosts {
+            children.push(how(lab, payload, host).stdin(Stdio::null()).spawn()?);
+        }
+        for mut child in children {
+            ensure!(child.wait()?.success(), "a copy failed");
+        }
+        let took = start.elapsed();
+        for host in hosts {
+            lab.exec(host, &["rm", "-f", "/var/lib/payload", "/var/lib/image.tar"])?
+                .ok()?;
+        }
+        Ok(took)
+    }
+
+    fn clusterfile(&self, lab: &Lab, hosts: &[Host]) -> Result<()> {
+        let ips = |hosts: &[Host]| hosts.iter().map(|h| h.ip.to_string()).collect::<Vec<_>>().join(", ");
+        let key = lab.key();
+        let mut text = format!(
+            "apiVersion: sealer.io/v2\nkind: Cluster\nmetadata: {{name: bench}}\nspec:\n  image: {IMAGE}\n  ssh: {{user: root, pk: {}}}\n  hosts:\n  - {{ips: [{}], roles: [master]}}\n",
+            key.display(),
+            ips(&hosts[..1])
+        );
+        if hosts.len() > 1 {
+            text.push_str(&format!("  - {{ips: [{}], roles: [node]}}\n", ips(&hosts[1..])));
+        }
+        Ok(fs::write(self.path("Clusterfile"), text)?)
+    }
+
+    fn apply(&self, lab: &Lab) -> Result<Applied> {
+        let mut command = self.installer();
+        command
+            .arg("--known-hosts")
+            .arg(lab.known_hosts())
+            .arg("apply")
+            .arg("-f")
+            .arg(self.path("Clusterfile"));
+        let out = lab::output(command.args(["--yes", "-o", "json"]))?.ok()?;
+        let mut applied = Applied::default();
+        for event in out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+            if event["event"] == "phaseDone" {
+                let spent = applied
+                    .phases
+                    .entry(event["phase"].as_str().unwrap_or_default().to_owned())
+                    .or_default();
+                spent.longest = spent
+                    .longest
+                    .max(Duration::from_millis(event["ms"].as_u64().unwrap_or(0)));
+                spent.bytes += event["bytes"].as_u64().unwrap_or(0);
+            }
+        }
+        Ok(applied)
+    }
+
+    fn reset(&self, lab: &Lab) -> Result<()> {
+        let mut command = self.installer();
+        command
+            .arg("--known-hosts")
+            .arg(lab.known_hosts())
+            .arg("reset")
+            .arg("-f")
+            .arg(self.path("Clusterfile"));
+        let took = timed(command.arg("--yes"))?;
+        println!("{:<34} {:>7.2} s", "reset", took.as_secs_f64());
+        Ok(())
+    }
+
+    fn memory(&self, lab: &Lab) -> Result<()> {
+        println!("\n## Resident memory");
+        for host in &lab.hosts[..2] {
+            let listing = lab.exec(host, &["ps", "-eo", "rss=,args=", "--sort=-rss"])?.ok()?;
+            let mut sums: BTreeMap<String, (u64, usize)> = BTreeMap::new();
+            for line in listing.lines() {
+                let mut words = line.split_whitespace();
+                let rss: u64 = words.next().and_then(|n| n.parse().ok()).unwrap_or(0);
+                let program = words.next().and_then(|p| p.rsplit('/').next()).unwrap_or_default();
+                let name = match program {
+                    "clusterd" => format!("clusterd {}", words.next().unwrap_or_default()),
+                    "etcd" | "containerd" | "containerd-shim-runc-v2" => program.to_owned(),
+                    _ => continue,
+                };
+                let sum = sums.entry(name).or_default();
+                *sum = (sum.0 + rss, sum.1 + 1);
+            }
+            for (name, (kib, count)) in sums {
+                println!(
+                    "{:<4} {name:<29} {:>7.1} MB   {count} process(es)",
+                    host.name,
+                    kib as f64 * 1024.0 / 1e6
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Applied {
+    phases: BTreeMap<String, Spent>,
+}
+
+#[derive(Default)]
+struct Spent {
+    longest: Duration,
+    bytes: u64,
+}
+
+/// Compares rates, because apply sends fewer bytes than the whole image to hosts that serve no images.
+fn push(what: &str, applied: &Applied, rival: Duration, name: &str, rival_bytes: u64) {
+    let sent: u64 = ["blobs", "images"]
+        .iter()
+        .filter_map(|p| applied.phases.get(*p))
+        .map(|s| s.bytes)
+        .sum();
+    let took: Duration = ["blobs", "images"]
+        .iter()
+        .filter_map(|p| applied.phases.get(*p))
+        .map(|s| s.longest)
+        .sum();
+    let ours = mb(sent) / took.as_secs_f64();
+    let theirs = mb(rival_bytes) / rival.as_secs_f64();
+    println!(
+        "{what:<34} {ours:>7.1} MB/s   {name} {theirs:>7.1} MB/s   {:>5.2} ×",
+        ours / theirs
+    );
+}
+
+fn ssh_options(lab: &Lab) -> Vec<String> {
+    let known = format!("UserKnownHostsFile={}", lab.known_hosts().display());
+    ["-q", "-i", &lab.key().display().to_string(), "-o", &known]
+        .map(str::to_owned)
+        .to_vec()
+}
+
+fn scp(lab: &Lab, payload: &Path, host: &Host) -> Command {
+    let mut command = Command::new("scp");
+    command
+        .args(ssh_options(lab))
+        .arg(payload)
+        .arg(format!("root@{}:/var/lib/payload", host.ip));
+    command
+}
+
+fn tar_over_ssh(lab: &Lab, payload: &Path, host: &Host) -> Command {
+    let mut command = Command::new("sh");
+    let script = "dir=$1 file=$2 to=$3; shift 3; tar -C \"$dir\" -c \"$file\" | ssh \"$@\" \"$to\" tar -x -C /var/lib";
+    let file = payload.file_name().unwrap_or_default();
+    command
+        .args(["-c", script, "sh"])
+        .arg(payload.parent().unwrap_or(Path::new(".")))
+        .arg(file);
+    command.arg(format!("root@{}", host.ip)).args(ssh_options(lab));
+    command
+}
