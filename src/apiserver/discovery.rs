@@ -11,7 +11,10 @@ use crate::app::App;
 use crate::body::Body;
 use crate::error::{ApiError, Result};
 use crate::request::RequestInfo;
-use crate::rest::{render, format::{Encoding, PROTOBUF}, tokens};
+use crate::rest::{
+    format::{Encoding, PROTOBUF},
+    render, tokens,
+};
 use crate::server::{Response, json as answer, negotiated};
 
 /// The Kubernetes version this server speaks.
@@ -52,14 +55,28 @@ fn server_address(app: &App) -> String {
 }
 
 fn root() -> Value {
-    let mut paths = vec!["/.well-known/openid-configuration".to_owned(), "/api".into(), "/api/v1".into(), "/apis".into()];
+    let mut paths = vec![
+        "/.well-known/openid-configuration".to_owned(),
+        "/api".into(),
+        "/api/v1".into(),
+        "/apis".into(),
+    ];
     for (group, versions) in api::kinds::groups() {
         paths.push(format!("/apis/{group}"));
         paths.extend(versions.iter().map(|v| format!("/apis/{group}/{v}")));
     }
     paths.extend(
-        ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"]
-            .map(str::to_owned),
+        [
+            "/healthz",
+            "/livez",
+            "/metrics",
+            "/openapi/v2",
+            "/openapi/v3",
+            "/openid/v1/jwks",
+            "/readyz",
+            "/version",
+        ]
+        .map(str::to_owned),
     );
     json!({"paths": paths})
 }
@@ -100,7 +117,9 @@ fn wants_aggregated(headers: &HeaderMap) -> bool {
         let media = parts.next().unwrap_or_default();
         let parameters: Vec<&str> = parts.collect();
         let shaped = parameters.iter().any(|p| p.starts_with("as="));
-        let fits = ["g=apidiscovery.k8s.io", "v=v2", "as=APIGroupDiscoveryList"].iter().all(|w| parameters.contains(w));
+        let fits = ["g=apidiscovery.k8s.io", "v=v2", "as=APIGroupDiscoveryList"]
+            .iter()
+            .all(|w| parameters.contains(w));
         match media {
             "application/json" if shaped && fits => Some(true),
             "application/json" | "*/*" | PROTOBUF if !shaped => Some(false),
@@ -118,12 +137,20 @@ fn encoded(headers: &HeaderMap, value: &Value) -> Result<Response> {
                     return Ok(negotiated(200, PROTOBUF, b.into()));
                 }
             }
-            "application/yaml" => return Ok(negotiated(200, "application/yaml", render::encode(Encoding::Yaml, value)?.into())),
+            "application/yaml" => {
+                return Ok(negotiated(
+                    200,
+                    "application/yaml",
+                    render::encode(Encoding::Yaml, value)?.into(),
+                ));
+            }
             "application/json" | "*/*" | "application/*" | "" => return Ok(answer(200, value)),
             _ => {}
         }
     }
-    Err(ApiError::not_acceptable("application/json, application/yaml, application/vnd.kubernetes.protobuf"))
+    Err(ApiError::not_acceptable(
+        "application/json, application/yaml, application/vnd.kubernetes.protobuf",
+    ))
 }
 
 fn found(headers: &HeaderMap, value: Option<Value>) -> Result<Response> {
@@ -139,7 +166,10 @@ impl Document {
     fn new(value: &Value) -> Self {
         let bytes = bytes::Bytes::from(value.to_string());
         let hash = hex::encode_upper(&sha2::Sha256::digest(&bytes)[..32]);
-        Self { bytes, etag: format!("\"{hash}\"") }
+        Self {
+            bytes,
+            etag: format!("\"{hash}\""),
+        }
     }
 
     fn respond(&self, headers: &HeaderMap, media: &str) -> Response {
@@ -160,7 +190,8 @@ fn aggregated(legacy: bool, headers: &HeaderMap) -> Response {
     static LEGACY: OnceLock<Document> = OnceLock::new();
     static GROUPS: OnceLock<Document> = OnceLock::new();
     let slot = if legacy { &LEGACY } else { &GROUPS };
-    slot.get_or_init(|| Document::new(&api::discovery::aggregated(legacy))).respond(headers, AGGREGATED)
+    slot.get_or_init(|| Document::new(&api::discovery::aggregated(legacy)))
+        .respond(headers, AGGREGATED)
 }
 
 fn openapi_v2(headers: &HeaderMap) -> Result<Response> {
@@ -192,10 +223,19 @@ mod tests {
     #[test]
     fn aggregated_discovery_is_served_to_those_who_prefer_it() {
         for (text, expected) in [
-            ("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json", true),
-            ("application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json", false),
+            (
+                "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json",
+                true,
+            ),
+            (
+                "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json",
+                false,
+            ),
             ("application/json", false),
-            ("application/json,application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList", false),
+            (
+                "application/json,application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+                false,
+            ),
         ] {
             let mut h = HeaderMap::new();
             h.insert(ACCEPT, text.parse().unwrap());

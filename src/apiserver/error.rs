@@ -39,7 +39,14 @@ pub struct Cause {
 impl ApiError {
     /// Any refusal.
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: Value::Null, retry_after: None, continue_token: None }
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            details: Value::Null,
+            retry_after: None,
+            continue_token: None,
+        }
     }
 
     fn about(mut self, group: &str, kind: &str, name: &str) -> Self {
@@ -74,15 +81,26 @@ impl ApiError {
 
     /// 409 for a write based on an old version, or against a precondition.
     pub fn conflict(group: &str, resource: &str, name: &str, why: &str) -> Self {
-        let message = format!("Operation cannot be fulfilled on {} {name:?}: {why}", qualified(group, resource));
+        let message = format!(
+            "Operation cannot be fulfilled on {} {name:?}: {why}",
+            qualified(group, resource)
+        );
         Self::new(409, "Conflict", message).about(group, resource, name)
     }
 
     /// 422 with one cause per violated field.
     pub fn invalid(group: &str, kind: &str, name: &str, causes: &[Cause]) -> Self {
         let list: Vec<String> = causes.iter().map(|c| format!("{}: {}", c.field, c.message)).collect();
-        let text = if list.len() == 1 { list[0].clone() } else { format!("[{}]", list.join(", ")) };
-        let title = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
+        let text = if list.len() == 1 {
+            list[0].clone()
+        } else {
+            format!("[{}]", list.join(", "))
+        };
+        let title = if group.is_empty() {
+            kind.to_owned()
+        } else {
+            format!("{kind}.{group}")
+        };
         let mut e = Self::new(422, "Invalid", format!("{title} {name:?} is invalid: {text}")).about(group, kind, name);
         e.details["causes"] = causes
             .iter()
@@ -114,7 +132,11 @@ impl ApiError {
 
     /// 405.
     pub fn method_not_allowed() -> Self {
-        Self::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+        Self::new(
+            405,
+            "MethodNotAllowed",
+            "the server does not allow this method on the requested resource",
+        )
     }
 
     /// 406.
@@ -156,7 +178,10 @@ impl ApiError {
 
     /// 504 for a revision that this server has not reached.
     pub fn too_large_resource_version(behind: Behind) -> Self {
-        let message = format!("Timeout: Too large resource version: {}, current: {}", behind.want, behind.have);
+        let message = format!(
+            "Timeout: Too large resource version: {}, current: {}",
+            behind.want, behind.have
+        );
         let mut e = Self::new(504, "Timeout", message);
         e.retry_after = Some(1);
         e.details = json!({
@@ -190,7 +215,11 @@ impl ApiError {
 
 /// `pods` or `deployments.apps`.
 pub fn qualified(group: &str, resource: &str) -> String {
-    if group.is_empty() { resource.to_owned() } else { format!("{resource}.{group}") }
+    if group.is_empty() {
+        resource.to_owned()
+    } else {
+        format!("{resource}.{group}")
+    }
 }
 
 impl std::fmt::Display for ApiError {
@@ -204,9 +233,7 @@ impl std::error::Error for ApiError {}
 impl From<StoreError> for ApiError {
     fn from(e: StoreError) -> Self {
         match e {
-            StoreError::Compacted => {
-                Self::expired("The provided resource version is too old; start again without it")
-            }
+            StoreError::Compacted => Self::expired("The provided resource version is too old; start again without it"),
             StoreError::Timeout => Self::new(504, "Timeout", format!("the store does not answer: {e}")),
             StoreError::Etcd(_) => Self::internal(e),
             StoreError::Future | StoreError::File { .. } | StoreError::Damaged { .. } => Self::internal(e),

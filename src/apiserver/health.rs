@@ -23,12 +23,20 @@ impl Hooks {
 
     /// One of them is done.
     pub fn done(&self, name: &'static str) {
-        self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner).insert(name, true);
+        self.0
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .insert(name, true);
     }
 
     /// All of them, with whether they are done.
     pub fn all(&self) -> Vec<(&'static str, bool)> {
-        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).iter().map(|(k, v)| (*k, *v)).collect()
+        self.0
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .iter()
+            .map(|(k, v)| (*k, *v))
+            .collect()
     }
 }
 
@@ -40,7 +48,10 @@ struct Check {
 async fn checks(app: &App, endpoint: &str) -> Vec<Check> {
     let mut out = Vec::new();
     let mut add = |name: &str, ok: bool, why: &'static str| {
-        out.push(Check { name: name.to_owned(), failure: (!ok).then_some(why) });
+        out.push(Check {
+            name: name.to_owned(),
+            failure: (!ok).then_some(why),
+        });
     };
     add("ping", true, "");
     add("log", true, "");
@@ -64,7 +75,10 @@ async fn checks(app: &App, endpoint: &str) -> Vec<Check> {
 
 /// Answers one of the three endpoints or a check below it; `None` for an unknown check.
 pub async fn serve(app: &App, path: &str, query: &Query) -> Option<Response> {
-    let (endpoint, only) = path.trim_matches('/').split_once('/').unwrap_or((path.trim_matches('/'), ""));
+    let (endpoint, only) = path
+        .trim_matches('/')
+        .split_once('/')
+        .unwrap_or((path.trim_matches('/'), ""));
     let mut checks = checks(app, endpoint).await;
     if !only.is_empty() {
         checks.retain(|c| c.name == only);
@@ -92,6 +106,8 @@ pub async fn serve(app: &App, path: &str, query: &Query) -> Option<Response> {
         (false, false) => (200, "ok".to_owned()),
     };
     let mut response = negotiated(code, "text/plain; charset=utf-8", body.into());
-    response.headers_mut().insert("x-content-type-options", http::HeaderValue::from_static("nosniff"));
+    response
+        .headers_mut()
+        .insert("x-content-type-options", http::HeaderValue::from_static("nosniff"));
     Some(response)
 }

@@ -131,13 +131,23 @@ pub(crate) struct Server {
 impl Server {
     /// Opens the listener and starts everything in the background until `stop`.
     pub(crate) async fn start(args: Args, stop: CancellationToken) -> Result<Self, Error> {
-        let config = tls::server(&args.tls_cert_file, &args.tls_private_key_file, args.client_ca_file.as_deref())?;
+        let config = tls::server(
+            &args.tls_cert_file,
+            &args.tls_private_key_file,
+            args.client_ca_file.as_deref(),
+        )?;
         let wanted = SocketAddr::new(args.bind_address, args.secure_port);
-        let listen = |source| Error::Listen { address: wanted, source };
+        let listen = |source| Error::Listen {
+            address: wanted,
+            source,
+        };
         let listener = TcpListener::bind(wanted).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         // What is published must be where the server really listens.
-        let args = Args { secure_port: address.port(), ..args };
+        let args = Args {
+            secure_port: address.port(),
+            ..args
+        };
         let grace = Duration::from_secs(args.shutdown_grace_seconds);
         let app = Arc::new(assemble(args, stop.clone()).await?);
         let acceptor = TlsAcceptor::from(Arc::new(config));
@@ -152,7 +162,11 @@ impl Server {
             feed_stop.cancel();
             let _ = feed.await;
         });
-        Ok(Self { address, app, tasks: vec![all] })
+        Ok(Self {
+            address,
+            app,
+            tasks: vec![all],
+        })
     }
 
     /// Waits for the end.
@@ -164,7 +178,10 @@ impl Server {
 }
 
 fn file(path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|source| Error::File { path: path.to_owned(), source })
+    std::fs::read(path).map_err(|source| Error::File {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 async fn assemble(args: Args, stop: CancellationToken) -> Result<App, Error> {
@@ -177,14 +194,27 @@ async fn assemble(args: Args, stop: CancellationToken) -> Result<App, Error> {
         })
         .await?,
     );
-    let stored = api::kinds::kinds().iter().filter(|k| k.stored() && k.storage() == Some(k));
+    let stored = api::kinds::kinds()
+        .iter()
+        .filter(|k| k.stored() && k.storage() == Some(k));
     let cache = Arc::new(Cache::new(etcd.clone(), stored.map(rest::select::spec)));
-    let public = args.service_account_key_file.iter().map(|p| file(p)).collect::<Result<Vec<_>, _>>()?;
+    let public = args
+        .service_account_key_file
+        .iter()
+        .map(|p| file(p))
+        .collect::<Result<Vec<_>, _>>()?;
     let keys = Keys::new(&file(&args.service_account_signing_key_file)?, &public)?;
     let tokens = TokenIssuer::new(keys, args.service_account_issuer.clone(), args.api_audiences.clone());
-    let authn = Authenticator::new(cache.clone(), tokens, args.enable_bootstrap_token_auth, args.anonymous_auth);
-    let authz = Authorizer::new(&args.authorization_mode, cache.clone())
-        .map_err(|e| Error::Flag { flag: "authorization-mode", why: e.to_string() })?;
+    let authn = Authenticator::new(
+        cache.clone(),
+        tokens,
+        args.enable_bootstrap_token_auth,
+        args.anonymous_auth,
+    );
+    let authz = Authorizer::new(&args.authorization_mode, cache.clone()).map_err(|e| Error::Flag {
+        flag: "authorization-mode",
+        why: e.to_string(),
+    })?;
     Ok(App {
         kubelets: proxy::Kubelets::new(&args)?,
         ranges: ranges(&args)?,
@@ -209,16 +239,27 @@ fn ranges(args: &Args) -> Result<Ranges, Error> {
     };
     let (network, prefix) = args.service_cluster_ip_range.split_once('/').ok_or_else(bad_range)?;
     let network: Ipv4Addr = network.parse().map_err(|_| bad_range())?;
-    let prefix: u8 = prefix.parse().ok().filter(|p| (8..=30).contains(p)).ok_or_else(bad_range)?;
+    let prefix: u8 = prefix
+        .parse()
+        .ok()
+        .filter(|p| (8..=30).contains(p))
+        .ok_or_else(bad_range)?;
     let network = Ipv4Addr::from(u32::from(network) & (u32::MAX << (32 - u32::from(prefix))));
     let bad_ports = || Error::Flag {
         flag: "service-node-port-range",
         why: format!("{:?} is no range of ports, first-last", args.service_node_port_range),
     };
     let (first, last) = args.service_node_port_range.split_once('-').ok_or_else(bad_ports)?;
-    let (first, last): (u16, u16) = (first.parse().map_err(|_| bad_ports())?, last.parse().map_err(|_| bad_ports())?);
+    let (first, last): (u16, u16) = (
+        first.parse().map_err(|_| bad_ports())?,
+        last.parse().map_err(|_| bad_ports())?,
+    );
     if first == 0 || first > last {
         return Err(bad_ports());
     }
-    Ok(Ranges { network, prefix, node_ports: first..=last })
+    Ok(Ranges {
+        network,
+        prefix,
+        node_ports: first..=last,
+    })
 }

@@ -60,18 +60,36 @@ const BUCKETS: [f64; 12] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 impl Default for Metrics {
     fn default() -> Self {
         let requests = Family::<RequestLabels, Counter>::default();
-        let durations =
-            Family::<DurationLabels, Histogram>::new_with_constructor(|| Histogram::new(BUCKETS));
+        let durations = Family::<DurationLabels, Histogram>::new_with_constructor(|| Histogram::new(BUCKETS));
         let watches = Family::<KindLabels, Gauge>::default();
         let objects = Family::<KindLabels, Gauge>::default();
         let cached = Family::<KindLabels, Gauge>::default();
         let mut r = Registry::default();
-        r.register("apiserver_request", "Requests by verb, resource and code", requests.clone());
-        r.register("apiserver_request_duration_seconds", "Time to answer, watches excluded", durations.clone());
+        r.register(
+            "apiserver_request",
+            "Requests by verb, resource and code",
+            requests.clone(),
+        );
+        r.register(
+            "apiserver_request_duration_seconds",
+            "Time to answer, watches excluded",
+            durations.clone(),
+        );
         r.register("apiserver_longrunning_requests", "Open watches", watches.clone());
         r.register("apiserver_storage_objects", "Stored objects", objects.clone());
-        r.register("apiserver_watch_cache_bytes", "Bytes held by the watch cache", cached.clone());
-        Self { registry: r, requests, durations, watches, objects, cached }
+        r.register(
+            "apiserver_watch_cache_bytes",
+            "Bytes held by the watch cache",
+            cached.clone(),
+        );
+        Self {
+            registry: r,
+            requests,
+            durations,
+            watches,
+            objects,
+            cached,
+        }
     }
 }
 
@@ -79,7 +97,10 @@ impl Metrics {
     /// Counts one answered request.
     pub fn answered(&self, labels: RequestLabels, took: Duration) {
         if labels.verb != "watch" {
-            let key = DurationLabels { verb: labels.verb.clone(), resource: labels.resource.clone() };
+            let key = DurationLabels {
+                verb: labels.verb.clone(),
+                resource: labels.resource.clone(),
+            };
             self.durations.get_or_create(&key).observe(took.as_secs_f64());
         }
         self.requests.get_or_create(&labels).inc();
@@ -91,7 +112,10 @@ impl Metrics {
     /// If a label cannot be written.
     pub fn page(&self, app: &App) -> Result<String, std::fmt::Error> {
         for k in app.cache.all() {
-            let labels = KindLabels { group: k.spec.group.clone(), resource: k.spec.plural.clone() };
+            let labels = KindLabels {
+                group: k.spec.group.clone(),
+                resource: k.spec.plural.clone(),
+            };
             self.objects.get_or_create(&labels).set(k.len() as i64);
             self.cached.get_or_create(&labels).set(k.bytes() as i64);
         }

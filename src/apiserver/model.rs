@@ -8,7 +8,11 @@ use crate::error::{ApiError, Result};
 impl From<api::Status> for ApiError {
     fn from(s: api::Status) -> Self {
         let retry_after = s.retry_after();
-        Self { details: s.details, retry_after, ..Self::new(s.code, s.reason, s.message) }
+        Self {
+            details: s.details,
+            retry_after,
+            ..Self::new(s.code, s.reason, s.message)
+        }
     }
 }
 
@@ -46,9 +50,11 @@ pub fn from_yaml(bytes: &[u8]) -> Result<Value> {
     let text = std::str::from_utf8(bytes).map_err(|e| ApiError::bad_request(e.to_string()))?;
     let options = serde_saphyr::options! {
         legacy_octal_numbers: true,
+        strict_booleans: true,
         budget: serde_saphyr::budget! { max_events: 1_000_000, max_nodes: 500_000, max_documents: 1 },
     };
-    serde_saphyr::from_str_with_options(text, options).map_err(|e| ApiError::bad_request(format!("error parsing YAML: {e}")))
+    serde_saphyr::from_str_with_options(text, options)
+        .map_err(|e| ApiError::bad_request(format!("error parsing YAML: {e}")))
 }
 
 /// Writes protobuf.
@@ -98,5 +104,9 @@ pub fn check_fields(kind: &Kind, value: &mut Value, raw: Option<(&str, &[u8])>) 
 /// # Errors
 /// That one.
 pub fn refuse_invalid(kind: &Kind, name: &str, errors: &[api::validation::FieldError]) -> Result<()> {
-    if errors.is_empty() { Ok(()) } else { Err(api::Status::invalid(kind, name, errors).into()) }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(api::Status::invalid(kind, name, errors).into())
+    }
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::app::App;
 use crate::cache::{KindCache, object_key};
 use crate::error::{ApiError, Result};
-use crate::store::{Cas, Stored, StoreError, prefix};
+use crate::store::{Cas, StoreError, Stored, prefix};
 
 /// Attempts of a change that others keep overtaking.
 const TRIES: usize = 5;
@@ -48,7 +48,11 @@ impl Outcome {
 
 /// etcd key of an object.
 pub fn key(kind: &Kind, namespace: &str, name: &str) -> String {
-    format!("{}{}", prefix(kind.storage_group, kind.plural), object_key(namespace, name))
+    format!(
+        "{}{}",
+        prefix(kind.storage_group, kind.plural),
+        object_key(namespace, name)
+    )
 }
 
 /// The watch cache of a kind.
@@ -56,7 +60,9 @@ pub fn key(kind: &Kind, namespace: &str, name: &str) -> String {
 /// # Errors
 /// 404 for kinds that are not stored.
 pub fn cache_of(app: &App, kind: &Kind) -> Result<Arc<KindCache>> {
-    app.cache.kind(kind.storage_group, kind.plural).ok_or_else(ApiError::no_such_path)
+    app.cache
+        .kind(kind.storage_group, kind.plural)
+        .ok_or_else(ApiError::no_such_path)
 }
 
 /// The text of a document's field, empty if there is none.
@@ -79,8 +85,10 @@ fn encode(value: &Value) -> Vec<u8> {
 }
 
 fn decode(stored: &Stored) -> Result<Value> {
-    let mut v: Value = serde_json::from_slice(&stored.value)
-        .map_err(|e| StoreError::Damaged { key: stored.key.clone(), reason: e.to_string() })?;
+    let mut v: Value = serde_json::from_slice(&stored.value).map_err(|e| StoreError::Damaged {
+        key: stored.key.clone(),
+        reason: e.to_string(),
+    })?;
     v["metadata"]["resourceVersion"] = stored.rev.to_string().into();
     Ok(v)
 }
@@ -105,7 +113,10 @@ pub async fn read(app: &App, kind: &Kind, namespace: &str, name: &str) -> Result
 /// # Errors
 /// 409 if the name is taken.
 pub async fn create(app: &App, kind: &Kind, mut value: Value, dry: bool) -> Result<Value> {
-    let (namespace, name) = (text(&value, "/metadata/namespace").to_owned(), text(&value, "/metadata/name").to_owned());
+    let (namespace, name) = (
+        text(&value, "/metadata/namespace").to_owned(),
+        text(&value, "/metadata/name").to_owned(),
+    );
     let key = key(kind, &namespace, &name);
     let taken = || ApiError::already_exists(kind.group, kind.plural, &name);
     if dry {
@@ -152,7 +163,9 @@ pub async fn modify(
                 stale = false;
                 let fresh = read(app, kind, namespace, name).await?;
                 if fresh["metadata"]["resourceVersion"] == current["metadata"]["resourceVersion"] {
-                    return Err(change(&fresh).err().unwrap_or_else(|| ApiError::internal("an undecided change")));
+                    return Err(change(&fresh)
+                        .err()
+                        .unwrap_or_else(|| ApiError::internal("an undecided change")));
                 }
                 current = fresh;
                 continue;

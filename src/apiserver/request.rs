@@ -18,14 +18,21 @@ impl Query {
         Self(
             raw.split('&')
                 .filter(|p| !p.is_empty())
-                .map(|p| p.split_once('=').map_or_else(|| (decode(p), String::new()), |(k, v)| (decode(k), decode(v))))
+                .map(|p| {
+                    p.split_once('=')
+                        .map_or_else(|| (decode(p), String::new()), |(k, v)| (decode(k), decode(v)))
+                })
                 .collect(),
         )
     }
 
     /// First value of a parameter; an empty one counts as absent.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str()).filter(|v| !v.is_empty())
+        self.0
+            .iter()
+            .find(|(k, _)| k == key)
+            .map(|(_, v)| v.as_str())
+            .filter(|v| !v.is_empty())
     }
 
     /// Whether a parameter is given at all.
@@ -40,7 +47,9 @@ impl Query {
 
     /// A boolean parameter as Go parses them; present without a value is true.
     pub fn flag(&self, key: &str) -> bool {
-        self.0.iter().any(|(k, v)| k == key && !matches!(v.as_str(), "0" | "f" | "F" | "false" | "False" | "FALSE"))
+        self.0
+            .iter()
+            .any(|(k, v)| k == key && !matches!(v.as_str(), "0" | "f" | "F" | "false" | "False" | "FALSE"))
     }
 
     /// All parameters.
@@ -86,7 +95,12 @@ impl RequestInfo {
     /// Parses method and URI.
     pub fn parse(method: &Method, uri: &Uri) -> Self {
         let query = Query::parse(uri.query().unwrap_or_default());
-        let mut info = Self { path: uri.path().to_owned(), query, verb: method.as_str().to_lowercase(), ..Self::default() };
+        let mut info = Self {
+            path: uri.path().to_owned(),
+            query,
+            verb: method.as_str().to_lowercase(),
+            ..Self::default()
+        };
         let mut parts: Vec<&str> = uri.path().trim_matches('/').split('/').collect();
         let group_parts = match parts.first() {
             Some(&"api") if parts.len() >= 3 => 2,
@@ -175,19 +189,51 @@ mod tests {
     fn paths_of_resources_are_taken_apart() {
         let get = Method::GET;
         check(get.clone(), "/api/v1/pods", ("list", "", "", "pods", "", "", ""));
-        check(get.clone(), "/api/v1/namespaces/a/pods?watch=true", ("watch", "", "a", "pods", "", "", ""));
-        check(get.clone(), "/api/v1/watch/namespaces/a/pods", ("watch", "", "a", "pods", "", "", ""));
-        check(get.clone(), "/api/v1/namespaces/a", ("get", "", "a", "namespaces", "a", "", ""));
-        check(get.clone(), "/api/v1/namespaces", ("list", "", "", "namespaces", "", "", ""));
-        check(Method::PUT, "/api/v1/namespaces/a/finalize", ("update", "", "a", "namespaces", "a", "finalize", ""));
-        check(get.clone(), "/api/v1/namespaces/a/status", ("get", "", "a", "namespaces", "a", "status", ""));
-        check(get.clone(), "/api/v1/namespaces/a/pods/b/log", ("get", "", "a", "pods", "b", "log", ""));
+        check(
+            get.clone(),
+            "/api/v1/namespaces/a/pods?watch=true",
+            ("watch", "", "a", "pods", "", "", ""),
+        );
+        check(
+            get.clone(),
+            "/api/v1/watch/namespaces/a/pods",
+            ("watch", "", "a", "pods", "", "", ""),
+        );
+        check(
+            get.clone(),
+            "/api/v1/namespaces/a",
+            ("get", "", "a", "namespaces", "a", "", ""),
+        );
+        check(
+            get.clone(),
+            "/api/v1/namespaces",
+            ("list", "", "", "namespaces", "", "", ""),
+        );
+        check(
+            Method::PUT,
+            "/api/v1/namespaces/a/finalize",
+            ("update", "", "a", "namespaces", "a", "finalize", ""),
+        );
+        check(
+            get.clone(),
+            "/api/v1/namespaces/a/status",
+            ("get", "", "a", "namespaces", "a", "status", ""),
+        );
+        check(
+            get.clone(),
+            "/api/v1/namespaces/a/pods/b/log",
+            ("get", "", "a", "pods", "b", "log", ""),
+        );
         check(
             get.clone(),
             "/api/v1/namespaces/a/services/b:80/proxy/x/y/?q=1",
             ("get", "", "a", "services", "b:80", "proxy", "x/y/"),
         );
-        check(Method::DELETE, "/apis/apps/v1/namespaces/a/deployments", ("deletecollection", "apps", "a", "deployments", "", "", ""));
+        check(
+            Method::DELETE,
+            "/apis/apps/v1/namespaces/a/deployments",
+            ("deletecollection", "apps", "a", "deployments", "", "", ""),
+        );
         check(
             get,
             "/api/v1/namespaces/a/secrets?fieldSelector=metadata.name%3Db&watch=1",
@@ -197,7 +243,13 @@ mod tests {
 
     #[test]
     fn other_paths_keep_their_method_as_verb() {
-        for p in ["/healthz", "/api", "/apis/apps/v1", "/api/v1", "/openapi/v3/apis/apps/v1"] {
+        for p in [
+            "/healthz",
+            "/api",
+            "/apis/apps/v1",
+            "/api/v1",
+            "/openapi/v3/apis/apps/v1",
+        ] {
             let i = RequestInfo::parse(&Method::GET, &p.parse().unwrap());
             assert!(!i.resource_request, "{p}");
             assert_eq!(i.verb, "get");

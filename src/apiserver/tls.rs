@@ -36,11 +36,17 @@ pub enum TlsError {
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect)
-        .map_err(|source| TlsError::Pem { path: path.to_owned(), source })
+        .map_err(|source| TlsError::Pem {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_file(path).map_err(|source| TlsError::Pem { path: path.to_owned(), source })
+    PrivateKeyDer::from_pem_file(path).map_err(|source| TlsError::Pem {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn roots(path: &Path) -> Result<Arc<RootCertStore>, TlsError> {
@@ -82,7 +88,9 @@ pub fn client(ca: Option<&Path>, identity: Option<(&Path, &Path)>) -> Result<Cli
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
     let builder = match ca {
         Some(ca) => builder.with_root_certificates(roots(ca)?),
-        None => builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider()))),
+        None => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Unverified(provider()))),
     };
     Ok(match identity {
         Some((cert, key_file)) => builder.with_client_auth_cert(certificates(cert)?, key(key_file)?)?,

@@ -21,7 +21,9 @@ pub(super) fn verify(cache: &Cache, token: &str) -> Option<User> {
     if !well_formed(id, 6) || !well_formed(secret, 16) {
         return None;
     }
-    let object = cache.kind("", "secrets")?.get("kube-system", &format!("bootstrap-token-{id}"))?;
+    let object = cache
+        .kind("", "secrets")?
+        .get("kube-system", &format!("bootstrap-token-{id}"))?;
     user_of_secret(&object.value(), id, secret, jiff::Timestamp::now())
 }
 
@@ -30,7 +32,9 @@ fn user_of_secret(object: &Value, id: &str, secret: &str, now: jiff::Timestamp) 
         return None;
     }
     let data = |k: &str| -> Option<String> {
-        let bytes = base64::engine::general_purpose::STANDARD.decode(object["data"][k].as_str()?).ok()?;
+        let bytes = base64::engine::general_purpose::STANDARD
+            .decode(object["data"][k].as_str()?)
+            .ok()?;
         String::from_utf8(bytes).ok()
     };
     if data("token-id")? != id || !equal(data("token-secret")?.as_bytes(), secret.as_bytes()) {
@@ -45,14 +49,22 @@ fn user_of_secret(object: &Value, id: &str, secret: &str, now: jiff::Timestamp) 
         return None;
     }
     let mut groups = vec!["system:bootstrappers".to_owned()];
-    for g in data("auth-extra-groups").unwrap_or_default().split(',').filter(|g| !g.is_empty()) {
+    for g in data("auth-extra-groups")
+        .unwrap_or_default()
+        .split(',')
+        .filter(|g| !g.is_empty())
+    {
         if !g.starts_with("system:bootstrappers:") {
             return None;
         }
         groups.push(g.to_owned());
     }
     groups.push(AUTHENTICATED.into());
-    Some(User { name: format!("system:bootstrap:{id}"), groups, ..User::default() })
+    Some(User {
+        name: format!("system:bootstrap:{id}"),
+        groups,
+        ..User::default()
+    })
 }
 
 #[cfg(test)]
@@ -69,7 +81,9 @@ mod tests {
             data[*k] = (*v).into();
         }
         for v in data.as_object_mut().unwrap().values_mut() {
-            *v = base64::engine::general_purpose::STANDARD.encode(v.as_str().unwrap()).into();
+            *v = base64::engine::general_purpose::STANDARD
+                .encode(v.as_str().unwrap())
+                .into();
         }
         json!({"type": "bootstrap.kubernetes.io/token", "metadata": {}, "data": data})
     }
@@ -81,7 +95,10 @@ mod tests {
 
     #[test]
     fn only_a_live_secret_that_permits_authentication_gives_an_identity() {
-        assert_eq!(check(&[]).unwrap(), ["system:bootstrappers", "system:bootstrappers:nodes", AUTHENTICATED]);
+        assert_eq!(
+            check(&[]).unwrap(),
+            ["system:bootstrappers", "system:bootstrappers:nodes", AUTHENTICATED]
+        );
         assert!(check(&[("expiration", "2026-01-01T00:00:01Z")]).is_some());
         assert!(check(&[("expiration", "2025-12-31T23:59:59Z")]).is_none());
         assert!(check(&[("expiration", "soon")]).is_none());

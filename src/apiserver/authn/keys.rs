@@ -67,7 +67,12 @@ impl Keys {
                 verifiers.push(v);
             }
         }
-        Ok(Self { algorithm, signing: key, kid, verifiers })
+        Ok(Self {
+            algorithm,
+            signing: key,
+            kid,
+            verifiers,
+        })
     }
 
     /// The public keys as a JWK set.
@@ -120,11 +125,15 @@ fn verifier(spki_der: &[u8]) -> Result<Verifier, KeyError> {
         PublicKey::RSA(rsa) => {
             let strip = |b: &[u8]| b.iter().copied().skip_while(|x| *x == 0).collect::<Vec<_>>();
             let (n, e) = (strip(rsa.modulus), strip(rsa.exponent));
-            let jwk = json!({"kty": "RSA", "alg": "RS256", "n": URL_SAFE_NO_PAD.encode(&n), "e": URL_SAFE_NO_PAD.encode(&e)});
+            let jwk =
+                json!({"kty": "RSA", "alg": "RS256", "n": URL_SAFE_NO_PAD.encode(&n), "e": URL_SAFE_NO_PAD.encode(&e)});
             (Algorithm::RS256, DecodingKey::from_rsa_raw_components(&n, &e), jwk)
         }
         PublicKey::EC(point) if point.data().len() == 65 && point.data()[0] == 4 => {
-            let (x, y) = (URL_SAFE_NO_PAD.encode(&point.data()[1..33]), URL_SAFE_NO_PAD.encode(&point.data()[33..]));
+            let (x, y) = (
+                URL_SAFE_NO_PAD.encode(&point.data()[1..33]),
+                URL_SAFE_NO_PAD.encode(&point.data()[33..]),
+            );
             let jwk = json!({"kty": "EC", "alg": "ES256", "crv": "P-256", "x": x, "y": y});
             (Algorithm::ES256, DecodingKey::from_ec_components(&x, &y)?, jwk)
         }
@@ -132,7 +141,12 @@ fn verifier(spki_der: &[u8]) -> Result<Verifier, KeyError> {
     };
     jwk["use"] = "sig".into();
     jwk["kid"] = kid.as_str().into();
-    Ok(Verifier { kid, algorithm, key, jwk })
+    Ok(Verifier {
+        kid,
+        algorithm,
+        key,
+        jwk,
+    })
 }
 
 #[cfg(test)]
@@ -144,7 +158,12 @@ mod tests {
         let pair = rcgen::KeyPair::generate().unwrap();
         let keys = Keys::new(pair.serialize_pem().as_bytes(), &[pair.public_key_pem().into_bytes()]).unwrap();
         assert_eq!(keys.verifiers.len(), 1);
-        let jwt = jsonwebtoken::encode(&jsonwebtoken::Header::new(keys.algorithm), &json!({"exp": 4_000_000_000u64}), &keys.signing).unwrap();
+        let jwt = jsonwebtoken::encode(
+            &jsonwebtoken::Header::new(keys.algorithm),
+            &json!({"exp": 4_000_000_000u64}),
+            &keys.signing,
+        )
+        .unwrap();
         let jwk = serde_json::from_value(keys.jwks()["keys"][0].clone()).unwrap();
         let key = DecodingKey::from_jwk(&jwk).unwrap();
         jsonwebtoken::decode::<Value>(&jwt, &key, &jsonwebtoken::Validation::new(Algorithm::ES256)).unwrap();

@@ -43,7 +43,11 @@ pub struct User {
 impl User {
     /// Somebody without credentials.
     pub fn anonymous() -> Self {
-        Self { name: ANONYMOUS.into(), groups: vec![UNAUTHENTICATED.into()], ..Self::default() }
+        Self {
+            name: ANONYMOUS.into(),
+            groups: vec![UNAUTHENTICATED.into()],
+            ..Self::default()
+        }
     }
 
     /// Whether the user belongs to a group.
@@ -76,7 +80,12 @@ pub struct Authenticator {
 impl Authenticator {
     /// Puts the authenticators together.
     pub fn new(cache: Arc<Cache>, tokens: TokenIssuer, bootstrap: bool, anonymous: bool) -> Self {
-        Self { cache, tokens, bootstrap, anonymous }
+        Self {
+            cache,
+            tokens,
+            bootstrap,
+            anonymous,
+        }
     }
 
     /// The identity behind a request: its connection's certificate, its bearer token, or nobody.
@@ -92,7 +101,11 @@ impl Authenticator {
             let (user, _) = self.token(&token, &[]).await.ok_or_else(ApiError::unauthorized)?;
             return Ok(user);
         }
-        if header.is_none() && self.anonymous { Ok(User::anonymous()) } else { Err(ApiError::unauthorized()) }
+        if header.is_none() && self.anonymous {
+            Ok(User::anonymous())
+        } else {
+            Err(ApiError::unauthorized())
+        }
     }
 
     /// The identity behind a token, and those of `audiences` (the server's own if empty) that it is meant for.
@@ -115,8 +128,9 @@ fn bearer(headers: &HeaderMap) -> Option<String> {
         return scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned());
     }
     let protocols = headers.get(http::header::SEC_WEBSOCKET_PROTOCOL)?.to_str().ok()?;
-    let encoded =
-        protocols.split(',').find_map(|p| p.trim().strip_prefix("base64url.bearer.authorization.k8s.io."))?;
+    let encoded = protocols
+        .split(',')
+        .find_map(|p| p.trim().strip_prefix("base64url.bearer.authorization.k8s.io."))?;
     use base64::Engine as _;
     let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(encoded).ok()?;
     String::from_utf8(bytes).ok()
@@ -142,15 +156,27 @@ pub struct Impersonated {
 /// # Errors
 /// 400 for headers that name groups or extras but no user.
 pub fn impersonation(headers: &HeaderMap) -> Result<Option<(User, Vec<Impersonated>)>> {
-    let text = |k: &str| headers.get(k).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+    let text = |k: &str| {
+        headers
+            .get(k)
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or_default()
+            .to_owned()
+    };
     let name = text("impersonate-user");
     let uid = text("impersonate-uid");
-    let groups: Vec<String> =
-        headers.get_all("impersonate-group").iter().filter_map(|v| v.to_str().ok()).map(str::to_owned).collect();
+    let groups: Vec<String> = headers
+        .get_all("impersonate-group")
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .map(str::to_owned)
+        .collect();
     let mut extra: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (k, v) in headers {
         if let (Some(key), Ok(value)) = (k.as_str().strip_prefix("impersonate-extra-"), v.to_str()) {
-            let key = percent_encoding::percent_decode_str(key).decode_utf8_lossy().to_lowercase();
+            let key = percent_encoding::percent_decode_str(key)
+                .decode_utf8_lossy()
+                .to_lowercase();
             extra.entry(key).or_default().push(value.to_owned());
         }
     }
@@ -168,10 +194,21 @@ pub fn impersonation(headers: &HeaderMap) -> Result<Option<(User, Vec<Impersonat
         namespace: String::new(),
         name: name.to_owned(),
     };
-    let mut user = User { name: name.clone(), uid: uid.clone(), groups: groups.clone(), extra: extra.clone() };
-    match name.strip_prefix("system:serviceaccount:").and_then(|s| s.split_once(':')) {
+    let mut user = User {
+        name: name.clone(),
+        uid: uid.clone(),
+        groups: groups.clone(),
+        extra: extra.clone(),
+    };
+    match name
+        .strip_prefix("system:serviceaccount:")
+        .and_then(|s| s.split_once(':'))
+    {
         Some((ns, sa)) => {
-            asked.push(Impersonated { namespace: ns.to_owned(), ..one("", "serviceaccounts", sa) });
+            asked.push(Impersonated {
+                namespace: ns.to_owned(),
+                ..one("", "serviceaccounts", sa)
+            });
             if user.groups.is_empty() {
                 user.groups = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{ns}")];
             }
@@ -184,10 +221,17 @@ pub fn impersonation(headers: &HeaderMap) -> Result<Option<(User, Vec<Impersonat
     }
     for (key, values) in &extra {
         for v in values {
-            asked.push(Impersonated { subresource: key.clone(), ..one("authentication.k8s.io", "userextras", v) });
+            asked.push(Impersonated {
+                subresource: key.clone(),
+                ..one("authentication.k8s.io", "userextras", v)
+            });
         }
     }
-    let own = if name == ANONYMOUS { UNAUTHENTICATED } else { AUTHENTICATED };
+    let own = if name == ANONYMOUS {
+        UNAUTHENTICATED
+    } else {
+        AUTHENTICATED
+    };
     if !user.in_group(own) {
         user.groups.push(own.into());
     }
@@ -203,8 +247,14 @@ mod tests {
         let mut h = HeaderMap::new();
         h.insert("impersonate-user", "system:serviceaccount:a:b".parse().unwrap());
         let (user, asked) = impersonation(&h).unwrap().unwrap();
-        assert_eq!(user.groups, ["system:serviceaccounts", "system:serviceaccounts:a", AUTHENTICATED]);
-        assert_eq!((asked[0].resource, asked[0].namespace.as_str(), asked[0].name.as_str()), ("serviceaccounts", "a", "b"));
+        assert_eq!(
+            user.groups,
+            ["system:serviceaccounts", "system:serviceaccounts:a", AUTHENTICATED]
+        );
+        assert_eq!(
+            (asked[0].resource, asked[0].namespace.as_str(), asked[0].name.as_str()),
+            ("serviceaccounts", "a", "b")
+        );
     }
 
     #[test]

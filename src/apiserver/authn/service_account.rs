@@ -36,8 +36,16 @@ pub struct TokenIssuer {
 impl TokenIssuer {
     /// An issuer; without audiences the issuers are the audiences.
     pub fn new(keys: Keys, issuers: Vec<String>, audiences: Vec<String>) -> Self {
-        let audiences = if audiences.is_empty() { issuers.clone() } else { audiences };
-        Self { keys, issuers, audiences }
+        let audiences = if audiences.is_empty() {
+            issuers.clone()
+        } else {
+            audiences
+        };
+        Self {
+            keys,
+            issuers,
+            audiences,
+        }
     }
 
     /// Public keys, RFC 7517.
@@ -47,7 +55,12 @@ impl TokenIssuer {
 
     /// Algorithms of the public keys.
     pub fn algorithms(&self) -> Vec<String> {
-        let mut names: Vec<_> = self.keys.verifiers.iter().map(|v| format!("{:?}", v.algorithm)).collect();
+        let mut names: Vec<_> = self
+            .keys
+            .verifiers
+            .iter()
+            .map(|v| format!("{:?}", v.algorithm))
+            .collect();
         names.sort();
         names.dedup();
         names
@@ -103,16 +116,19 @@ impl TokenIssuer {
 
     fn claims(&self, token: &str) -> Option<Value> {
         let header = jsonwebtoken::decode_header(token).ok()?;
-        let candidates = self.keys.verifiers.iter().filter(|v| {
-            v.algorithm == header.alg && header.kid.as_ref().is_none_or(|k| k.is_empty() || *k == v.kid)
-        });
+        let candidates =
+            self.keys.verifiers.iter().filter(|v| {
+                v.algorithm == header.alg && header.kid.as_ref().is_none_or(|k| k.is_empty() || *k == v.kid)
+            });
         for v in candidates {
             let mut rules = Validation::new(v.algorithm);
             rules.validate_aud = false;
             rules.validate_nbf = true;
             rules.leeway = 10;
             rules.required_spec_claims.clear();
-            let Ok(data) = jsonwebtoken::decode::<Value>(token, &v.key, &rules) else { continue };
+            let Ok(data) = jsonwebtoken::decode::<Value>(token, &v.key, &rules) else {
+                continue;
+            };
             let issuer = data.claims["iss"].as_str()?;
             let ours = self.issuers.iter().any(|i| i == issuer) && data.claims["exp"].is_u64();
             return (ours || issuer == LEGACY_ISSUER).then_some(data.claims);
@@ -141,7 +157,9 @@ fn audiences(meant: &[String], wanted: &[String], own: &[String]) -> Option<Vec<
 }
 
 fn exists(cache: &Cache, plural: &str, namespace: &str, reference: &Value) -> bool {
-    let object = cache.kind("", plural).and_then(|k| k.get(namespace, text(&reference["name"])));
+    let object = cache
+        .kind("", plural)
+        .and_then(|k| k.get(namespace, text(&reference["name"])));
     object.is_some_and(|o| &*o.uid == text(&reference["uid"]))
 }
 
@@ -169,7 +187,10 @@ fn user_of_claims(cache: &Cache, claims: &Value) -> Option<User> {
         return None;
     }
     let mut user = account(namespace, text(&sa["name"]), text(&sa["uid"]));
-    let mut note = |k: &str, v: &str| user.extra.insert(format!("authentication.kubernetes.io/{k}"), vec![v.to_owned()]);
+    let mut note = |k: &str, v: &str| {
+        user.extra
+            .insert(format!("authentication.kubernetes.io/{k}"), vec![v.to_owned()])
+    };
     if let Some(jti) = claims["jti"].as_str() {
         note("credential-id", &format!("JTI={jti}"));
     }
@@ -197,13 +218,22 @@ fn user_of_claims(cache: &Cache, claims: &Value) -> Option<User> {
 /// Tokens of Secrets of type `kubernetes.io/service-account-token` do not expire; they live as long as the Secret.
 fn legacy_user(cache: &Cache, claims: &Value, token: &str) -> Option<User> {
     let claim = |k: &str| claims[format!("kubernetes.io/serviceaccount/{k}")].as_str();
-    let (namespace, name, uid) = (claim("namespace")?, claim("service-account.name")?, claim("service-account.uid")?);
+    let (namespace, name, uid) = (
+        claim("namespace")?,
+        claim("service-account.name")?,
+        claim("service-account.uid")?,
+    );
     if !exists(cache, "serviceaccounts", namespace, &json!({"name": name, "uid": uid})) {
         return None;
     }
-    let secret = cache.kind("", "secrets")?.get(namespace, claim("secret.name")?)?.value();
+    let secret = cache
+        .kind("", "secrets")?
+        .get(namespace, claim("secret.name")?)?
+        .value();
     use base64::Engine as _;
-    let held = base64::engine::general_purpose::STANDARD.decode(secret["data"]["token"].as_str()?).ok()?;
+    let held = base64::engine::general_purpose::STANDARD
+        .decode(secret["data"]["token"].as_str()?)
+        .ok()?;
     (held == token.as_bytes()).then(|| account(namespace, name, uid))
 }
 

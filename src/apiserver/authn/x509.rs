@@ -12,12 +12,21 @@ pub fn user_of_certificate(der: &CertificateDer<'_>) -> Option<User> {
     if name.is_empty() {
         return None;
     }
-    let mut groups: Vec<String> =
-        cert.subject().iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
+    let mut groups: Vec<String> = cert
+        .subject()
+        .iter_organization()
+        .filter_map(|o| o.as_str().ok())
+        .map(str::to_owned)
+        .collect();
     groups.push(AUTHENTICATED.into());
-    let mut user = User { name, groups, ..User::default() };
+    let mut user = User {
+        name,
+        groups,
+        ..User::default()
+    };
     use sha2::Digest as _;
     let id = format!("X509SHA256={}", hex::encode(sha2::Sha256::digest(der.as_ref())));
-    user.extra.insert("authentication.kubernetes.io/credential-id".into(), vec![id]);
+    user.extra
+        .insert("authentication.kubernetes.io/credential-id".into(), vec![id]);
     Some(user)
 }

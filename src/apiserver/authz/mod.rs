@@ -82,7 +82,11 @@ impl Authorizer {
                 other => Err(UnknownMode(other.to_owned())),
             })
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { modes, rbac: Rbac::new(cache.clone()), cache })
+        Ok(Self {
+            modes,
+            rbac: Rbac::new(cache.clone()),
+            cache,
+        })
     }
 
     /// Asks all authorizers.
@@ -119,15 +123,25 @@ impl Authorizer {
 }
 
 fn forbidden(user: &User, a: &Attributes, why: &str) -> ApiError {
-    let tail = if why.is_empty() { String::new() } else { format!(": {why}") };
+    let tail = if why.is_empty() {
+        String::new()
+    } else {
+        format!(": {why}")
+    };
     if !a.resource_request {
-        let message = format!("forbidden: User {:?} cannot {} path {:?}{tail}", user.name, a.verb, a.path);
+        let message = format!(
+            "forbidden: User {:?} cannot {} path {:?}{tail}",
+            user.name, a.verb, a.path
+        );
         let mut e = ApiError::new(403, "Forbidden", message);
         e.details = serde_json::json!({});
         return e;
     }
-    let resource =
-        if a.subresource.is_empty() { a.resource.clone() } else { format!("{}/{}", a.resource, a.subresource) };
+    let resource = if a.subresource.is_empty() {
+        a.resource.clone()
+    } else {
+        format!("{}/{}", a.resource, a.subresource)
+    };
     let scope = if a.namespace.is_empty() {
         "at the cluster scope".to_owned()
     } else {

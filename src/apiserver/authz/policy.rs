@@ -61,7 +61,10 @@ fn subject(s: &str) -> Value {
         Some(("user", name)) => json!({"apiGroup": GROUP, "kind": "User", "name": name}),
         Some(("group", name)) => json!({"apiGroup": GROUP, "kind": "Group", "name": name}),
         _ => {
-            let (ns, name) = s.trim_start_matches("sa:").split_once('/').unwrap_or(("kube-system", s));
+            let (ns, name) = s
+                .trim_start_matches("sa:")
+                .split_once('/')
+                .unwrap_or(("kube-system", s));
             json!({"kind": "ServiceAccount", "namespace": ns, "name": name})
         }
     }
@@ -79,8 +82,10 @@ fn binding(kind: &str, name: &str, namespace: &str, role_kind: &str, role: &str,
     })
 }
 
-const WORKLOADS: &str = "daemonsets deployments deployments/scale replicasets replicasets/scale statefulsets statefulsets/scale";
-const CORE_EDIT: &str = "configmaps events persistentvolumeclaims replicationcontrollers replicationcontrollers/scale services";
+const WORKLOADS: &str =
+    "daemonsets deployments deployments/scale replicasets replicasets/scale statefulsets statefulsets/scale";
+const CORE_EDIT: &str =
+    "configmaps events persistentvolumeclaims replicationcontrollers replicationcontrollers/scale services";
 
 const ADMIN: &[R] = &[
     ("create", "authorization.k8s.io", "localsubjectaccessreviews", &[]),
@@ -88,9 +93,19 @@ const ADMIN: &[R] = &[
 ];
 
 const EDIT: &[R] = &[
-    (READ, "-", "pods/attach pods/exec pods/portforward pods/proxy secrets services/proxy", &[]),
+    (
+        READ,
+        "-",
+        "pods/attach pods/exec pods/portforward pods/proxy secrets services/proxy",
+        &[],
+    ),
     ("impersonate", "-", "serviceaccounts", &[]),
-    (WRITE, "-", "pods pods/attach pods/exec pods/portforward pods/proxy", &[]),
+    (
+        WRITE,
+        "-",
+        "pods pods/attach pods/exec pods/portforward pods/proxy",
+        &[],
+    ),
     ("create", "-", "pods/eviction serviceaccounts/token", &[]),
     (WRITE, "-", CORE_EDIT, &[]),
     (WRITE, "-", "secrets serviceaccounts services/proxy", &[]),
@@ -104,21 +119,56 @@ const EDIT: &[R] = &[
 ];
 
 const VIEW: &[R] = &[
-    (READ, "-", "configmaps endpoints persistentvolumeclaims persistentvolumeclaims/status pods replicationcontrollers", &[]),
-    (READ, "-", "replicationcontrollers/scale serviceaccounts services services/status bindings events limitranges", &[]),
-    (READ, "-", "namespaces namespaces/status pods/log pods/status replicationcontrollers/status resourcequotas resourcequotas/status", &[]),
+    (
+        READ,
+        "-",
+        "configmaps endpoints persistentvolumeclaims persistentvolumeclaims/status pods replicationcontrollers",
+        &[],
+    ),
+    (
+        READ,
+        "-",
+        "replicationcontrollers/scale serviceaccounts services services/status bindings events limitranges",
+        &[],
+    ),
+    (
+        READ,
+        "-",
+        "namespaces namespaces/status pods/log pods/status replicationcontrollers/status resourcequotas resourcequotas/status",
+        &[],
+    ),
     (READ, "discovery.k8s.io", "endpointslices", &[]),
-    (READ, "apps", "controllerrevisions daemonsets/status deployments/status replicasets/status statefulsets/status", &[]),
+    (
+        READ,
+        "apps",
+        "controllerrevisions daemonsets/status deployments/status replicasets/status statefulsets/status",
+        &[],
+    ),
     (READ, "apps", WORKLOADS, &[]),
-    (READ, "autoscaling", "horizontalpodautoscalers horizontalpodautoscalers/status", &[]),
+    (
+        READ,
+        "autoscaling",
+        "horizontalpodautoscalers horizontalpodautoscalers/status",
+        &[],
+    ),
     (READ, "batch", "cronjobs cronjobs/status jobs jobs/status", &[]),
-    (READ, "networking.k8s.io", "ingresses ingresses/status networkpolicies", &[]),
+    (
+        READ,
+        "networking.k8s.io",
+        "ingresses ingresses/status networkpolicies",
+        &[],
+    ),
     (READ, "policy", "poddisruptionbudgets poddisruptionbudgets/status", &[]),
 ];
 
 const NODE: &[R] = &[
     ("create", "authentication.k8s.io", "tokenreviews", &[]),
-    ("create", "authorization.k8s.io", "localsubjectaccessreviews subjectaccessreviews", &[]),
+    (
+        "create",
+        "authorization.k8s.io",
+        "localsubjectaccessreviews subjectaccessreviews",
+        &[],
+    ),
     (READ, "-", "services", &[]),
     ("create get list watch", "-", "nodes", &[]),
     ("patch update", "-", "nodes/status", &[]),
@@ -130,7 +180,12 @@ const NODE: &[R] = &[
     ("create", "-", "pods/eviction", &[]),
     (READ, "-", "configmaps secrets", &[]),
     ("get", "-", "persistentvolumeclaims persistentvolumes", &[]),
-    ("create get list watch", "certificates.k8s.io", "certificatesigningrequests", &[]),
+    (
+        "create get list watch",
+        "certificates.k8s.io",
+        "certificatesigningrequests",
+        &[],
+    ),
     ("create delete get patch update", "coordination.k8s.io", "leases", &[]),
     ("create", "-", "serviceaccounts/token", &[]),
     (READ, "storage.k8s.io", "csidrivers volumeattachments", &[]),
@@ -142,107 +197,295 @@ const SCHEDULER: &[R] = &[
     ("create patch update", "- events.k8s.io", "events", &[]),
     ("create get list watch", "coordination.k8s.io", "leases", &[]),
     ("get patch update", "coordination.k8s.io", "leases", &["kube-scheduler"]),
-    (READ, "-", "nodes namespaces replicationcontrollers services persistentvolumes", &[]),
+    (
+        READ,
+        "-",
+        "nodes namespaces replicationcontrollers services persistentvolumes",
+        &[],
+    ),
     ("delete get list watch", "-", "pods", &[]),
     ("create", "-", "bindings pods/binding", &[]),
     ("patch update", "-", "pods/status", &[]),
     (READ, "apps", "replicasets statefulsets", &[]),
     (READ, "policy", "poddisruptionbudgets", &[]),
-    ("get list patch update watch", "-", "persistentvolumeclaims persistentvolumes", &[]),
+    (
+        "get list patch update watch",
+        "-",
+        "persistentvolumeclaims persistentvolumes",
+        &[],
+    ),
     ("create", "authentication.k8s.io", "tokenreviews", &[]),
     ("create", "authorization.k8s.io", "subjectaccessreviews", &[]),
-    (READ, "storage.k8s.io", "csinodes csidrivers csistoragecapacities storageclasses volumeattachments", &[]),
+    (
+        READ,
+        "storage.k8s.io",
+        "csinodes csidrivers csistoragecapacities storageclasses volumeattachments",
+        &[],
+    ),
     (READ, "scheduling.k8s.io", "priorityclasses", &[]),
-    (READ, "resource.k8s.io", "deviceclasses resourceslices resourceclaims", &[]),
+    (
+        READ,
+        "resource.k8s.io",
+        "deviceclasses resourceslices resourceclaims",
+        &[],
+    ),
 ];
 
 const CONTROLLER_MANAGER: &[R] = &[
     ("create patch update", "- events.k8s.io", "events", &[]),
     ("create get list watch", "coordination.k8s.io", "leases", &[]),
-    ("get patch update", "coordination.k8s.io", "leases", &["kube-controller-manager"]),
+    (
+        "get patch update",
+        "coordination.k8s.io",
+        "leases",
+        &["kube-controller-manager"],
+    ),
     ("create", "authentication.k8s.io", "tokenreviews", &[]),
     ("create", "authorization.k8s.io", "subjectaccessreviews", &[]),
     // Garbage collector, namespace controller and quota look at every kind and may remove any object.
     ("get list watch delete deletecollection patch update", "*", "*", &[]),
     // Workloads.
     ("create", "-", "pods", &[]),
-    ("patch update", "-", "pods pods/status replicationcontrollers replicationcontrollers/status replicationcontrollers/scale", &[]),
+    (
+        "patch update",
+        "-",
+        "pods pods/status replicationcontrollers replicationcontrollers/status replicationcontrollers/scale",
+        &[],
+    ),
     ("create", "apps", "replicasets controllerrevisions", &[]),
     ("create", "batch", "jobs", &[]),
     // Services.
-    ("create", "- discovery.k8s.io", "endpoints endpoints/restricted endpointslices endpointslices/restricted", &[]),
+    (
+        "create",
+        "- discovery.k8s.io",
+        "endpoints endpoints/restricted endpointslices endpointslices/restricted",
+        &[],
+    ),
     // Nodes, accounts, namespaces.
-    ("create", "-", "serviceaccounts serviceaccounts/token secrets configmaps namespaces/finalize", &[]),
+    (
+        "create",
+        "-",
+        "serviceaccounts serviceaccounts/token secrets configmaps namespaces/finalize",
+        &[],
+    ),
     ("create", "-", "pods/eviction", &[]),
     ("create", "-", "persistentvolumeclaims persistentvolumes", &[]),
-    ("create", "coordination.k8s.io storage.k8s.io", "leases volumeattachments", &[]),
+    (
+        "create",
+        "coordination.k8s.io storage.k8s.io",
+        "leases volumeattachments",
+        &[],
+    ),
     // Certificates.
-    ("patch update", "certificates.k8s.io", "certificatesigningrequests/approval certificatesigningrequests/status", &[]),
-    ("approve sign", "certificates.k8s.io", "signers", &[
-        "kubernetes.io/kube-apiserver-client", "kubernetes.io/kube-apiserver-client-kubelet",
-        "kubernetes.io/kubelet-serving", "kubernetes.io/legacy-unknown",
-    ]),
+    (
+        "patch update",
+        "certificates.k8s.io",
+        "certificatesigningrequests/approval certificatesigningrequests/status",
+        &[],
+    ),
+    (
+        "approve sign",
+        "certificates.k8s.io",
+        "signers",
+        &[
+            "kubernetes.io/kube-apiserver-client",
+            "kubernetes.io/kube-apiserver-client-kubelet",
+            "kubernetes.io/kubelet-serving",
+            "kubernetes.io/legacy-unknown",
+        ],
+    ),
 ];
 
 fn cluster_roles() -> Vec<Value> {
     let simple = |name: &str, rules: &[R]| cluster_role(name, rules.iter().map(rule).collect());
-    let discovery = ["/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/openapi", "/openapi/*", "/readyz", "/version", "/version/"];
+    let discovery = [
+        "/api",
+        "/api/*",
+        "/apis",
+        "/apis/*",
+        "/healthz",
+        "/livez",
+        "/openapi",
+        "/openapi/*",
+        "/readyz",
+        "/version",
+        "/version/",
+    ];
     let signer = |name: &str, verb: &'static str, s: &'static [&'static str]| {
-        let status = if verb == "approve" { "certificatesigningrequests/approval" } else { "certificatesigningrequests/status" };
-        cluster_role(name, vec![
-            rule(&(READ, "certificates.k8s.io", "certificatesigningrequests", &[])),
-            rule(&("update", "certificates.k8s.io", status, &[])),
-            rule(&(verb, "certificates.k8s.io", "signers", s)),
-        ])
+        let status = if verb == "approve" {
+            "certificatesigningrequests/approval"
+        } else {
+            "certificatesigningrequests/status"
+        };
+        cluster_role(
+            name,
+            vec![
+                rule(&(READ, "certificates.k8s.io", "certificatesigningrequests", &[])),
+                rule(&("update", "certificates.k8s.io", status, &[])),
+                rule(&(verb, "certificates.k8s.io", "signers", s)),
+            ],
+        )
     };
     let mut roles = vec![
         cluster_role("cluster-admin", vec![rule(&("*", "*", "*", &[])), paths("*", &["*"])]),
         cluster_role("system:discovery", vec![paths("get", &discovery)]),
-        cluster_role("system:public-info-viewer", vec![paths("get", &["/healthz", "/livez", "/readyz", "/version", "/version/"])]),
-        cluster_role("system:monitoring", vec![paths("get", &["/healthz", "/healthz/*", "/livez", "/livez/*", "/metrics", "/metrics/*", "/readyz", "/readyz/*"])]),
-        simple("system:basic-user", &[
-            ("create", "authorization.k8s.io", "selfsubjectaccessreviews selfsubjectrulesreviews", &[]),
-            ("create", "authentication.k8s.io", "selfsubjectreviews", &[]),
-        ]),
-        cluster_role("system:service-account-issuer-discovery", vec![paths("get", &["/.well-known/openid-configuration", "/.well-known/openid-configuration/", "/openid/v1/jwks", "/openid/v1/jwks/"])]),
+        cluster_role(
+            "system:public-info-viewer",
+            vec![paths(
+                "get",
+                &["/healthz", "/livez", "/readyz", "/version", "/version/"],
+            )],
+        ),
+        cluster_role(
+            "system:monitoring",
+            vec![paths(
+                "get",
+                &[
+                    "/healthz",
+                    "/healthz/*",
+                    "/livez",
+                    "/livez/*",
+                    "/metrics",
+                    "/metrics/*",
+                    "/readyz",
+                    "/readyz/*",
+                ],
+            )],
+        ),
+        simple(
+            "system:basic-user",
+            &[
+                (
+                    "create",
+                    "authorization.k8s.io",
+                    "selfsubjectaccessreviews selfsubjectrulesreviews",
+                    &[],
+                ),
+                ("create", "authentication.k8s.io", "selfsubjectreviews", &[]),
+            ],
+        ),
+        cluster_role(
+            "system:service-account-issuer-discovery",
+            vec![paths(
+                "get",
+                &[
+                    "/.well-known/openid-configuration",
+                    "/.well-known/openid-configuration/",
+                    "/openid/v1/jwks",
+                    "/openid/v1/jwks/",
+                ],
+            )],
+        ),
         simple("system:node", NODE),
-        simple("system:node-bootstrapper", &[("create get list watch", "certificates.k8s.io", "certificatesigningrequests", &[])]),
-        simple("system:node-proxier", &[
-            (READ, "-", "endpoints nodes services", &[]),
-            (READ, "discovery.k8s.io", "endpointslices", &[]),
-            (READ, "networking.k8s.io", "servicecidrs", &[]),
-            ("create patch update", "- events.k8s.io", "events", &[]),
-        ]),
-        simple("system:node-problem-detector", &[
-            ("get", "-", "nodes", &[]),
-            ("patch", "-", "nodes/status", &[]),
-            ("create patch update", "- events.k8s.io", "events", &[]),
-        ]),
-        simple("system:kube-dns", &[(READ, "-", "endpoints services namespaces pods", &[]), (READ, "discovery.k8s.io", "endpointslices", &[])]),
-        simple("system:kubelet-api-admin", &[
-            (READ, "-", "nodes", &[]),
-            ("proxy", "-", "nodes", &[]),
-            ("*", "-", "nodes/log nodes/metrics nodes/proxy nodes/stats nodes/configz nodes/healthz nodes/pods nodes/checkpoint", &[]),
-        ]),
-        simple("system:auth-delegator", &[
-            ("create", "authentication.k8s.io", "tokenreviews", &[]),
-            ("create", "authorization.k8s.io", "subjectaccessreviews", &[]),
-        ]),
-        simple("system:heapster", &[(READ, "-", "events namespaces nodes pods", &[]), (READ, "apps", "deployments", &[])]),
-        simple("system:persistent-volume-provisioner", &[
-            ("create delete get list watch", "-", "persistentvolumes", &[]),
-            ("get list update watch", "-", "persistentvolumeclaims", &[]),
-            (READ, "storage.k8s.io", "storageclasses", &[]),
-            ("create get list patch update watch", "-", "events", &[]),
-        ]),
+        simple(
+            "system:node-bootstrapper",
+            &[(
+                "create get list watch",
+                "certificates.k8s.io",
+                "certificatesigningrequests",
+                &[],
+            )],
+        ),
+        simple(
+            "system:node-proxier",
+            &[
+                (READ, "-", "endpoints nodes services", &[]),
+                (READ, "discovery.k8s.io", "endpointslices", &[]),
+                (READ, "networking.k8s.io", "servicecidrs", &[]),
+                ("create patch update", "- events.k8s.io", "events", &[]),
+            ],
+        ),
+        simple(
+            "system:node-problem-detector",
+            &[
+                ("get", "-", "nodes", &[]),
+                ("patch", "-", "nodes/status", &[]),
+                ("create patch update", "- events.k8s.io", "events", &[]),
+            ],
+        ),
+        simple(
+            "system:kube-dns",
+            &[
+                (READ, "-", "endpoints services namespaces pods", &[]),
+                (READ, "discovery.k8s.io", "endpointslices", &[]),
+            ],
+        ),
+        simple(
+            "system:kubelet-api-admin",
+            &[
+                (READ, "-", "nodes", &[]),
+                ("proxy", "-", "nodes", &[]),
+                (
+                    "*",
+                    "-",
+                    "nodes/log nodes/metrics nodes/proxy nodes/stats nodes/configz nodes/healthz nodes/pods nodes/checkpoint",
+                    &[],
+                ),
+            ],
+        ),
+        simple(
+            "system:auth-delegator",
+            &[
+                ("create", "authentication.k8s.io", "tokenreviews", &[]),
+                ("create", "authorization.k8s.io", "subjectaccessreviews", &[]),
+            ],
+        ),
+        simple(
+            "system:heapster",
+            &[
+                (READ, "-", "events namespaces nodes pods", &[]),
+                (READ, "apps", "deployments", &[]),
+            ],
+        ),
+        simple(
+            "system:persistent-volume-provisioner",
+            &[
+                ("create delete get list watch", "-", "persistentvolumes", &[]),
+                ("get list update watch", "-", "persistentvolumeclaims", &[]),
+                (READ, "storage.k8s.io", "storageclasses", &[]),
+                ("create get list patch update watch", "-", "events", &[]),
+            ],
+        ),
         simple("system:kube-scheduler", SCHEDULER),
         simple("system:kube-controller-manager", CONTROLLER_MANAGER),
-        simple("system:certificates.k8s.io:certificatesigningrequests:nodeclient", &[("create", "certificates.k8s.io", "certificatesigningrequests/nodeclient", &[])]),
-        simple("system:certificates.k8s.io:certificatesigningrequests:selfnodeclient", &[("create", "certificates.k8s.io", "certificatesigningrequests/selfnodeclient", &[])]),
-        signer("system:certificates.k8s.io:kube-apiserver-client-approver", "approve", &["kubernetes.io/kube-apiserver-client"]),
-        signer("system:certificates.k8s.io:kube-apiserver-client-kubelet-approver", "approve", &["kubernetes.io/kube-apiserver-client-kubelet"]),
-        signer("system:certificates.k8s.io:kubelet-serving-approver", "approve", &["kubernetes.io/kubelet-serving"]),
-        signer("system:certificates.k8s.io:legacy-unknown-approver", "approve", &["kubernetes.io/legacy-unknown"]),
+        simple(
+            "system:certificates.k8s.io:certificatesigningrequests:nodeclient",
+            &[(
+                "create",
+                "certificates.k8s.io",
+                "certificatesigningrequests/nodeclient",
+                &[],
+            )],
+        ),
+        simple(
+            "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient",
+            &[(
+                "create",
+                "certificates.k8s.io",
+                "certificatesigningrequests/selfnodeclient",
+                &[],
+            )],
+        ),
+        signer(
+            "system:certificates.k8s.io:kube-apiserver-client-approver",
+            "approve",
+            &["kubernetes.io/kube-apiserver-client"],
+        ),
+        signer(
+            "system:certificates.k8s.io:kube-apiserver-client-kubelet-approver",
+            "approve",
+            &["kubernetes.io/kube-apiserver-client-kubelet"],
+        ),
+        signer(
+            "system:certificates.k8s.io:kubelet-serving-approver",
+            "approve",
+            &["kubernetes.io/kubelet-serving"],
+        ),
+        signer(
+            "system:certificates.k8s.io:legacy-unknown-approver",
+            "approve",
+            &["kubernetes.io/legacy-unknown"],
+        ),
     ];
     roles.extend(aggregated("admin", &[], ADMIN));
     roles.extend(aggregated("edit", &["admin"], EDIT));
@@ -251,7 +494,9 @@ fn cluster_roles() -> Vec<Value> {
 }
 
 fn cluster_bindings() -> Vec<Value> {
-    let b = |name: &str, role: &str, subjects: &[&str]| binding("ClusterRoleBinding", name, "", "ClusterRole", role, subjects);
+    let b = |name: &str, role: &str, subjects: &[&str]| {
+        binding("ClusterRoleBinding", name, "", "ClusterRole", role, subjects)
+    };
     let everybody = &["group:system:authenticated", "group:system:unauthenticated"][..];
     let same = |role: &str, subjects: &[&str]| b(role, role, subjects);
     vec![
@@ -260,10 +505,19 @@ fn cluster_bindings() -> Vec<Value> {
         same("system:basic-user", &["group:system:authenticated"]),
         same("system:public-info-viewer", everybody),
         same("system:monitoring", &["group:system:monitoring"]),
-        same("system:service-account-issuer-discovery", &["group:system:serviceaccounts"]),
-        same("system:node-proxier", &["user:system:kube-proxy", "sa:kube-system/kube-proxy"]),
+        same(
+            "system:service-account-issuer-discovery",
+            &["group:system:serviceaccounts"],
+        ),
+        same(
+            "system:node-proxier",
+            &["user:system:kube-proxy", "sa:kube-system/kube-proxy"],
+        ),
         same("system:kube-dns", &["sa:kube-system/kube-dns"]),
-        same("system:kube-controller-manager", &["user:system:kube-controller-manager"]),
+        same(
+            "system:kube-controller-manager",
+            &["user:system:kube-controller-manager"],
+        ),
         same("system:kube-scheduler", &["user:system:kube-scheduler"]),
         // The Node authorizer serves nodes; the role exists for those who bind it on purpose.
         same("system:node", &[]),
@@ -286,18 +540,60 @@ fn namespaced() -> Vec<Value> {
         ]
     };
     let authentication: &[R] = &[(READ, "-", "configmaps", &["extension-apiserver-authentication"])];
-    let signer: &[R] = &[(READ, "-", "configmaps", &[]), ("get list watch delete", "-", "secrets", &[])];
+    let signer: &[R] = &[
+        (READ, "-", "configmaps", &[]),
+        ("get list watch delete", "-", "secrets", &[]),
+    ];
     vec![
-        role("kube-system", "extension-apiserver-authentication-reader", authentication),
-        bind("kube-system", "extension-apiserver-authentication-reader", &["user:system:kube-controller-manager", "user:system:kube-scheduler"]),
-        role("kube-system", "system::leader-locking-kube-controller-manager", &leader(&["kube-controller-manager"])),
-        bind("kube-system", "system::leader-locking-kube-controller-manager", &["user:system:kube-controller-manager"]),
-        role("kube-system", "system::leader-locking-kube-scheduler", &leader(&["kube-scheduler"])),
-        bind("kube-system", "system::leader-locking-kube-scheduler", &["user:system:kube-scheduler"]),
+        role(
+            "kube-system",
+            "extension-apiserver-authentication-reader",
+            authentication,
+        ),
+        bind(
+            "kube-system",
+            "extension-apiserver-authentication-reader",
+            &["user:system:kube-controller-manager", "user:system:kube-scheduler"],
+        ),
+        role(
+            "kube-system",
+            "system::leader-locking-kube-controller-manager",
+            &leader(&["kube-controller-manager"]),
+        ),
+        bind(
+            "kube-system",
+            "system::leader-locking-kube-controller-manager",
+            &["user:system:kube-controller-manager"],
+        ),
+        role(
+            "kube-system",
+            "system::leader-locking-kube-scheduler",
+            &leader(&["kube-scheduler"]),
+        ),
+        bind(
+            "kube-system",
+            "system::leader-locking-kube-scheduler",
+            &["user:system:kube-scheduler"],
+        ),
         role("kube-system", "system:controller:token-cleaner", signer),
-        bind("kube-system", "system:controller:token-cleaner", &["user:system:kube-controller-manager"]),
-        role("kube-public", "system:controller:bootstrap-signer", &[("get list watch", "-", "configmaps", &[]), ("update", "-", "configmaps", &["cluster-info"])]),
-        bind("kube-public", "system:controller:bootstrap-signer", &["user:system:kube-controller-manager"]),
+        bind(
+            "kube-system",
+            "system:controller:token-cleaner",
+            &["user:system:kube-controller-manager"],
+        ),
+        role(
+            "kube-public",
+            "system:controller:bootstrap-signer",
+            &[
+                ("get list watch", "-", "configmaps", &[]),
+                ("update", "-", "configmaps", &["cluster-info"]),
+            ],
+        ),
+        bind(
+            "kube-public",
+            "system:controller:bootstrap-signer",
+            &["user:system:kube-controller-manager"],
+        ),
     ]
 }
 
@@ -357,7 +653,8 @@ mod tests {
         for (_, b) in all.iter().filter(|(p, _)| p.ends_with("bindings")) {
             let role = &b["roleRef"];
             assert!(
-                all.iter().any(|(_, r)| r["kind"] == role["kind"] && r["metadata"]["name"] == role["name"]),
+                all.iter()
+                    .any(|(_, r)| r["kind"] == role["kind"] && r["metadata"]["name"] == role["name"]),
                 "{role}"
             );
         }
@@ -377,7 +674,10 @@ mod tests {
 
     #[test]
     fn the_controller_manager_is_no_administrator() {
-        let role = cluster_roles().into_iter().find(|r| r["metadata"]["name"] == "system:kube-controller-manager").unwrap();
+        let role = cluster_roles()
+            .into_iter()
+            .find(|r| r["metadata"]["name"] == "system:kube-controller-manager")
+            .unwrap();
         for r in role["rules"].as_array().unwrap() {
             assert!(!r["verbs"].as_array().unwrap().contains(&"*".into()));
         }

@@ -28,7 +28,12 @@ pub struct Rule {
 }
 
 fn strings(v: &Value) -> Vec<String> {
-    v.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+    v.as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect()
 }
 
 impl Rule {
@@ -54,7 +59,10 @@ impl Rule {
             });
         }
         has(&self.groups, &a.group)
-            && self.resources.iter().any(|r| resource_matches(r, &a.resource, &a.subresource))
+            && self
+                .resources
+                .iter()
+                .any(|r| resource_matches(r, &a.resource, &a.subresource))
             && (self.names.is_empty() || self.names.contains(&a.name))
     }
 
@@ -65,7 +73,9 @@ impl Rule {
             for url in &self.urls {
                 let ok = rules.iter().any(|r| {
                     has(&r.verbs, verb)
-                        && r.urls.iter().any(|u| u == url || u.strip_suffix('*').is_some_and(|p| url.starts_with(p)))
+                        && r.urls
+                            .iter()
+                            .any(|u| u == url || u.strip_suffix('*').is_some_and(|p| url.starts_with(p)))
                 });
                 if !ok {
                     return false;
@@ -78,7 +88,9 @@ impl Rule {
                             let (res, sub) = resource.split_once('/').unwrap_or((resource, ""));
                             has(&r.verbs, verb)
                                 && has(&r.groups, group)
-                                && r.resources.iter().any(|x| x == resource || resource_matches(x, res, sub))
+                                && r.resources
+                                    .iter()
+                                    .any(|x| x == resource || resource_matches(x, res, sub))
                                 && (r.names.is_empty() || (!name.is_empty() && r.names.contains(&name)))
                         });
                         if !ok {
@@ -130,7 +142,10 @@ pub struct Rbac {
 impl Rbac {
     /// An authorizer over the caches.
     pub fn new(cache: Arc<Cache>) -> Self {
-        Self { cache, index: RwLock::default() }
+        Self {
+            cache,
+            index: RwLock::default(),
+        }
     }
 
     fn kinds(&self) -> Vec<Arc<KindCache>> {
@@ -143,7 +158,11 @@ impl Rbac {
     fn index(&self) -> Arc<Index> {
         let kinds = self.kinds();
         let versions: Vec<_> = kinds.iter().map(|k| k.version()).collect();
-        let current = self.index.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let current = self
+            .index
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone();
         if current.versions == versions {
             return current;
         }
@@ -163,9 +182,15 @@ impl Rbac {
         let cluster_roles = cluster_roles(&self.objects("clusterroles"));
         let mut roles: HashMap<(String, String), Rules> = HashMap::new();
         for r in self.objects("roles") {
-            roles.insert((text(&r["metadata"]["namespace"]), text(&r["metadata"]["name"])), rules_of(&r));
+            roles.insert(
+                (text(&r["metadata"]["namespace"]), text(&r["metadata"]["name"])),
+                rules_of(&r),
+            );
         }
-        let mut index = Index { versions, ..Index::default() };
+        let mut index = Index {
+            versions,
+            ..Index::default()
+        };
         for (plural, cluster) in [("clusterrolebindings", true), ("rolebindings", false)] {
             for b in self.objects(plural) {
                 let namespace = text(&b["metadata"]["namespace"]);
@@ -179,8 +204,15 @@ impl Rbac {
                 let Some(rules) = rules else { continue };
                 let kind = if cluster { "ClusterRoleBinding" } else { "RoleBinding" };
                 let name = text(&b["metadata"]["name"]);
-                let reason = format!("RBAC: allowed by {kind} {name:?} of {} {role:?}", text(&b["roleRef"]["kind"]));
-                let grant = Grant { namespace: namespace.clone(), rules, reason };
+                let reason = format!(
+                    "RBAC: allowed by {kind} {name:?} of {} {role:?}",
+                    text(&b["roleRef"]["kind"])
+                );
+                let grant = Grant {
+                    namespace: namespace.clone(),
+                    rules,
+                    reason,
+                };
                 for s in b["subjects"].as_array().into_iter().flatten() {
                     index.add(s, &namespace, &grant);
                 }
@@ -203,13 +235,18 @@ impl Rbac {
     /// All rules a user has in a namespace (and cluster-wide).
     pub fn rules(&self, user: &User, namespace: &str) -> Vec<Rule> {
         let index = self.index();
-        index.grants(user, namespace, true).flat_map(|g| g.rules.iter().cloned()).collect()
+        index
+            .grants(user, namespace, true)
+            .flat_map(|g| g.rules.iter().cloned())
+            .collect()
     }
 
     /// The rules of a role reference, for the escalation check; `None` if there is no such role.
     pub fn role_rules(&self, kind: &str, namespace: &str, name: &str) -> Option<Vec<Rule>> {
         if kind == "ClusterRole" {
-            return cluster_roles(&self.objects("clusterroles")).get(name).map(|r| r.as_ref().clone());
+            return cluster_roles(&self.objects("clusterroles"))
+                .get(name)
+                .map(|r| r.as_ref().clone());
         }
         let role = self.cache.kind(GROUP, "roles")?.get(namespace, name)?;
         Some(rules_of(&role.value()).as_ref().clone())
@@ -223,7 +260,10 @@ impl Index {
             Some("User") => (&mut self.users, name),
             Some("Group") => (&mut self.groups, name),
             Some("ServiceAccount") => {
-                let ns = subject["namespace"].as_str().filter(|n| !n.is_empty()).unwrap_or(binding_namespace);
+                let ns = subject["namespace"]
+                    .as_str()
+                    .filter(|n| !n.is_empty())
+                    .unwrap_or(binding_namespace);
                 (&mut self.users, format!("system:serviceaccount:{ns}:{name}"))
             }
             _ => return,
@@ -244,18 +284,29 @@ fn text(v: &Value) -> String {
 }
 
 fn rules_of(role: &Value) -> Rules {
-    Arc::new(role["rules"].as_array().into_iter().flatten().map(Rule::from_value).collect())
+    Arc::new(
+        role["rules"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(Rule::from_value)
+            .collect(),
+    )
 }
 
 /// Rules by ClusterRole. Aggregated roles get the rules of all roles their selectors match, whether or not a
 /// controller has written them down already.
 fn cluster_roles(objects: &[Value]) -> BTreeMap<String, Rules> {
-    let mut all: BTreeMap<String, Rules> =
-        objects.iter().map(|r| (text(&r["metadata"]["name"]), rules_of(r))).collect();
+    let mut all: BTreeMap<String, Rules> = objects
+        .iter()
+        .map(|r| (text(&r["metadata"]["name"]), rules_of(r)))
+        .collect();
     // Aggregated roles may be aggregated in turn (view → edit → admin): three rounds reach the built-in depth.
     for _ in 0..3 {
         for role in objects {
-            let Some(selectors) = role["aggregationRule"]["clusterRoleSelectors"].as_array() else { continue };
+            let Some(selectors) = role["aggregationRule"]["clusterRoleSelectors"].as_array() else {
+                continue;
+            };
             let name = text(&role["metadata"]["name"]);
             let mut rules = rules_of(role).as_ref().clone();
             for part in objects {
@@ -278,11 +329,17 @@ fn cluster_roles(objects: &[Value]) -> BTreeMap<String, Rules> {
 
 /// A LabelSelector over a label map.
 fn selects(selector: &Value, labels: &Value) -> bool {
-    let equal = selector["matchLabels"].as_object().is_none_or(|m| m.iter().all(|(k, v)| labels.get(k) == Some(v)));
+    let equal = selector["matchLabels"]
+        .as_object()
+        .is_none_or(|m| m.iter().all(|(k, v)| labels.get(k) == Some(v)));
     let expressions = selector["matchExpressions"].as_array().is_none_or(|list| {
         list.iter().all(|e| {
             let value = labels.get(e["key"].as_str().unwrap_or_default());
-            let listed = || e["values"].as_array().is_some_and(|vs| vs.iter().any(|x| Some(x) == value));
+            let listed = || {
+                e["values"]
+                    .as_array()
+                    .is_some_and(|vs| vs.iter().any(|x| Some(x) == value))
+            };
             match e["operator"].as_str() {
                 Some("Exists") => value.is_some(),
                 Some("DoesNotExist") => value.is_none(),
@@ -335,7 +392,11 @@ mod tests {
     #[test]
     fn paths_match_exactly_or_by_prefix() {
         let r = Rule::from_value(&json!({"verbs": ["get"], "nonResourceURLs": ["/healthz", "/apis/*"]}));
-        let at = |p: &str| Attributes { verb: "get".into(), path: p.into(), ..Attributes::default() };
+        let at = |p: &str| Attributes {
+            verb: "get".into(),
+            path: p.into(),
+            ..Attributes::default()
+        };
         assert!(r.allows(&at("/healthz")) && r.allows(&at("/apis/apps")) && !r.allows(&at("/apis")));
     }
 
@@ -348,7 +409,12 @@ mod tests {
         };
         let leaf = json!({"metadata": {"name": "leaf", "labels": {"to-view": "true"}},
             "rules": [{"verbs": ["get"], "apiGroups": [""], "resources": ["widgets"]}]});
-        let all = cluster_roles(&[role("admin", "x", "to-admin", "a"), role("edit", "to-admin", "to-edit", "b"), role("view", "to-edit", "to-view", "c"), leaf]);
+        let all = cluster_roles(&[
+            role("admin", "x", "to-admin", "a"),
+            role("edit", "to-admin", "to-edit", "b"),
+            role("view", "to-edit", "to-view", "c"),
+            leaf,
+        ]);
         assert!(all["admin"].iter().any(|r| r.resources == ["widgets"]));
     }
 

@@ -80,7 +80,9 @@ impl Cache {
                 rev = page.rev;
             }
             for item in &page.items {
-                let Some((kind, _)) = self.by_key(&item.key) else { continue };
+                let Some((kind, _)) = self.by_key(&item.key) else {
+                    continue;
+                };
                 match Object::parse(&item.key, &item.value, item.rev, &kind.spec.fields) {
                     Ok((o, _)) => found.entry(Arc::as_ptr(&kind) as usize).or_default().push(o),
                     Err(e) => tracing::error!(error = %e, "object left out of the cache"),
@@ -105,7 +107,10 @@ impl Cache {
             rev = rev.max(kv.mod_revision());
             let Ok(key) = kv.key_str() else { continue };
             let Some((kind, name)) = self.by_key(key) else { continue };
-            let pending = &mut batch.entry(Arc::as_ptr(&kind) as usize).or_insert_with(|| (kind.clone(), Vec::new())).1;
+            let pending = &mut batch
+                .entry(Arc::as_ptr(&kind) as usize)
+                .or_insert_with(|| (kind.clone(), Vec::new()))
+                .1;
             let change = match event.event_type() {
                 EventType::Put => put(&kind.spec, key, kv.value(), kv.mod_revision()),
                 EventType::Delete => deletion(&kind, name, pending, kv.mod_revision()),
@@ -137,7 +142,10 @@ fn put(spec: &Spec, key: &str, value: &[u8], rev: i64) -> Option<(Change, Object
 
 /// The last version with the revision of its deletion: from this very batch if it was written there, else from the map.
 fn deletion(kind: &KindCache, name: &str, pending: &[(Change, Object)], rev: i64) -> Option<(Change, Object)> {
-    let in_batch = pending.iter().rev().find(|(_, o)| super::object_key(&o.namespace, &o.name) == name);
+    let in_batch = pending
+        .iter()
+        .rev()
+        .find(|(_, o)| super::object_key(&o.namespace, &o.name) == name);
     let value = match in_batch {
         Some((Change::Delete, _)) => return None,
         Some((Change::Put, o)) => o.value(),

@@ -107,13 +107,21 @@ pub struct KindCache {
 
 /// Key of an object within its kind.
 pub fn object_key(namespace: &str, name: &str) -> String {
-    if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") }
+    if namespace.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{namespace}/{name}")
+    }
 }
 
 impl KindCache {
     /// An empty cache.
     pub fn new(spec: Spec) -> Self {
-        Self { spec, inner: RwLock::default(), head: watch::channel(0).0 }
+        Self {
+            spec,
+            inner: RwLock::default(),
+            head: watch::channel(0).0,
+        }
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Inner> {
@@ -128,8 +136,10 @@ impl KindCache {
     pub fn refill(&self, objects: Vec<Object>, rev: i64) {
         let mut inner = self.write();
         let had_content = inner.epoch > 0;
-        inner.map =
-            objects.into_iter().map(|o| (object_key(&o.namespace, &o.name).into_boxed_str(), Arc::new(o))).collect();
+        inner.map = objects
+            .into_iter()
+            .map(|o| (object_key(&o.namespace, &o.name).into_boxed_str(), Arc::new(o)))
+            .collect();
         inner.first_seq += inner.ring.len() as u64;
         inner.ring.clear();
         inner.ring_bytes = 0;
@@ -159,7 +169,12 @@ impl KindCache {
                 Change::Delete => inner.map.remove(key.as_str()),
             };
             inner.ring_bytes += object.raw.len();
-            inner.ring.push_back(Arc::new(Event { change, object, prev, at }));
+            inner.ring.push_back(Arc::new(Event {
+                change,
+                object,
+                prev,
+                at,
+            }));
         }
         inner.prune(at);
         let head = inner.first_seq + inner.ring.len() as u64;
@@ -220,10 +235,17 @@ impl KindCache {
     pub fn cursor(&self, rev: i64) -> Result<Cursor, TooOld> {
         let inner = self.read();
         if rev < inner.floor {
-            return Err(TooOld { asked: rev, oldest: inner.floor });
+            return Err(TooOld {
+                asked: rev,
+                oldest: inner.floor,
+            });
         }
         let skip = inner.ring.partition_point(|e| e.object.rev <= rev) as u64;
-        Ok(Cursor { seq: inner.first_seq + skip, epoch: inner.epoch, after: rev })
+        Ok(Cursor {
+            seq: inner.first_seq + skip,
+            epoch: inner.epoch,
+            after: rev,
+        })
     }
 
     /// The objects of a namespace together with the place behind them, as one atomic view.
@@ -237,7 +259,14 @@ impl KindCache {
         let rev = inner.rev.max(progress);
         let items = inner.scan(namespace).filter(|o| keep(o)).cloned().collect();
         let seq = inner.first_seq + inner.ring.len() as u64;
-        (Snapshot { rev, items }, Cursor { seq, epoch: inner.epoch, after: rev })
+        (
+            Snapshot { rev, items },
+            Cursor {
+                seq,
+                epoch: inner.epoch,
+                after: rev,
+            },
+        )
     }
 
     /// At most `max` events behind the cursor, which moves on.
@@ -247,7 +276,10 @@ impl KindCache {
     pub fn next(&self, cursor: &mut Cursor, max: usize) -> Result<Vec<Arc<Event>>, TooOld> {
         let inner = self.read();
         if cursor.epoch != inner.epoch || cursor.seq < inner.first_seq {
-            return Err(TooOld { asked: cursor.after, oldest: inner.floor });
+            return Err(TooOld {
+                asked: cursor.after,
+                oldest: inner.floor,
+            });
         }
         let skip = (cursor.seq - inner.first_seq) as usize;
         let events: Vec<_> = inner.ring.iter().skip(skip).take(max).cloned().collect();
@@ -265,7 +297,10 @@ impl Inner {
             (Bound::Unbounded, Bound::Unbounded)
         } else {
             // '0' is the byte after '/'.
-            (Bound::Included(format!("{namespace}/")), Bound::Excluded(format!("{namespace}0")))
+            (
+                Bound::Included(format!("{namespace}/")),
+                Bound::Excluded(format!("{namespace}0")),
+            )
         };
         let start = start.map(String::into_boxed_str);
         let end = end.map(String::into_boxed_str);
@@ -294,11 +329,20 @@ mod tests {
     use serde_json::json;
 
     fn object(name: &str, rev: i64) -> Object {
-        Object::from_value(json!({"metadata": {"namespace": "a", "name": name, "labels": {"x": "y"}}}), rev, &[]).0
+        Object::from_value(
+            json!({"metadata": {"namespace": "a", "name": name, "labels": {"x": "y"}}}),
+            rev,
+            &[],
+        )
+        .0
     }
 
     fn cache() -> KindCache {
-        let c = KindCache::new(Spec { group: String::new(), plural: "pods".into(), fields: vec![] });
+        let c = KindCache::new(Spec {
+            group: String::new(),
+            plural: "pods".into(),
+            fields: vec![],
+        });
         c.refill(vec![object("one", 3)], 5);
         c
     }
@@ -332,7 +376,9 @@ mod tests {
     fn a_slow_watcher_is_ended_once_the_ring_has_passed_it() {
         let c = cache();
         let mut cur = c.cursor(5).unwrap();
-        let batch = (0..=HARD_EVENTS as i64).map(|i| (Change::Put, object("one", 10 + i))).collect();
+        let batch = (0..=HARD_EVENTS as i64)
+            .map(|i| (Change::Put, object("one", 10 + i)))
+            .collect();
         c.apply(batch);
         assert!(c.next(&mut cur, 1).is_err());
         assert_eq!(c.len(), 1);

@@ -45,9 +45,19 @@ impl Cache {
     pub fn new(etcd: Arc<Etcd>, specs: impl IntoIterator<Item = Spec>) -> Self {
         let kinds = specs
             .into_iter()
-            .map(|s| (format!("{}/{}", group_segment(&s.group), s.plural), Arc::new(KindCache::new(s))))
+            .map(|s| {
+                (
+                    format!("{}/{}", group_segment(&s.group), s.plural),
+                    Arc::new(KindCache::new(s)),
+                )
+            })
             .collect();
-        Self { etcd, kinds: RwLock::new(kinds), progress: watch::channel(0).0, synced: watch::channel(false).0 }
+        Self {
+            etcd,
+            kinds: RwLock::new(kinds),
+            progress: watch::channel(0).0,
+            synced: watch::channel(false).0,
+        }
     }
 
     /// The cache of a resource.
@@ -58,7 +68,12 @@ impl Cache {
 
     /// All caches.
     pub fn all(&self) -> Vec<Arc<KindCache>> {
-        self.kinds.read().unwrap_or_else(std::sync::PoisonError::into_inner).values().cloned().collect()
+        self.kinds
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
     }
 
     /// Revision that all caches have reached.
@@ -89,7 +104,10 @@ impl Cache {
         let mut rx = self.progress.subscribe();
         match tokio::time::timeout(WAIT, rx.wait_for(|p| *p >= want)).await {
             Ok(_) => Ok(()),
-            Err(_) => Err(Behind { want, have: self.progress() }),
+            Err(_) => Err(Behind {
+                want,
+                have: self.progress(),
+            }),
         }
     }
 

@@ -31,8 +31,10 @@ impl Object {
     /// # Errors
     /// [`StoreError::Damaged`] if the bytes are no JSON object.
     pub fn parse(key: &str, bytes: &[u8], rev: i64, fields: &[&str]) -> Result<(Self, Value), StoreError> {
-        let value: Value = serde_json::from_slice(bytes)
-            .map_err(|e| StoreError::Damaged { key: key.to_owned(), reason: e.to_string() })?;
+        let value: Value = serde_json::from_slice(bytes).map_err(|e| StoreError::Damaged {
+            key: key.to_owned(),
+            reason: e.to_string(),
+        })?;
         Ok(Self::from_value(value, rev, fields))
     }
 
@@ -43,7 +45,10 @@ impl Object {
         let meta = &value["metadata"];
         let text = |k: &str| meta[k].as_str().unwrap_or_default().into();
         let labels = match meta["labels"].as_object() {
-            Some(m) => m.iter().map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or_default().into())).collect(),
+            Some(m) => m
+                .iter()
+                .map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or_default().into()))
+                .collect(),
             None => Box::default(),
         };
         let object = Self {
@@ -76,8 +81,15 @@ pub fn field(value: &Value, path: &str) -> String {
         return field(value, "source.component");
     }
     if path == "status.podIPs" {
-        let ips = value["status"]["podIPs"].as_array().map(Vec::as_slice).unwrap_or_default();
-        return ips.iter().filter_map(|i| i["ip"].as_str()).collect::<Vec<_>>().join(",");
+        let ips = value["status"]["podIPs"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        return ips
+            .iter()
+            .filter_map(|i| i["ip"].as_str())
+            .collect::<Vec<_>>()
+            .join(",");
     }
     let found = path.split('.').try_fold(value, |v, k| v.get(k));
     match found {

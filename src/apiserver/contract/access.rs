@@ -22,24 +22,42 @@ async fn what_nobody_allows_is_refused_and_a_binding_allows_it() {
     let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "devs"},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
         "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "devs"}]});
-    c.post(&format!("{RBAC}/namespaces/default/rolebindings"), binding).await.expect(201);
-    c.get(&format!("{RBAC}/namespaces/default/rolebindings")).await.expect(200);
+    c.post(&format!("{RBAC}/namespaces/default/rolebindings"), binding)
+        .await
+        .expect(201);
+    c.get(&format!("{RBAC}/namespaces/default/rolebindings"))
+        .await
+        .expect(200);
     c.call(Method::GET, MAPS, &eve, None).await.expect(200);
-    c.call(Method::GET, "/api/v1/namespaces/default/secrets", &eve, None).await.expect(403);
+    c.call(Method::GET, "/api/v1/namespaces/default/secrets", &eve, None)
+        .await
+        .expect(403);
     c.call(Method::GET, "/api/v1/configmaps", &eve, None).await.expect(403);
-    c.call(Method::POST, MAPS, &eve, Some(&config_map("a"))).await.expect(403);
+    c.call(Method::POST, MAPS, &eve, Some(&config_map("a")))
+        .await
+        .expect(403);
     // Discovery is for everybody with a name; version and health for everybody.
     c.call(Method::GET, "/apis", &eve, None).await.expect(200);
     c.call(Method::GET, "/apis", &As::Anonymous, None).await.expect(403);
     c.call(Method::GET, "/version", &As::Anonymous, None).await.expect(200);
-    c.call(Method::GET, "/api/v1/nodes", &As::Token("rubbish".into()), None).await.expect(401);
+    c.call(Method::GET, "/api/v1/nodes", &As::Token("rubbish".into()), None)
+        .await
+        .expect(401);
     let sar = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
     let edit = review("x", &["system:masters"], "delete", "nodes", "");
     assert_eq!(c.post(sar, edit).await.expect(201)["status"]["allowed"], true);
     let none = review("x", &[], "delete", "nodes", "");
     assert_eq!(c.post(sar, none).await.expect(201)["status"]["allowed"], false);
     let who = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"});
-    let me = c.call(Method::POST, "/apis/authentication.k8s.io/v1/selfsubjectreviews", &eve, Some(&who)).await.expect(201);
+    let me = c
+        .call(
+            Method::POST,
+            "/apis/authentication.k8s.io/v1/selfsubjectreviews",
+            &eve,
+            Some(&who),
+        )
+        .await
+        .expect(201);
     assert_eq!(me["status"]["userInfo"]["username"], "eve");
     c.end().await;
 }
@@ -57,9 +75,17 @@ async fn nobody_grants_more_than_they_have() {
     let path = format!("{RBAC}/namespaces/default/rolebindings");
     c.post(&path, bind("admin", "boss")).await.expect(201);
     c.get(&path).await.expect(200);
-    c.call(Method::POST, &path, &boss, Some(&bind("view", "eve"))).await.expect(201);
-    let refused = c.call(Method::POST, &path, &boss, Some(&bind("cluster-admin", "boss"))).await.expect(403);
-    assert!(refused["message"].as_str().unwrap().contains("not currently held"), "{refused}");
+    c.call(Method::POST, &path, &boss, Some(&bind("view", "eve")))
+        .await
+        .expect(201);
+    let refused = c
+        .call(Method::POST, &path, &boss, Some(&bind("cluster-admin", "boss")))
+        .await
+        .expect(403);
+    assert!(
+        refused["message"].as_str().unwrap().contains("not currently held"),
+        "{refused}"
+    );
     c.end().await;
 }
 
@@ -69,9 +95,7 @@ async fn a_requested_token_identifies_its_account_until_the_account_is_gone() {
     let accounts = "/api/v1/namespaces/default/serviceaccounts";
     let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "robot"}});
     c.post(accounts, account).await.expect(201);
-    let request = |seconds: i64, audiences: Value| {
-        json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": seconds, "audiences": audiences}})
-    };
+    let request = |seconds: i64, audiences: Value| json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": seconds, "audiences": audiences}});
     let token_path = format!("{accounts}/robot/token");
     let made = c.post(&token_path, request(3600, json!([]))).await.expect(201);
     let token = made["status"]["token"].as_str().unwrap().to_owned();
@@ -79,19 +103,29 @@ async fn a_requested_token_identifies_its_account_until_the_account_is_gone() {
     let who = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"});
     let reviews = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
     let me = c.call(Method::POST, reviews, &robot, Some(&who)).await.expect(201);
-    assert_eq!(me["status"]["userInfo"]["username"], "system:serviceaccount:default:robot");
+    assert_eq!(
+        me["status"]["userInfo"]["username"],
+        "system:serviceaccount:default:robot"
+    );
     c.post(&token_path, request(10, json!([]))).await.expect(422);
     let foreign = c.post(&token_path, request(3600, json!(["vault"]))).await.expect(201);
     let foreign = foreign["status"]["token"].as_str().unwrap().to_owned();
-    c.call(Method::POST, reviews, &As::Token(foreign.clone()), Some(&who)).await.expect(401);
+    c.call(Method::POST, reviews, &As::Token(foreign.clone()), Some(&who))
+        .await
+        .expect(401);
     let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": foreign, "audiences": ["vault"]}});
-    let reviewed = c.post("/apis/authentication.k8s.io/v1/tokenreviews", review).await.expect(201);
+    let reviewed = c
+        .post("/apis/authentication.k8s.io/v1/tokenreviews", review)
+        .await
+        .expect(201);
     assert_eq!(reviewed["status"]["authenticated"], true);
     assert_eq!(reviewed["status"]["audiences"], json!(["vault"]));
     let keys = c.get("/openid/v1/jwks").await.expect(200);
     assert_eq!(keys["keys"][0]["alg"], "ES256");
     let tampered = format!("{}x", &token[..token.len() - 4]);
-    c.call(Method::POST, reviews, &As::Token(tampered), Some(&who)).await.expect(401);
+    c.call(Method::POST, reviews, &As::Token(tampered), Some(&who))
+        .await
+        .expect(401);
     c.delete(&format!("{accounts}/robot"), json!({})).await.expect(200);
     c.call(Method::POST, reviews, &robot, Some(&who)).await.expect(401);
     c.end().await;
@@ -104,17 +138,25 @@ async fn a_bootstrap_token_lets_a_node_ask_for_its_certificate() {
         "metadata": {"name": "bootstrap-token-abcdef"}, "stringData": {
             "token-id": "abcdef", "token-secret": "0123456789abcdef", "usage-bootstrap-authentication": "true",
             "auth-extra-groups": "system:bootstrappers:nodes", "expiration": "2999-01-01T00:00:00Z"}});
-    c.post("/api/v1/namespaces/kube-system/secrets", secret).await.expect(201);
+    c.post("/api/v1/namespaces/kube-system/secrets", secret)
+        .await
+        .expect(201);
     let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "bootstrap"},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:node-bootstrapper"},
         "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:bootstrappers:nodes"}]});
-    c.post(&format!("{RBAC}/clusterrolebindings"), binding).await.expect(201);
+    c.post(&format!("{RBAC}/clusterrolebindings"), binding)
+        .await
+        .expect(201);
     c.get(&format!("{RBAC}/clusterrolebindings")).await.expect(200);
     let node = As::Token("abcdef.0123456789abcdef".into());
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "system:node:n");
     params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
-    let pem = params.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap();
+    let pem = params
+        .serialize_request(&KeyPair::generate().unwrap())
+        .unwrap()
+        .pem()
+        .unwrap();
     let csr = json!({"apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest", "metadata": {"name": "n"}, "spec": {
         "request": base64::engine::general_purpose::STANDARD.encode(pem), "signerName": "kubernetes.io/kube-apiserver-client-kubelet",
         "usages": ["client auth", "digital signature"], "username": "somebody-else"}});
@@ -122,18 +164,25 @@ async fn a_bootstrap_token_lets_a_node_ask_for_its_certificate() {
     let mut made = c.call(Method::POST, csrs, &node, Some(&csr)).await.expect(201);
     assert_eq!(made["spec"]["username"], "system:bootstrap:abcdef");
     c.call(Method::GET, "/api/v1/nodes", &node, None).await.expect(403);
-    c.call(Method::GET, MAPS, &As::Token("abcdef.0123456789abcdee".into()), None).await.expect(401);
+    c.call(Method::GET, MAPS, &As::Token("abcdef.0123456789abcdee".into()), None)
+        .await
+        .expect(401);
     made["status"] = json!({"conditions": [{"type": "Approved", "status": "True", "reason": "Test"}]});
     c.pki.issue("cm", "system:kube-controller-manager", &[], false);
     let manager = As::Cert("cm".into());
-    let approved = c.call(Method::PUT, &format!("{csrs}/n/approval"), &manager, Some(&made)).await.expect(200);
+    let approved = c
+        .call(Method::PUT, &format!("{csrs}/n/approval"), &manager, Some(&made))
+        .await
+        .expect(200);
     assert_eq!(approved["status"]["conditions"][0]["type"], "Approved");
     let mut other = csr;
     other["metadata"]["name"] = "m".into();
     other["spec"]["signerName"] = "example.com/own".into();
     let mut made = c.post(csrs, other).await.expect(201);
     made["status"] = approved["status"].clone();
-    c.call(Method::PUT, &format!("{csrs}/m/approval"), &manager, Some(&made)).await.expect(403);
+    c.call(Method::PUT, &format!("{csrs}/m/approval"), &manager, Some(&made))
+        .await
+        .expect(403);
     c.end().await;
 }
 
@@ -143,7 +192,9 @@ async fn a_node_reaches_only_what_its_pods_refer_to() {
     c.pki.issue("node", "system:node:n", &["system:nodes"], false);
     let node = As::Cert("node".into());
     let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
-    c.post("/api/v1/namespaces/default/serviceaccounts", account).await.expect(201);
+    c.post("/api/v1/namespaces/default/serviceaccounts", account)
+        .await
+        .expect(201);
     c.post(MAPS, config_map("mine")).await.expect(201);
     c.post(MAPS, config_map("other")).await.expect(201);
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"nodeName": "n",
@@ -157,11 +208,22 @@ async fn a_node_reaches_only_what_its_pods_refer_to() {
     assert_eq!(get("/api/v1/pods?fieldSelector=spec.nodeName%3Dn".into()).await, 200);
     assert_eq!(get("/api/v1/pods".into()).await, 403);
     let own = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}});
-    c.call(Method::POST, "/api/v1/nodes", &node, Some(&own)).await.expect(201);
+    c.call(Method::POST, "/api/v1/nodes", &node, Some(&own))
+        .await
+        .expect(201);
     let foreign = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "m"}});
-    c.call(Method::POST, "/api/v1/nodes", &node, Some(&foreign)).await.expect(403);
+    c.call(Method::POST, "/api/v1/nodes", &node, Some(&foreign))
+        .await
+        .expect(403);
     let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
-    c.call(Method::POST, "/api/v1/namespaces/default/serviceaccounts/default/token", &node, Some(&request)).await.expect(201);
+    c.call(
+        Method::POST,
+        "/api/v1/namespaces/default/serviceaccounts/default/token",
+        &node,
+        Some(&request),
+    )
+    .await
+    .expect(201);
     c.end().await;
 }
 
@@ -172,7 +234,16 @@ async fn impersonation_needs_permission() {
     c.raw(Method::GET, MAPS, &As::Admin, &headers, vec![]).await.expect(403);
     c.pki.issue("eve", "eve", &[], false);
     let masters = [("impersonate-user", "root"), ("impersonate-group", "system:masters")];
-    let refused = c.raw(Method::GET, MAPS, &As::Cert("eve".into()), &masters, vec![]).await.expect(403);
-    assert!(refused["message"].as_str().unwrap().contains("cannot impersonate resource \"users\""), "{refused}");
+    let refused = c
+        .raw(Method::GET, MAPS, &As::Cert("eve".into()), &masters, vec![])
+        .await
+        .expect(403);
+    assert!(
+        refused["message"]
+            .as_str()
+            .unwrap()
+            .contains("cannot impersonate resource \"users\""),
+        "{refused}"
+    );
     c.end().await;
 }

@@ -5,6 +5,7 @@
 mod access;
 mod kubectl;
 mod objects;
+mod proxies;
 mod watches;
 
 use std::net::TcpListener;
@@ -43,18 +44,40 @@ struct Etcd {
 impl Etcd {
     fn start(dir: &Path) -> Self {
         let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut etcd = Self { child: None, dir: dir.join("etcd"), client: free(), peer: free() };
+        let mut etcd = Self {
+            child: None,
+            dir: dir.join("etcd"),
+            client: free(),
+            peer: free(),
+        };
         etcd.launch();
         etcd
     }
 
     fn launch(&mut self) {
-        let (client, peer) = (format!("http://127.0.0.1:{}", self.client), format!("http://127.0.0.1:{}", self.peer));
+        let (client, peer) = (
+            format!("http://127.0.0.1:{}", self.client),
+            format!("http://127.0.0.1:{}", self.peer),
+        );
         let child = Command::new("/usr/bin/etcd")
-            .args(["--data-dir", self.dir.to_str().unwrap(), "--name", "test", "--log-level", "error"])
+            .args([
+                "--data-dir",
+                self.dir.to_str().unwrap(),
+                "--name",
+                "test",
+                "--log-level",
+                "error",
+            ])
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("test={peer}"), "--heartbeat-interval", "50", "--election-timeout", "300"])
+            .args([
+                "--initial-cluster",
+                &format!("test={peer}"),
+                "--heartbeat-interval",
+                "50",
+                "--election-timeout",
+                "300",
+            ])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -88,18 +111,29 @@ impl Pki {
         params.distinguished_name.push(DnType::CommonName, "test-ca");
         let key = KeyPair::generate().unwrap();
         std::fs::write(dir.join("ca.crt"), params.self_signed(&key).unwrap().pem()).unwrap();
-        Self { dir: dir.to_owned(), issuer: Issuer::new(params, key) }
+        Self {
+            dir: dir.to_owned(),
+            issuer: Issuer::new(params, key),
+        }
     }
 
     fn issue(&self, file: &str, name: &str, groups: &[&str], server: bool) {
-        let names = if server { vec!["127.0.0.1".to_owned(), "localhost".to_owned()] } else { vec![] };
+        let names = if server {
+            vec!["127.0.0.1".to_owned(), "localhost".to_owned()]
+        } else {
+            vec![]
+        };
         let mut params = CertificateParams::new(names).unwrap();
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
         for g in groups {
             params.distinguished_name.push(DnType::OrganizationName, *g);
         }
-        let usage = if server { ExtendedKeyUsagePurpose::ServerAuth } else { ExtendedKeyUsagePurpose::ClientAuth };
+        let usage = if server {
+            ExtendedKeyUsagePurpose::ServerAuth
+        } else {
+            ExtendedKeyUsagePurpose::ClientAuth
+        };
         params.extended_key_usages = vec![usage];
         let key = KeyPair::generate().unwrap();
         let cert = params.signed_by(&key, &self.issuer).unwrap();
@@ -116,6 +150,7 @@ struct Cluster {
     stop: CancellationToken,
     dir: tempfile::TempDir,
     port: u16,
+    args: Args,
 }
 
 /// Who makes a request.
@@ -156,7 +191,10 @@ impl Cluster {
     async fn with(flags: &[&str]) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let filter = tracing_subscriber::EnvFilter::from_default_env();
-        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_test_writer()
+            .try_init();
         let dir = tempfile::tempdir().unwrap();
         let etcd = Etcd::start(dir.path());
         let pki = Pki::new(dir.path());
@@ -182,11 +220,20 @@ impl Cluster {
         ] {
             line.push(format!("--{k}={v}"));
         }
-        line.extend(flags.iter().map(|f| (*f).to_owned()));
+        line.extend(flags.iter().map(|f| f.replace("DIR", dir.path().to_str().unwrap())));
         let stop = CancellationToken::new();
-        let server = Server::start(Flags::parse_from(line).args, stop.clone()).await.unwrap();
+        let args = Flags::parse_from(line).args;
+        let server = Server::start(args.clone(), stop.clone()).await.unwrap();
         let port = server.address.port();
-        let cluster = Self { server: Some(server), etcd, pki, stop, dir, port };
+        let cluster = Self {
+            server: Some(server),
+            etcd,
+            pki,
+            stop,
+            dir,
+            port,
+            args,
+        };
         cluster.until_ready().await;
         cluster
     }
@@ -207,8 +254,23 @@ impl Cluster {
     async fn end(mut self) {
         self.stop.cancel();
         if let Some(s) = self.server.take() {
-            tokio::time::timeout(Duration::from_secs(10), s.wait()).await.expect("the server ends");
+            tokio::time::timeout(Duration::from_secs(10), s.wait())
+                .await
+                .expect("the server ends");
         }
+    }
+
+    /// Ends the server and starts another one on the same store.
+    async fn restart(&mut self) {
+        self.stop.cancel();
+        if let Some(s) = self.server.take() {
+            s.wait().await;
+        }
+        self.stop = CancellationToken::new();
+        let server = Server::start(self.args.clone(), self.stop.clone()).await.unwrap();
+        self.port = server.address.port();
+        self.server = Some(server);
+        self.until_ready().await;
     }
 
     async fn open(&self, who: &As, request: Request<Full<Bytes>>) -> http::Response<Incoming> {
@@ -223,7 +285,10 @@ impl Cluster {
         let config = Arc::new(crate::tls::client(Some(&path("ca.crt")), identity).unwrap());
         let tcp = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
         let name = ServerName::try_from("127.0.0.1").unwrap();
-        let tls = tokio_rustls::TlsConnector::from(config).connect(name, tcp).await.unwrap();
+        let tls = tokio_rustls::TlsConnector::from(config)
+            .connect(name, tcp)
+            .await
+            .unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.unwrap();
         tokio::spawn(connection);
         sender.send_request(request).await.unwrap()
@@ -244,12 +309,17 @@ impl Cluster {
         let response = self.open(who, Self::request(method, path, who, headers, body)).await;
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();
-        Answer { code: parts.status.as_u16(), headers: parts.headers, bytes }
+        Answer {
+            code: parts.status.as_u16(),
+            headers: parts.headers,
+            bytes,
+        }
     }
 
     async fn call(&self, method: Method, path: &str, who: &As, body: Option<&Value>) -> Answer {
         let bytes = body.map(|b| b.to_string().into_bytes()).unwrap_or_default();
-        self.raw(method, path, who, &[("content-type", "application/json")], bytes).await
+        self.raw(method, path, who, &[("content-type", "application/json")], bytes)
+            .await
     }
 
     async fn get(&self, path: &str) -> Answer {
@@ -269,7 +339,14 @@ impl Cluster {
     }
 
     async fn patch(&self, path: &str, media: &str, body: Value) -> Answer {
-        self.raw(Method::PATCH, path, &As::Admin, &[("content-type", media)], body.to_string().into_bytes()).await
+        self.raw(
+            Method::PATCH,
+            path,
+            &As::Admin,
+            &[("content-type", media)],
+            body.to_string().into_bytes(),
+        )
+        .await
     }
 
     async fn watch(&self, path: &str) -> Watch {
@@ -280,7 +357,10 @@ impl Cluster {
         let request = Self::request(Method::GET, path, &As::Admin, &[("accept", accept)], vec![]);
         let response = self.open(&As::Admin, request).await;
         assert_eq!(response.status(), 200);
-        Watch { body: response.into_body(), buffer: Vec::new() }
+        Watch {
+            body: response.into_body(),
+            buffer: Vec::new(),
+        }
     }
 }
 
@@ -298,7 +378,9 @@ impl Watch {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 return Some(serde_json::from_slice(&line).unwrap());
             }
-            let frame = tokio::time::timeout(Duration::from_secs(20), self.body.frame()).await.expect("an event comes");
+            let frame = tokio::time::timeout(Duration::from_secs(20), self.body.frame())
+                .await
+                .expect("an event comes");
             self.buffer.extend_from_slice(frame?.ok()?.data_ref()?);
         }
     }

@@ -9,21 +9,36 @@ async fn an_object_is_created_read_updated_and_deleted() {
     let made = c.post(MAPS, config_map("a")).await.expect(201);
     assert!(!made["metadata"]["uid"].as_str().unwrap().is_empty());
     assert_eq!(made["metadata"]["namespace"], "default");
-    assert_eq!(c.post(MAPS, config_map("a")).await.expect(409)["reason"], "AlreadyExists");
+    assert_eq!(
+        c.post(MAPS, config_map("a")).await.expect(409)["reason"],
+        "AlreadyExists"
+    );
     let path = format!("{MAPS}/a");
     assert_eq!(c.get(&path).await.expect(200), made);
     let mut changed = made.clone();
     changed["data"]["k"] = "w".into();
     let updated = c.put(&path, changed.clone()).await.expect(200);
-    assert_ne!(updated["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"]);
+    assert_ne!(
+        updated["metadata"]["resourceVersion"],
+        made["metadata"]["resourceVersion"]
+    );
     assert_eq!(updated["metadata"]["uid"], made["metadata"]["uid"]);
     let stale = c.put(&path, changed).await.expect(409);
-    assert_eq!((stale["reason"].as_str(), stale["details"]["name"].as_str()), (Some("Conflict"), Some("a")));
+    assert_eq!(
+        (stale["reason"].as_str(), stale["details"]["name"].as_str()),
+        (Some("Conflict"), Some("a"))
+    );
     let same = c.put(&path, updated.clone()).await.expect(200);
-    assert_eq!(same["metadata"]["resourceVersion"], updated["metadata"]["resourceVersion"], "nothing changed");
+    assert_eq!(
+        same["metadata"]["resourceVersion"], updated["metadata"]["resourceVersion"],
+        "nothing changed"
+    );
     let wrong = json!({"preconditions": {"uid": "other"}});
     c.delete(&path, wrong).await.expect(409);
-    let gone = c.delete(&path, json!({"kind": "DeleteOptions", "apiVersion": "v1"})).await.expect(200);
+    let gone = c
+        .delete(&path, json!({"kind": "DeleteOptions", "apiVersion": "v1"}))
+        .await
+        .expect(200);
     assert_eq!(gone["status"], "Success");
     assert_eq!(c.get(&path).await.expect(404)["details"]["kind"], "configmaps");
     c.end().await;
@@ -37,10 +52,16 @@ async fn names_are_generated_and_dry_runs_store_nothing() {
     let made = c.post(MAPS, map).await.expect(201);
     let name = made["metadata"]["name"].as_str().unwrap();
     assert!(name.starts_with("x-") && name.len() == 7, "{name}");
-    c.post(&format!("{MAPS}?dryRun=All"), config_map("dry")).await.expect(201);
+    c.post(&format!("{MAPS}?dryRun=All"), config_map("dry"))
+        .await
+        .expect(201);
     c.get(&format!("{MAPS}/dry")).await.expect(404);
-    c.post(&format!("{MAPS}?dryRun=Some"), config_map("dry")).await.expect(422);
-    c.post("/api/v1/namespaces/none/configmaps", config_map("a")).await.expect(404);
+    c.post(&format!("{MAPS}?dryRun=Some"), config_map("dry"))
+        .await
+        .expect(422);
+    c.post("/api/v1/namespaces/none/configmaps", config_map("a"))
+        .await
+        .expect(404);
     c.end().await;
 }
 
@@ -50,14 +71,31 @@ async fn the_three_patch_types_change_an_object_and_apply_is_refused() {
     c.post(MAPS, config_map("a")).await.expect(201);
     let path = format!("{MAPS}/a");
     let json_patch = json!([{"op": "replace", "path": "/data/k", "value": "1"}]);
-    assert_eq!(c.patch(&path, "application/json-patch+json", json_patch).await.expect(200)["data"]["k"], "1");
+    assert_eq!(
+        c.patch(&path, "application/json-patch+json", json_patch)
+            .await
+            .expect(200)["data"]["k"],
+        "1"
+    );
     let merge = json!({"data": {"k": null, "m": "2"}});
-    assert_eq!(c.patch(&path, "application/merge-patch+json", merge).await.expect(200)["data"], json!({"m": "2"}));
+    assert_eq!(
+        c.patch(&path, "application/merge-patch+json", merge).await.expect(200)["data"],
+        json!({"m": "2"})
+    );
     let strategic = json!({"metadata": {"labels": {"a": "b"}}});
-    let patched = c.patch(&path, "application/strategic-merge-patch+json", strategic).await.expect(200);
+    let patched = c
+        .patch(&path, "application/strategic-merge-patch+json", strategic)
+        .await
+        .expect(200);
     assert_eq!(patched["metadata"]["labels"], json!({"a": "b"}));
-    let apply = c.patch(&path, "application/apply-patch+yaml", json!({})).await.expect(415);
-    assert!(apply["message"].as_str().unwrap().contains("server-side apply"), "{apply}");
+    let apply = c
+        .patch(&path, "application/apply-patch+yaml", json!({}))
+        .await
+        .expect(415);
+    assert!(
+        apply["message"].as_str().unwrap().contains("server-side apply"),
+        "{apply}"
+    );
     let failed = json!([{"op": "test", "path": "/data/m", "value": "no"}]);
     assert!(c.patch(&path, "application/json-patch+json", failed).await.code >= 400);
     c.end().await;
@@ -74,12 +112,17 @@ async fn finalizers_hold_an_object_until_they_are_gone() {
     assert!(marked["metadata"]["deletionTimestamp"].is_string());
     c.get(&path).await.expect(200);
     let release = json!({"metadata": {"finalizers": null}});
-    c.patch(&path, "application/merge-patch+json", release).await.expect(200);
+    c.patch(&path, "application/merge-patch+json", release)
+        .await
+        .expect(200);
     c.get(&path).await.expect(404);
     for (policy, finalizer) in [("Foreground", "foregroundDeletion"), ("Orphan", "orphan")] {
         let name = policy.to_lowercase();
         c.post(MAPS, config_map(&name)).await.expect(201);
-        let marked = c.delete(&format!("{MAPS}/{name}"), json!({"propagationPolicy": policy})).await.expect(200);
+        let marked = c
+            .delete(&format!("{MAPS}/{name}"), json!({"propagationPolicy": policy}))
+            .await
+            .expect(200);
         assert_eq!(marked["metadata"]["finalizers"], json!([finalizer]));
     }
     c.end().await;
@@ -97,7 +140,9 @@ fn pod(name: &str, node: Option<&str>) -> Value {
 async fn a_running_pod_is_deleted_gracefully_and_bindings_assign_it() {
     let c = Cluster::start().await;
     let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
-    c.post("/api/v1/namespaces/default/serviceaccounts", account).await.expect(201);
+    c.post("/api/v1/namespaces/default/serviceaccounts", account)
+        .await
+        .expect(201);
     let pods = "/api/v1/namespaces/default/pods";
     c.post(pods, pod("p", None)).await.expect(201);
     let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}});
@@ -109,7 +154,9 @@ async fn a_running_pod_is_deleted_gracefully_and_bindings_assign_it() {
     let marked = c.delete(&format!("{pods}/p"), json!({})).await.expect(200);
     assert_eq!(marked["metadata"]["deletionGracePeriodSeconds"], 30);
     c.get(&format!("{pods}/p")).await.expect(200);
-    c.delete(&format!("{pods}/p"), json!({"gracePeriodSeconds": 0})).await.expect(200);
+    c.delete(&format!("{pods}/p"), json!({"gracePeriodSeconds": 0}))
+        .await
+        .expect(200);
     c.get(&format!("{pods}/p")).await.expect(404);
     c.post(pods, pod("q", None)).await.expect(201);
     c.delete(&format!("{pods}/q"), json!({})).await.expect(200);
@@ -121,7 +168,9 @@ async fn a_running_pod_is_deleted_gracefully_and_bindings_assign_it() {
 async fn eviction_respects_a_disruption_budget() {
     let c = Cluster::start().await;
     let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
-    c.post("/api/v1/namespaces/default/serviceaccounts", account).await.expect(201);
+    c.post("/api/v1/namespaces/default/serviceaccounts", account)
+        .await
+        .expect(201);
     let pods = "/api/v1/namespaces/default/pods";
     let mut p = pod("p", Some("n"));
     p["metadata"]["labels"] = json!({"app": "web"});
@@ -134,14 +183,20 @@ async fn eviction_respects_a_disruption_budget() {
         "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "web"}}}});
     let mut made = c.post(budgets, budget).await.expect(201);
     let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "p"}});
-    let refused = c.post(&format!("{pods}/p/eviction"), eviction.clone()).await.expect(429);
+    let refused = c
+        .post(&format!("{pods}/p/eviction"), eviction.clone())
+        .await
+        .expect(429);
     assert_eq!(refused["details"]["causes"][0]["reason"], "DisruptionBudget");
     made["status"] = json!({"disruptionsAllowed": 1, "currentHealthy": 2, "desiredHealthy": 1, "expectedPods": 2,
         "observedGeneration": made["metadata"]["generation"]});
     c.put(&format!("{budgets}/b/status"), made).await.expect(200);
     c.post(&format!("{pods}/p/eviction"), eviction).await.expect(201);
     assert!(c.get(&format!("{pods}/p")).await.expect(200)["metadata"]["deletionTimestamp"].is_string());
-    assert_eq!(c.get(&format!("{budgets}/b")).await.expect(200)["status"]["disruptionsAllowed"], 0);
+    assert_eq!(
+        c.get(&format!("{budgets}/b")).await.expect(200)["status"]["disruptionsAllowed"],
+        0
+    );
     c.end().await;
 }
 
@@ -150,17 +205,48 @@ async fn unknown_fields_are_warned_of_or_refused_and_yaml_is_read() {
     let c = Cluster::start().await;
     let mut odd = config_map("odd");
     odd["colour"] = "red".into();
-    let strict = c.post(&format!("{MAPS}?fieldValidation=Strict"), odd.clone()).await.expect(400);
-    assert!(strict["message"].as_str().unwrap().contains("unknown field \"colour\""), "{strict}");
+    let strict = c
+        .post(&format!("{MAPS}?fieldValidation=Strict"), odd.clone())
+        .await
+        .expect(400);
+    assert!(
+        strict["message"].as_str().unwrap().contains("unknown field \"colour\""),
+        "{strict}"
+    );
     let warned = c.post(MAPS, odd).await;
     assert!(warned.headers["warning"].to_str().unwrap().contains("unknown field"));
     assert!(warned.expect(201)["colour"].is_null());
     let yaml = b"apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: y\ndata:\n  k: v\n".to_vec();
-    let made = c.raw(Method::POST, MAPS, &As::Admin, &[("content-type", "application/yaml")], yaml).await.expect(201);
+    let made = c
+        .raw(
+            Method::POST,
+            MAPS,
+            &As::Admin,
+            &[("content-type", "application/yaml")],
+            yaml,
+        )
+        .await
+        .expect(201);
     assert_eq!(made["data"]["k"], "v");
     let big = vec![b' '; crate::rest::body::LIMIT + 1];
-    c.raw(Method::POST, MAPS, &As::Admin, &[("content-type", "application/json")], big).await.expect(413);
-    c.raw(Method::POST, MAPS, &As::Admin, &[("content-type", "text/plain")], vec![b'x']).await.expect(415);
+    c.raw(
+        Method::POST,
+        MAPS,
+        &As::Admin,
+        &[("content-type", "application/json")],
+        big,
+    )
+    .await
+    .expect(413);
+    c.raw(
+        Method::POST,
+        MAPS,
+        &As::Admin,
+        &[("content-type", "text/plain")],
+        vec![b'x'],
+    )
+    .await
+    .expect(415);
     c.end().await;
 }
 
@@ -175,15 +261,34 @@ async fn scale_stands_for_replicas_and_status_is_written_apart() {
     assert_eq!(made["metadata"]["generation"], 1);
     assert_eq!(made["spec"]["strategy"]["type"], "RollingUpdate");
     let scale = c.get(&format!("{all}/d/scale")).await.expect(200);
-    assert_eq!((scale["kind"].as_str(), scale["status"]["selector"].as_str()), (Some("Scale"), Some("app=web")));
-    let patched = c.patch(&format!("{all}/d/scale"), "application/merge-patch+json", json!({"spec": {"replicas": 3}})).await.expect(200);
+    assert_eq!(
+        (scale["kind"].as_str(), scale["status"]["selector"].as_str()),
+        (Some("Scale"), Some("app=web"))
+    );
+    let patched = c
+        .patch(
+            &format!("{all}/d/scale"),
+            "application/merge-patch+json",
+            json!({"spec": {"replicas": 3}}),
+        )
+        .await
+        .expect(200);
     assert_eq!(patched["spec"]["replicas"], 3);
     let mut now = c.get(&format!("{all}/d")).await.expect(200);
-    assert_eq!((now["spec"]["replicas"].as_i64(), now["metadata"]["generation"].as_i64()), (Some(3), Some(2)));
+    assert_eq!(
+        (now["spec"]["replicas"].as_i64(), now["metadata"]["generation"].as_i64()),
+        (Some(3), Some(2))
+    );
     now["status"] = json!({"replicas": 2});
     now["spec"]["replicas"] = 9.into();
     let status = c.put(&format!("{all}/d/status"), now).await.expect(200);
-    assert_eq!((status["spec"]["replicas"].as_i64(), status["status"]["replicas"].as_i64()), (Some(3), Some(2)));
+    assert_eq!(
+        (
+            status["spec"]["replicas"].as_i64(),
+            status["status"]["replicas"].as_i64()
+        ),
+        (Some(3), Some(2))
+    );
     assert_eq!(status["metadata"]["generation"], 2);
     c.end().await;
 }
@@ -191,11 +296,19 @@ async fn scale_stands_for_replicas_and_status_is_written_apart() {
 #[tokio::test(flavor = "multi_thread")]
 async fn services_get_addresses_and_the_server_publishes_itself() {
     let c = Cluster::start().await;
-    let own = c.get("/api/v1/namespaces/default/services/kubernetes").await.expect(200);
+    let own = c
+        .get("/api/v1/namespaces/default/services/kubernetes")
+        .await
+        .expect(200);
     assert_eq!(own["spec"]["clusterIP"], "10.96.0.1");
-    let endpoints = c.get("/api/v1/namespaces/default/endpoints/kubernetes").await.expect(200);
+    let endpoints = c
+        .get("/api/v1/namespaces/default/endpoints/kubernetes")
+        .await
+        .expect(200);
     assert_eq!(endpoints["subsets"][0]["addresses"][0]["ip"], "192.0.2.1");
-    c.get("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes").await.expect(200);
+    c.get("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes")
+        .await
+        .expect(200);
     let services = "/api/v1/namespaces/default/services";
     let service = |name: &str| json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {"ports": [{"port": 80}]}});
     let (a, b) = tokio::join!(c.post(services, service("a")), c.post(services, service("b")));
@@ -208,18 +321,29 @@ async fn services_get_addresses_and_the_server_publishes_itself() {
     for ns in crate::system::NAMESPACES {
         c.get(&format!("/api/v1/namespaces/{ns}")).await.expect(200);
     }
-    c.get("/apis/scheduling.k8s.io/v1/priorityclasses/system-node-critical").await.expect(200);
+    c.get("/apis/scheduling.k8s.io/v1/priorityclasses/system-node-critical")
+        .await
+        .expect(200);
     c.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_namespace_waits_for_its_content_to_be_finalized() {
     let c = Cluster::start().await;
-    let ns = c.post("/api/v1/namespaces", json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}})).await.expect(201);
+    let ns = c
+        .post(
+            "/api/v1/namespaces",
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}}),
+        )
+        .await
+        .expect(201);
     assert_eq!(ns["spec"]["finalizers"], json!(["kubernetes"]));
     let mut going = c.delete("/api/v1/namespaces/x", json!({})).await.expect(200);
     assert_eq!(going["status"]["phase"], "Terminating");
-    let refused = c.post("/api/v1/namespaces/x/configmaps", config_map("late")).await.expect(403);
+    let refused = c
+        .post("/api/v1/namespaces/x/configmaps", config_map("late"))
+        .await
+        .expect(403);
     assert_eq!(refused["details"]["causes"][0]["reason"], "NamespaceTerminating");
     going["spec"]["finalizers"] = json!([]);
     c.put("/api/v1/namespaces/x/finalize", going).await.expect(200);

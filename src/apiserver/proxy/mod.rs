@@ -30,7 +30,17 @@ use crate::tls::{self, TlsError};
 const CONNECT: Duration = Duration::from_secs(10);
 const KUBELET_PORT: u16 = 10250;
 /// Headers that concern one connection or the caller's identity, and are not passed on.
-const OWN: &[&str] = &["host", "authorization", "connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "proxy-connection"];
+const OWN: &[&str] = &[
+    "host",
+    "authorization",
+    "connection",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "proxy-connection",
+];
 
 /// Where a request goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +81,10 @@ impl Kubelets {
     /// # Errors
     /// [`TlsError`] for unusable files.
     pub fn new(args: &Args) -> Result<Self, TlsError> {
-        let identity = args.kubelet_client_certificate.as_deref().zip(args.kubelet_client_key.as_deref());
+        let identity = args
+            .kubelet_client_certificate
+            .as_deref()
+            .zip(args.kubelet_client_key.as_deref());
         Ok(Self {
             kubelet: Arc::new(tls::client(args.kubelet_certificate_authority.as_deref(), identity)?),
             unverified: Arc::new(tls::client(None, None)?),
@@ -94,14 +107,23 @@ impl Kubelets {
     ///
     /// # Errors
     /// 503 if nobody listens at the target, 400 for a malformed upgrade.
-    pub async fn forward(&self, mut request: Request<Incoming>, target: &Target, stop: CancellationToken) -> Result<Response> {
+    pub async fn forward(
+        &self,
+        mut request: Request<Incoming>,
+        target: &Target,
+        stop: CancellationToken,
+    ) -> Result<Response> {
         let upgrade = request.headers().get(header::UPGRADE).cloned();
         let client_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
         let mut out = Request::builder()
             .method(parts.method.clone())
             .uri(target.path.as_str())
-            .body(if upgrade.is_some() { Either::Left(Empty::<bytes::Bytes>::new()) } else { Either::Right(body) })
+            .body(if upgrade.is_some() {
+                Either::Left(Empty::<bytes::Bytes>::new())
+            } else {
+                Either::Right(body)
+            })
             .map_err(|e| ApiError::bad_request(e.to_string()))?;
         *out.headers_mut() = passed_on(&parts.headers);
         let authority = host_header(target);
@@ -109,19 +131,20 @@ impl Kubelets {
             out.headers_mut().insert(header::HOST, v);
         }
         if let Some(protocol) = upgrade {
-            out.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+            out.headers_mut()
+                .insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
             out.headers_mut().insert(header::UPGRADE, protocol);
         }
-        let unreachable = |e: &dyn std::fmt::Display| {
-            ApiError::unavailable(format!("error trying to reach {authority}: {e}"))
-        };
+        let unreachable =
+            |e: &dyn std::fmt::Display| ApiError::unavailable(format!("error trying to reach {authority}: {e}"));
         let stream = match tokio::time::timeout(CONNECT, self.connect(target)).await {
             Ok(Ok(s)) => s,
             Ok(Err(e)) => return Err(unreachable(&e)),
             Err(_) => return Err(unreachable(&"connection timed out")),
         };
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| unreachable(&e))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| unreachable(&e))?;
         tokio::spawn(async move {
             if let Err(e) = connection.with_upgrades().await {
                 tracing::debug!(error = %e, "proxied connection ended");
@@ -184,13 +207,19 @@ fn plain(answer: http::Response<Incoming>) -> Response {
 }
 
 /// Answers 101 and copies both ways until one side ends or the server stops.
-fn splice(mut answer: http::Response<Incoming>, client: hyper::upgrade::OnUpgrade, stop: CancellationToken) -> Response {
+fn splice(
+    mut answer: http::Response<Incoming>,
+    client: hyper::upgrade::OnUpgrade,
+    stop: CancellationToken,
+) -> Response {
     let mut response = http::Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *response.headers_mut() = answer.headers().clone();
     let remote = hyper::upgrade::on(&mut answer);
     tokio::spawn(async move {
-        let (Ok(client), Ok(remote)) = tokio::join!(client, remote) else { return };
+        let (Ok(client), Ok(remote)) = tokio::join!(client, remote) else {
+            return;
+        };
         let (mut client, mut remote) = (TokioIo::new(client), TokioIo::new(remote));
         tokio::select! {
             _ = tokio::io::copy_bidirectional(&mut client, &mut remote) => {}
@@ -205,17 +234,31 @@ fn splice(mut answer: http::Response<Incoming>, client: hyper::upgrade::OnUpgrad
 /// # Errors
 /// 503 for a node without an address.
 pub fn kubelet_of(node: &Value, path: String) -> Result<Target> {
-    let addresses = node["status"]["addresses"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let of = |t: &str| addresses.iter().find(|a| a["type"] == t).and_then(|a| a["address"].as_str());
-    let host = of("InternalIP").or_else(|| of("ExternalIP")).or_else(|| of("Hostname")).ok_or_else(|| {
-        ApiError::unavailable(format!("node {} has no address", node["metadata"]["name"]))
-    })?;
+    let addresses = node["status"]["addresses"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let of = |t: &str| {
+        addresses
+            .iter()
+            .find(|a| a["type"] == t)
+            .and_then(|a| a["address"].as_str())
+    };
+    let host = of("InternalIP")
+        .or_else(|| of("ExternalIP"))
+        .or_else(|| of("Hostname"))
+        .ok_or_else(|| ApiError::unavailable(format!("node {} has no address", node["metadata"]["name"])))?;
     let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"]
         .as_u64()
         .and_then(|p| u16::try_from(p).ok())
         .filter(|p| *p > 0)
         .unwrap_or(KUBELET_PORT);
-    Ok(Target { host: host.to_owned(), port, tls: Tls::Kubelet, path })
+    Ok(Target {
+        host: host.to_owned(),
+        port,
+        tls: Tls::Kubelet,
+        path,
+    })
 }
 
 /// `[scheme:]name[:port]` of the proxy subresources.
@@ -234,7 +277,11 @@ pub fn proxy_name(text: &str) -> Result<(Tls, &str, &str)> {
     let tls = match scheme {
         "" | "http" => Tls::Plain,
         "https" => Tls::Unverified,
-        _ => return Err(ApiError::bad_request(format!("invalid scheme in proxy target {text:?}"))),
+        _ => {
+            return Err(ApiError::bad_request(format!(
+                "invalid scheme in proxy target {text:?}"
+            )));
+        }
     };
     Ok((tls, name, port))
 }
@@ -276,7 +323,10 @@ mod tests {
         let mut h = HeaderMap::new();
         h.insert("authorization", HeaderValue::from_static("Bearer x"));
         h.insert("impersonate-user", HeaderValue::from_static("x"));
-        h.insert("sec-websocket-protocol", HeaderValue::from_static("v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.eA"));
+        h.insert(
+            "sec-websocket-protocol",
+            HeaderValue::from_static("v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.eA"),
+        );
         h.insert("x-stream-protocol-version", HeaderValue::from_static("v4"));
         let out = passed_on(&h);
         assert_eq!(out.len(), 2);

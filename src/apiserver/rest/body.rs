@@ -35,9 +35,16 @@ pub async fn read(body: Incoming) -> Result<Bytes> {
 
 /// `Content-Type` without parameters; JSON if there is none.
 pub fn content_type(headers: &HeaderMap) -> String {
-    let value = headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let value = headers
+        .get(http::header::CONTENT_TYPE)
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or_default();
     let media = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    if media.is_empty() { "application/json".to_owned() } else { media }
+    if media.is_empty() {
+        "application/json".to_owned()
+    } else {
+        media
+    }
 }
 
 /// Decodes one object.
@@ -48,9 +55,7 @@ pub fn decode(media: &str, bytes: &[u8]) -> Result<Value> {
     let bad = |e: &dyn std::fmt::Display| ApiError::bad_request(format!("the object provided is unrecognized: {e}"));
     let value = match media {
         "application/json" => serde_json::from_slice::<Value>(bytes).map_err(|e| bad(&e))?,
-        "application/yaml" | "text/yaml" | "application/x-yaml" => {
-            model::from_yaml(bytes)?
-        }
+        "application/yaml" | "text/yaml" | "application/x-yaml" => model::from_yaml(bytes)?,
         PROTOBUF => model::from_protobuf(bytes)?,
         other => {
             return Err(ApiError::unsupported_media_type(format!(
@@ -59,7 +64,11 @@ pub fn decode(media: &str, bytes: &[u8]) -> Result<Value> {
             )));
         }
     };
-    if value.is_object() { Ok(value) } else { Err(ApiError::bad_request("the body is not an object")) }
+    if value.is_object() {
+        Ok(value)
+    } else {
+        Err(ApiError::bad_request("the body is not an object"))
+    }
 }
 
 /// How fields that nobody knows are treated.
@@ -83,7 +92,11 @@ pub struct WriteOptions {
 }
 
 fn invalid_option(field: &str, message: String) -> ApiError {
-    let cause = Cause { reason: "FieldValueNotSupported".into(), field: field.into(), message };
+    let cause = Cause {
+        reason: "FieldValueNotSupported".into(),
+        field: field.into(),
+        message,
+    };
     ApiError::invalid("meta.k8s.io", "WriteOptions", "", &[cause])
 }
 
@@ -116,16 +129,23 @@ impl WriteOptions {
             Some("Ignore") => FieldValidation::Ignore,
             Some("Strict") => FieldValidation::Strict,
             Some(other) => {
-                let text = format!("Unsupported value: {other:?}: supported values: \"\", \"Ignore\", \"Strict\", \"Warn\"");
+                let text =
+                    format!("Unsupported value: {other:?}: supported values: \"\", \"Ignore\", \"Strict\", \"Warn\"");
                 return Err(invalid_option("fieldValidation", text));
             }
         };
         if let Some(manager) = query.get("fieldManager")
             && manager.len() > 128
         {
-            return Err(invalid_option("fieldManager", "Too long: may not be more than 128 bytes".into()));
+            return Err(invalid_option(
+                "fieldManager",
+                "Too long: may not be more than 128 bytes".into(),
+            ));
         }
-        Ok(Self { dry: dry_run(query.all("dryRun"))?, validation })
+        Ok(Self {
+            dry: dry_run(query.all("dryRun"))?,
+            validation,
+        })
     }
 }
 
@@ -166,9 +186,10 @@ pub fn check(
         FieldValidation::Ignore => Ok(Vec::new()),
         FieldValidation::Warn => Ok(found),
         FieldValidation::Strict if found.is_empty() => Ok(found),
-        FieldValidation::Strict => {
-            Err(ApiError::bad_request(format!("strict decoding error: {}", found.join(", "))))
-        }
+        FieldValidation::Strict => Err(ApiError::bad_request(format!(
+            "strict decoding error: {}",
+            found.join(", ")
+        ))),
     }
 }
 
@@ -230,7 +251,9 @@ pub fn place(c: &Context, kind: &Kind, value: &mut Value) -> Result<()> {
             return Err(ApiError::bad_request(format!("{why} ({n} is not {namespace:?})")));
         }
     }
-    if !kind.namespaced && let Some(m) = meta.as_object_mut() {
+    if !kind.namespaced
+        && let Some(m) = meta.as_object_mut()
+    {
         m.remove("namespace");
     }
     if c.info.name.is_empty() {

@@ -74,8 +74,12 @@ fn subject(a: &Attributes<'_>, signer: &str, new: &Value) -> Result<()> {
     }
     let pem = base64::engine::general_purpose::STANDARD.decode(new["spec"]["request"].as_str().unwrap_or_default());
     // What cannot be read is refused by validation.
-    let Ok(der) = CertificateSigningRequestDer::from_pem_slice(&pem.unwrap_or_default()) else { return Ok(()) };
-    let Ok((_, request)) = X509CertificationRequest::from_der(der.as_ref()) else { return Ok(()) };
+    let Ok(der) = CertificateSigningRequestDer::from_pem_slice(&pem.unwrap_or_default()) else {
+        return Ok(());
+    };
+    let Ok((_, request)) = X509CertificationRequest::from_der(der.as_ref()) else {
+        return Ok(());
+    };
     let mut groups = request.certification_request_info.subject.iter_organization();
     if groups.any(|o| o.as_str() == Ok(MASTERS)) {
         let why = format!("use of {signer} signer with {MASTERS} group is not allowed");

@@ -33,9 +33,15 @@ const AT_ONCE: usize = 8;
 async fn options(query: &Query, request: Request<Incoming>) -> Result<Value> {
     let media = body::content_type(request.headers());
     let bytes = body::read(request.into_body()).await?;
-    let mut options = if bytes.is_empty() { json!({}) } else { body::decode(&media, &bytes)? };
+    let mut options = if bytes.is_empty() {
+        json!({})
+    } else {
+        body::decode(&media, &bytes)?
+    };
     if let Some(g) = query.get("gracePeriodSeconds") {
-        let seconds: i64 = g.parse().map_err(|_| ApiError::bad_request(format!("invalid gracePeriodSeconds {g:?}")))?;
+        let seconds: i64 = g
+            .parse()
+            .map_err(|_| ApiError::bad_request(format!("invalid gracePeriodSeconds {g:?}")))?;
         set_absent(&mut options, "gracePeriodSeconds", seconds.into());
     }
     if let Some(p) = query.get("propagationPolicy") {
@@ -46,10 +52,15 @@ async fn options(query: &Query, request: Request<Incoming>) -> Result<Value> {
     }
     let policy = options["propagationPolicy"].as_str();
     if policy.is_some_and(|p| !matches!(p, "Orphan" | "Foreground" | "Background")) {
-        return Err(ApiError::bad_request(format!("invalid propagationPolicy {:?}", policy.unwrap_or_default())));
+        return Err(ApiError::bad_request(format!(
+            "invalid propagationPolicy {:?}",
+            policy.unwrap_or_default()
+        )));
     }
     if policy.is_some() && !options["orphanDependents"].is_null() {
-        return Err(ApiError::bad_request("orphanDependents and propagationPolicy may not be set at the same time"));
+        return Err(ApiError::bad_request(
+            "orphanDependents and propagationPolicy may not be set at the same time",
+        ));
     }
     if options["gracePeriodSeconds"].as_i64().is_some_and(|s| s < 0) {
         options["gracePeriodSeconds"] = 1.into();
@@ -64,7 +75,11 @@ fn set_absent(options: &mut Value, field: &str, value: Value) {
 }
 
 fn is_dry(options: &Value, query: &Query) -> Result<bool> {
-    let listed = options["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let listed = options["dryRun"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str);
     dry_run(listed.chain(query.all("dryRun")))
 }
 
@@ -143,7 +158,12 @@ pub async fn collection(c: &Context, kind: &'static Kind, request: Request<Incom
 
 /// One deletion of a collection; an object that is gone already is no failure.
 async fn one_of_many(c: &Context, kind: &'static Kind, object: Arc<Object>, options: &Value, dry: bool) -> Result<()> {
-    let target = Target { kind, namespace: &object.namespace, name: &object.name, subresource: None };
+    let target = Target {
+        kind,
+        namespace: &object.namespace,
+        name: &object.name,
+        subresource: None,
+    };
     match delete_object(&c.app, &target, options, dry).await {
         Err(e) if e.code == 404 => Ok(()),
         done => done.map(|_| ()),

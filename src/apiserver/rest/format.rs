@@ -70,25 +70,35 @@ impl Encoding {
 
 impl Format {
     /// JSON, whole objects.
-    pub const JSON: Self = Self { encoding: Encoding::Json, view: View::Whole };
+    pub const JSON: Self = Self {
+        encoding: Encoding::Json,
+        view: View::Whole,
+    };
 
     /// Chooses by `Accept`; the first acceptable entry wins. `list` says whether the answer is a list.
     ///
     /// # Errors
     /// 406 if nothing acceptable can be served, 400 for a malformed `includeObject`.
     pub fn negotiate(headers: &HeaderMap, query: &Query, list: bool) -> Result<Self> {
-        let accept = headers.get(http::header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("*/*");
+        let accept = headers
+            .get(http::header::ACCEPT)
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or("*/*");
         for entry in accept.split(',') {
             if let Some(f) = Self::entry(entry, query, list)? {
                 return Ok(f);
             }
         }
-        Err(ApiError::not_acceptable("application/json, application/yaml, application/vnd.kubernetes.protobuf"))
+        Err(ApiError::not_acceptable(
+            "application/json, application/yaml, application/vnd.kubernetes.protobuf",
+        ))
     }
 
     fn entry(entry: &str, query: &Query, list: bool) -> Result<Option<Self>> {
         let mut parts = entry.split(';').map(str::trim);
-        let Some(encoding) = parts.next().and_then(Encoding::of) else { return Ok(None) };
+        let Some(encoding) = parts.next().and_then(Encoding::of) else {
+            return Ok(None);
+        };
         let (mut shape, mut group, mut version) = ("", "", "");
         for (k, v) in parts.filter_map(|p| p.split_once('=')) {
             match k {
@@ -109,7 +119,10 @@ impl Format {
             _ if group != "meta.k8s.io" => return Ok(None),
             "Table" if encoding != Encoding::Protobuf => {
                 let include = query.get("includeObject").unwrap_or_default();
-                View::Table { version, include: include.parse().map_err(ApiError::bad_request)? }
+                View::Table {
+                    version,
+                    include: include.parse().map_err(ApiError::bad_request)?,
+                }
             }
             "PartialObjectMetadata" if !list => View::Partial { version },
             "PartialObjectMetadataList" if list => View::Partial { version },
@@ -128,22 +141,44 @@ mod tests {
     fn check(accept: &str, expected: Option<Format>) {
         let mut h = HeaderMap::new();
         h.insert("accept", accept.parse().unwrap());
-        assert_eq!(Format::negotiate(&h, &Query::default(), true).ok(), expected, "{accept}");
+        assert_eq!(
+            Format::negotiate(&h, &Query::default(), true).ok(),
+            expected,
+            "{accept}"
+        );
     }
 
     #[test]
     fn the_first_acceptable_entry_wins() {
-        let table = View::Table { version: "v1", include: Include::Metadata };
+        let table = View::Table {
+            version: "v1",
+            include: Include::Metadata,
+        };
         check(
             "application/json;as=Table;v=v1;g=meta.k8s.io,application/json",
-            Some(Format { encoding: Encoding::Json, view: table }),
+            Some(Format {
+                encoding: Encoding::Json,
+                view: table,
+            }),
         );
-        check("application/json;as=Chair;v=v1;g=meta.k8s.io,application/json", Some(Format::JSON));
+        check(
+            "application/json;as=Chair;v=v1;g=meta.k8s.io,application/json",
+            Some(Format::JSON),
+        );
         check("application/cbor,*/*", Some(Format::JSON));
-        check("application/vnd.kubernetes.protobuf,application/json", Some(Format { encoding: Encoding::Protobuf, view: View::Whole }));
+        check(
+            "application/vnd.kubernetes.protobuf,application/json",
+            Some(Format {
+                encoding: Encoding::Protobuf,
+                view: View::Whole,
+            }),
+        );
         check(
             "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
-            Some(Format { encoding: Encoding::Json, view: View::Partial { version: "v1" } }),
+            Some(Format {
+                encoding: Encoding::Json,
+                view: View::Partial { version: "v1" },
+            }),
         );
         check("application/cbor", None);
     }

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use api::Kind;
 
+use super::Context;
 use super::format::Format;
 use super::options::{At, ListOptions, Token};
 use super::render::{self, ListMeta};
 use super::select::Selection;
-use super::Context;
 use crate::cache::{KindCache, Object, object_key};
 use crate::error::{ApiError, Result};
 use crate::objects;
@@ -32,8 +32,14 @@ pub async fn get(c: &Context, kind: &'static Kind, headers: &http::HeaderMap) ->
             render::object(kind, format, 200, &render::in_version(kind, value))
         }
         Some(v) => {
-            c.app.cache.wait(super::options::revision(v)?).await.map_err(ApiError::too_large_resource_version)?;
-            let object = objects::cache_of(&c.app, kind)?.get(namespace, name).ok_or_else(missing)?;
+            c.app
+                .cache
+                .wait(super::options::revision(v)?)
+                .await
+                .map_err(ApiError::too_large_resource_version)?;
+            let object = objects::cache_of(&c.app, kind)?
+                .get(namespace, name)
+                .ok_or_else(missing)?;
             render::cached(kind, format, &object)
         }
     }
@@ -71,7 +77,11 @@ pub async fn page(
         At::Newest => c.app.cache.consistent().await?,
         At::Any => c.app.cache.progress(),
         At::NotOlderThan(rev) => {
-            c.app.cache.wait(rev).await.map_err(ApiError::too_large_resource_version)?;
+            c.app
+                .cache
+                .wait(rev)
+                .await
+                .map_err(ApiError::too_large_resource_version)?;
             c.app.cache.progress()
         }
     };
@@ -82,10 +92,19 @@ pub async fn page(
         // One name: no need to look at every object.
         let found = cache.get(&selection.namespace, name).filter(|o| selection.matches(o));
         let rev = progress.max(cache.version().1).max(found.as_ref().map_or(0, |o| o.rev));
-        return Ok((ListMeta { rev, ..ListMeta::default() }, found.into_iter().collect()));
+        return Ok((
+            ListMeta {
+                rev,
+                ..ListMeta::default()
+            },
+            found.into_iter().collect(),
+        ));
     }
     let mut snapshot = cache.list(&selection.namespace, progress, |o| selection.matches(o));
-    let mut meta = ListMeta { rev: snapshot.rev, ..ListMeta::default() };
+    let mut meta = ListMeta {
+        rev: snapshot.rev,
+        ..ListMeta::default()
+    };
     if options.limit > 0 && snapshot.items.len() > options.limit {
         let rest = snapshot.items.len() - options.limit;
         snapshot.items.truncate(options.limit);
@@ -109,7 +128,11 @@ async fn stored_page(
     limit: usize,
 ) -> Result<(ListMeta, Vec<Arc<Object>>)> {
     let root = prefix(kind.storage_group, kind.plural);
-    let scope = if selection.namespace.is_empty() { root.clone() } else { format!("{root}{}/", selection.namespace) };
+    let scope = if selection.namespace.is_empty() {
+        root.clone()
+    } else {
+        format!("{root}{}/", selection.namespace)
+    };
     let end = prefix_end(&scope);
     let mut from = match start {
         Some(s) if format!("{root}{s}") >= scope => format!("{root}{s}"),
@@ -118,8 +141,17 @@ async fn stored_page(
     let mut at = rev.max(0);
     let mut items: Vec<Arc<Object>> = Vec::new();
     loop {
-        let want = if limit > 0 && selection.is_plain() { (limit - items.len()) as i64 } else { CHUNK };
-        let range = c.app.etcd.range(&from, &end, at, want).await.map_err(|e| expired(e, rev, start))?;
+        let want = if limit > 0 && selection.is_plain() {
+            (limit - items.len()) as i64
+        } else {
+            CHUNK
+        };
+        let range = c
+            .app
+            .etcd
+            .range(&from, &end, at, want)
+            .await
+            .map_err(|e| expired(e, rev, start))?;
         if at == 0 {
             at = range.rev;
         }
@@ -136,9 +168,16 @@ async fn stored_page(
             }
         }
         let left = range.count - seen;
-        let mut meta = ListMeta { rev: at, ..ListMeta::default() };
+        let mut meta = ListMeta {
+            rev: at,
+            ..ListMeta::default()
+        };
         if limit > 0 && items.len() == limit && left > 0 {
-            meta.token = Token { rev: if rev < 0 { -1 } else { at }, start: from[root.len()..].to_owned() }.encode();
+            meta.token = Token {
+                rev: if rev < 0 { -1 } else { at },
+                start: from[root.len()..].to_owned(),
+            }
+            .encode();
             meta.remaining = selection.is_plain().then_some(left);
             return Ok((meta, items));
         }
@@ -158,13 +197,19 @@ fn expired(e: StoreError, rev: i64, start: Option<&str>) -> ApiError {
                  the results. Continuing with the provided token results in an inconsistent list - objects that were \
                  created, modified, or deleted between the time the first chunk was returned and now may show up in the list.",
             );
-            error.continue_token = Some(Token { rev: -1, start: start.to_owned() }.encode());
+            error.continue_token = Some(
+                Token {
+                    rev: -1,
+                    start: start.to_owned(),
+                }
+                .encode(),
+            );
             error
         }
-        (StoreError::Compacted, None) => ApiError::expired(format!("The resourceVersion for the provided list is too old: {rev}")),
-        (StoreError::Future, _) => {
-            ApiError::too_large_resource_version(crate::cache::Behind { want: rev, have: 0 })
+        (StoreError::Compacted, None) => {
+            ApiError::expired(format!("The resourceVersion for the provided list is too old: {rev}"))
         }
+        (StoreError::Future, _) => ApiError::too_large_resource_version(crate::cache::Behind { want: rev, have: 0 }),
         (e, _) => e.into(),
     }
 }

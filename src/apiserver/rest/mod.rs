@@ -103,7 +103,9 @@ async fn subresource(c: Context, kind: &'static Kind, request: Request<Incoming>
         return Err(ApiError::method_not_allowed());
     }
     match (kind.plural, name, c.info.verb.as_str()) {
-        (_, "proxy", _) | ("pods", "log" | "exec" | "attach" | "portforward", _) => pods::proxied(&c, kind, request).await,
+        (_, "proxy", _) | ("pods", "log" | "exec" | "attach" | "portforward", _) => {
+            pods::proxied(&c, kind, request).await
+        }
         ("pods", "binding", _) => pods::bind(&c, kind, request).await,
         ("pods", "eviction", _) => pods::evict(&c, kind, request).await,
         ("serviceaccounts", "token", _) => tokens::create(&c, kind, request).await,

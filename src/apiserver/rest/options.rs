@@ -57,16 +57,25 @@ impl Token {
         let bad = || ApiError::bad_request("continue key is not valid");
         let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|_| bad())?;
         let v: Value = serde_json::from_slice(&bytes).map_err(|_| bad())?;
-        let (Some(rev), Some(start)) = (v["rv"].as_i64(), v["start"].as_str()) else { return Err(bad()) };
+        let (Some(rev), Some(start)) = (v["rv"].as_i64(), v["start"].as_str()) else {
+            return Err(bad());
+        };
         if v["v"] != "meta.k8s.io/v1" || rev == 0 || rev < -1 || start.starts_with('/') || start.contains("..") {
             return Err(bad());
         }
-        Ok(Self { rev, start: start.to_owned() })
+        Ok(Self {
+            rev,
+            start: start.to_owned(),
+        })
     }
 }
 
 fn refuse(field: &str, reason: &str, message: &str) -> ApiError {
-    let cause = Cause { reason: reason.into(), field: field.into(), message: message.into() };
+    let cause = Cause {
+        reason: reason.into(),
+        field: field.into(),
+        message: message.into(),
+    };
     ApiError::invalid("meta.k8s.io", "ListOptions", "", &[cause])
 }
 
@@ -80,7 +89,9 @@ fn forbidden(field: &str, why: &str) -> ApiError {
 /// 400 for anything but a decimal number.
 pub fn revision(text: &str) -> Result<i64> {
     text.parse::<i64>().ok().filter(|r| *r >= 0).ok_or_else(|| {
-        ApiError::bad_request(format!("resourceVersion: Invalid value: {text:?}: must be a non-negative integer"))
+        ApiError::bad_request(format!(
+            "resourceVersion: Invalid value: {text:?}: must be a non-negative integer"
+        ))
     })
 }
 
@@ -95,7 +106,10 @@ impl ListOptions {
         let token = query.get("continue").map(Token::decode).transpose()?;
         let initial = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
         let limit = match query.get("limit") {
-            Some(l) => l.parse::<i64>().map_err(|_| ApiError::bad_request(format!("invalid limit {l:?}")))?.max(0),
+            Some(l) => l
+                .parse::<i64>()
+                .map_err(|_| ApiError::bad_request(format!("invalid limit {l:?}")))?
+                .max(0),
             None => 0,
         };
         if let Some(m) = matching {
@@ -105,10 +119,15 @@ impl ListOptions {
             return Err(forbidden("resourceVersionMatch", why));
         }
         if initial.is_some() && !watch {
-            return Err(forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"));
+            return Err(forbidden(
+                "sendInitialEvents",
+                "sendInitialEvents is forbidden for list",
+            ));
         }
         if token.is_some() && version.is_some_and(|v| v != "0") {
-            return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
+            return Err(ApiError::bad_request(
+                "specifying resource version is not allowed when using continue",
+            ));
         }
         let at = match (version, matching) {
             (None, _) => At::Newest,
@@ -120,14 +139,20 @@ impl ListOptions {
         };
         let timeout = match query.get("timeoutSeconds") {
             Some(t) => {
-                let seconds = t.parse::<u64>().map_err(|_| ApiError::bad_request(format!("invalid timeoutSeconds {t:?}")))?;
+                let seconds = t
+                    .parse::<u64>()
+                    .map_err(|_| ApiError::bad_request(format!("invalid timeoutSeconds {t:?}")))?;
                 Some(seconds).filter(|s| *s > 0)
             }
             None => None,
         };
         Ok(Self {
             // The cache has everything at hand: pages would only cost more.
-            limit: if at == At::Any && token.is_none() { 0 } else { limit as usize },
+            limit: if at == At::Any && token.is_none() {
+                0
+            } else {
+                limit as usize
+            },
             at,
             token,
             bookmarks: query.flag("allowWatchBookmarks"),
@@ -147,7 +172,10 @@ impl ListOptions {
         }
         if watch {
             if initial.is_none() {
-                return Err(forbidden(field, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"));
+                return Err(forbidden(
+                    field,
+                    "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+                ));
             }
             if m != "NotOlderThan" {
                 let why = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
@@ -156,13 +184,22 @@ impl ListOptions {
             return Ok(());
         }
         if version.is_none() {
-            return Err(forbidden(field, "resourceVersionMatch is forbidden unless resourceVersion is provided"));
+            return Err(forbidden(
+                field,
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
+            ));
         }
         if token {
-            return Err(forbidden(field, "resourceVersionMatch is forbidden when continue is provided"));
+            return Err(forbidden(
+                field,
+                "resourceVersionMatch is forbidden when continue is provided",
+            ));
         }
         if m == "Exact" && version == Some("0") {
-            return Err(forbidden(field, "resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\""));
+            return Err(forbidden(
+                field,
+                "resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"",
+            ));
         }
         Ok(())
     }
@@ -173,7 +210,9 @@ mod tests {
     use super::*;
 
     fn check(query: &str, watch: bool, expected: std::result::Result<At, u16>) {
-        let got = ListOptions::parse(&Query::parse(query), watch).map(|o| o.at).map_err(|e| e.code);
+        let got = ListOptions::parse(&Query::parse(query), watch)
+            .map(|o| o.at)
+            .map_err(|e| e.code);
         assert_eq!(got, expected, "{query}");
     }
 
@@ -183,7 +222,11 @@ mod tests {
         check("resourceVersion=0", false, Ok(At::Any));
         check("resourceVersion=5", false, Ok(At::NotOlderThan(5)));
         check("resourceVersion=5&limit=2", false, Ok(At::Exact(5)));
-        check("resourceVersion=5&resourceVersionMatch=NotOlderThan&limit=2", false, Ok(At::NotOlderThan(5)));
+        check(
+            "resourceVersion=5&resourceVersionMatch=NotOlderThan&limit=2",
+            false,
+            Ok(At::NotOlderThan(5)),
+        );
         check("resourceVersion=5&resourceVersionMatch=Exact", false, Ok(At::Exact(5)));
         check("resourceVersionMatch=Exact", false, Err(422));
         check("resourceVersion=0&resourceVersionMatch=Exact", false, Err(422));
@@ -192,13 +235,20 @@ mod tests {
         check("sendInitialEvents=true&resourceVersion=0", false, Err(422));
         check("resourceVersionMatch=NotOlderThan", true, Err(422));
         check("sendInitialEvents=true", true, Err(422));
-        check("sendInitialEvents=true&resourceVersionMatch=NotOlderThan", true, Ok(At::Newest));
+        check(
+            "sendInitialEvents=true&resourceVersionMatch=NotOlderThan",
+            true,
+            Ok(At::Newest),
+        );
         check("continue=rubbish", false, Err(400));
     }
 
     #[test]
     fn tokens_survive_their_trip() {
-        let t = Token { rev: 7, start: "a/b\0".into() };
+        let t = Token {
+            rev: 7,
+            start: "a/b\0".into(),
+        };
         assert_eq!(Token::decode(&t.encode()).unwrap(), t);
     }
 }

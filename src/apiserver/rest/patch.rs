@@ -29,7 +29,10 @@ impl Patch {
     /// # Errors
     /// 415 for other types, 400 for malformed content.
     pub fn parse(media: &str, bytes: &[u8]) -> Result<Self> {
-        let value = || serde_json::from_slice::<Value>(bytes).map_err(|e| ApiError::bad_request(format!("error decoding patch: {e}")));
+        let value = || {
+            serde_json::from_slice::<Value>(bytes)
+                .map_err(|e| ApiError::bad_request(format!("error decoding patch: {e}")))
+        };
         match media {
             "application/json-patch+json" => Ok(Self::Json(value()?)),
             "application/merge-patch+json" => Ok(Self::Merge(value()?)),
@@ -68,7 +71,10 @@ pub async fn patch(c: &Context, kind: &'static Kind, request: Request<Incoming>)
     let media = body::content_type(request.headers());
     let patch = Patch::parse(&media, &body::read(request.into_body()).await?)?;
     let mut warnings = Vec::new();
-    let writer = Writer { app: &c.app, user: Some(&c.user) };
+    let writer = Writer {
+        app: &c.app,
+        user: Some(&c.user),
+    };
     let target = Target::of(c, kind);
     let outcome = writer
         .update(&target, options.dry, |wire| {

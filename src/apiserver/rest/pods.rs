@@ -7,10 +7,10 @@ use jiff::Timestamp;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
+use super::Context;
 use super::body::{self, WriteOptions};
 use super::delete::delete_object;
 use super::write::Target;
-use super::Context;
 use crate::error::{ApiError, Result};
 use crate::objects::{self, Modify};
 use crate::proxy::{self, Target as Far, Tls};
@@ -21,7 +21,10 @@ fn pod_kind() -> Result<&'static Kind> {
 }
 
 fn created() -> Response {
-    answer(201, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}))
+    answer(
+        201,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+    )
 }
 
 /// Answers `pods/binding`.
@@ -58,7 +61,10 @@ async fn assign(c: &Context, binding: &Value, dry: bool) -> Result<Response> {
     objects::modify(&c.app, kind, c.namespace(kind), &name, dry, |pod| {
         let uid = metadata::uid(binding);
         if !uid.is_empty() && uid != metadata::uid(pod) {
-            return conflict(&format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", metadata::uid(pod)));
+            return conflict(&format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                metadata::uid(pod)
+            ));
         }
         if metadata::deletion_timestamp(pod).is_some() {
             return conflict(&format!("pod {name} is being deleted, cannot be assigned to a host"));
@@ -89,7 +95,9 @@ fn set_condition(pod: &mut Value, mut condition: Value) {
         pod["status"]["conditions"] = json!([]);
     }
     let generation = metadata::generation(pod);
-    let Some(list) = pod["status"]["conditions"].as_array_mut() else { return };
+    let Some(list) = pod["status"]["conditions"].as_array_mut() else {
+        return;
+    };
     condition["lastTransitionTime"] = now.into();
     condition["lastProbeTime"] = Value::Null;
     if generation > 0 {
@@ -118,7 +126,11 @@ pub async fn evict(c: &Context, kind: &'static Kind, request: Request<Incoming>)
     if delete.is_null() {
         delete = json!({});
     }
-    let listed = delete["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let listed = delete["dryRun"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str);
     let dry = options.dry || body::dry_run(listed)?;
     let pod = objects::read(&c.app, kind, c.namespace(kind), &c.info.name).await?;
     if !unprotected(&pod) {
@@ -136,7 +148,16 @@ pub async fn evict(c: &Context, kind: &'static Kind, request: Request<Incoming>)
         })
         .await?;
     }
-    delete_object(&c.app, &Target { subresource: None, ..Target::of(c, kind) }, &delete, dry).await?;
+    delete_object(
+        &c.app,
+        &Target {
+            subresource: None,
+            ..Target::of(c, kind)
+        },
+        &delete,
+        dry,
+    )
+    .await?;
     Ok(created())
 }
 
@@ -148,7 +169,10 @@ fn unprotected(pod: &Value) -> bool {
 
 fn ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array();
-    conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True")
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|c| c["type"] == "Ready" && c["status"] == "True")
 }
 
 /// Takes one disruption from the pod's budget.
@@ -156,7 +180,12 @@ async fn disrupt(c: &Context, pod: &Value, dry: bool) -> Result<()> {
     let kind = api::kinds::find("policy", "v1", "poddisruptionbudgets").ok_or_else(ApiError::no_such_path)?;
     c.app.cache.consistent().await?;
     let budgets = objects::cache_of(&c.app, kind)?.list(metadata::namespace(pod), 0, |_| true);
-    let covering: Vec<Value> = budgets.items.iter().map(|o| o.value()).filter(|b| covers(b, pod)).collect();
+    let covering: Vec<Value> = budgets
+        .items
+        .iter()
+        .map(|o| o.value())
+        .filter(|b| covers(b, pod))
+        .collect();
     let budget = match covering.as_slice() {
         [] => return Ok(()),
         [one] => one,
@@ -168,7 +197,8 @@ async fn disrupt(c: &Context, pod: &Value, dry: bool) -> Result<()> {
             ));
         }
     };
-    let healthy_enough = budget["status"]["currentHealthy"].as_i64().unwrap_or(0) >= budget["status"]["desiredHealthy"].as_i64().unwrap_or(0);
+    let healthy_enough = budget["status"]["currentHealthy"].as_i64().unwrap_or(0)
+        >= budget["status"]["desiredHealthy"].as_i64().unwrap_or(0);
     let always = budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow";
     if !ready(pod) && (always || (healthy_enough && budget["status"]["desiredHealthy"].as_i64().unwrap_or(0) > 0)) {
         return Ok(());
@@ -241,7 +271,10 @@ async fn kubelet_target(c: &Context, kind: &'static Kind) -> Result<Option<Far>>
         if sub == "log" {
             return Ok(None);
         }
-        return Err(ApiError::bad_request(format!("pod {} does not have a host assigned", c.info.name)));
+        return Err(ApiError::bad_request(format!(
+            "pod {} does not have a host assigned",
+            c.info.name
+        )));
     }
     let nodes = api::kinds::find("", "v1", "nodes").ok_or_else(ApiError::no_such_path)?;
     let node = objects::read(&c.app, nodes, "", node).await?;
@@ -259,12 +292,23 @@ async fn kubelet_target(c: &Context, kind: &'static Kind) -> Result<Option<Far>>
         .iter()
         .filter(|(k, _)| k != "container" && k != "insecureSkipTLSVerifyBackend")
         .map(|(k, v)| {
-            let name = renamed.iter().find(|(from, _)| from == k).map_or(k.as_str(), |(_, to)| to);
-            let value = if renamed == STREAMS && matches!(v.as_str(), "true" | "TRUE" | "True") { "1" } else { v };
+            let name = renamed
+                .iter()
+                .find(|(from, _)| from == k)
+                .map_or(k.as_str(), |(_, to)| to);
+            let value = if renamed == STREAMS && matches!(v.as_str(), "true" | "TRUE" | "True") {
+                "1"
+            } else {
+                v
+            };
             format!("{}={}", escaped(name), escaped(value))
         })
         .collect();
-    let path = if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) };
+    let path = if query.is_empty() {
+        path
+    } else {
+        format!("{path}?{}", query.join("&"))
+    };
     proxy::kubelet_of(&node, path).map(Some)
 }
 
@@ -277,16 +321,29 @@ fn container(pod: &Value, asked: Option<&str>, sub: &str) -> Result<String> {
     }
     let names = |f: &str| -> Vec<String> {
         let list = pod["spec"][f].as_array();
-        list.into_iter().flatten().filter_map(|c| c["name"].as_str()).map(str::to_owned).collect()
+        list.into_iter()
+            .flatten()
+            .filter_map(|c| c["name"].as_str())
+            .map(str::to_owned)
+            .collect()
     };
-    let (main, init, ephemeral) = (names("containers"), names("initContainers"), names("ephemeralContainers"));
+    let (main, init, ephemeral) = (
+        names("containers"),
+        names("initContainers"),
+        names("ephemeralContainers"),
+    );
     let pod_name = metadata::name(pod);
     match asked {
         Some(n) if [&main, &init, &ephemeral].into_iter().flatten().any(|x| x == n) => Ok(n.to_owned()),
-        Some(n) => Err(ApiError::bad_request(format!("container {n} is not valid for pod {pod_name}"))),
+        Some(n) => Err(ApiError::bad_request(format!(
+            "container {n} is not valid for pod {pod_name}"
+        ))),
         None if main.len() == 1 => Ok(main[0].clone()),
         None => {
-            let mut text = format!("a container name must be specified for pod {pod_name}, choose one of: [{}]", main.join(" "));
+            let mut text = format!(
+                "a container name must be specified for pod {pod_name}, choose one of: [{}]",
+                main.join(" ")
+            );
             if !init.is_empty() {
                 text.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
             }
@@ -302,7 +359,13 @@ async fn pod_target(c: &Context, request: &Request<Incoming>) -> Result<Far> {
     if ip.is_empty() {
         return Err(ApiError::unavailable(format!("no IP address for pod {name}")));
     }
-    let ports = || pod["spec"]["containers"].as_array().into_iter().flatten().flat_map(|c| c["ports"].as_array().into_iter().flatten());
+    let ports = || {
+        pod["spec"]["containers"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .flat_map(|c| c["ports"].as_array().into_iter().flatten())
+    };
     let port = match port.parse::<u16>() {
         Ok(p) => p,
         Err(_) => ports()
@@ -311,7 +374,12 @@ async fn pod_target(c: &Context, request: &Request<Incoming>) -> Result<Far> {
             .and_then(|p| u16::try_from(p).ok())
             .unwrap_or(80),
     };
-    Ok(Far { host: ip.to_owned(), port, tls, path: proxy::proxied_path(&c.info.rest, request.uri()) })
+    Ok(Far {
+        host: ip.to_owned(),
+        port,
+        tls,
+        path: proxy::proxied_path(&c.info.rest, request.uri()),
+    })
 }
 
 async fn node_target(c: &Context, request: &Request<Incoming>) -> Result<Far> {
@@ -333,23 +401,52 @@ fn service_target(c: &Context, request: &Request<Incoming>) -> Result<Far> {
     let (tls, name, port) = proxy::proxy_name(&c.info.name)?;
     let namespace = c.info.namespace.as_str();
     let absent = || ApiError::not_found("", "services", name);
-    let service = c.app.cache.kind("", "services").and_then(|k| k.get(namespace, name)).ok_or_else(absent)?.value();
-    let ports = service["spec"]["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let service = c
+        .app
+        .cache
+        .kind("", "services")
+        .and_then(|k| k.get(namespace, name))
+        .ok_or_else(absent)?
+        .value();
+    let ports = service["spec"]["ports"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     let number = port.parse::<u64>().ok();
     let wanted = match ports {
         [only] if port.is_empty() => Some(only),
-        _ => ports.iter().find(|p| p["name"] == port || number.is_some_and(|n| p["port"] == n)),
+        _ => ports
+            .iter()
+            .find(|p| p["name"] == port || number.is_some_and(|n| p["port"] == n)),
     };
     let no_port = || ApiError::unavailable(format!("no service port {port:?} found for service {name:?}"));
     let port_name = objects::text(wanted.ok_or_else(no_port)?, "/name").to_owned();
     let none = || ApiError::unavailable(format!("no endpoints available for service {name:?}"));
-    let slices = c.app.cache.kind("discovery.k8s.io", "endpointslices").ok_or_else(none)?;
+    let slices = c
+        .app
+        .cache
+        .kind("discovery.k8s.io", "endpointslices")
+        .ok_or_else(none)?;
     let slices = slices.list(namespace, 0, |o| o.label("kubernetes.io/service-name") == Some(name));
     let mut found: Vec<(String, u16)> = Vec::new();
     for slice in slices.items.iter().map(|o| o.value()) {
-        let port = slice["ports"].as_array().into_iter().flatten().find(|p| objects::text(p, "/name") == port_name);
-        let Some(port) = port.and_then(|p| p["port"].as_u64()).and_then(|p| u16::try_from(p).ok()) else { continue };
-        for e in slice["endpoints"].as_array().into_iter().flatten().filter(|e| e["conditions"]["ready"] != false) {
+        let port = slice["ports"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|p| objects::text(p, "/name") == port_name);
+        let Some(port) = port
+            .and_then(|p| p["port"].as_u64())
+            .and_then(|p| u16::try_from(p).ok())
+        else {
+            continue;
+        };
+        for e in slice["endpoints"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|e| e["conditions"]["ready"] != false)
+        {
             found.extend(e["addresses"][0].as_str().map(|a| (a.to_owned(), port)));
         }
     }
@@ -358,7 +455,12 @@ fn service_target(c: &Context, request: &Request<Incoming>) -> Result<Far> {
     }
     let (host, port) = found.swap_remove(rand::random_range(0..found.len()));
     let tls = if tls == Tls::Plain { Tls::Plain } else { Tls::Unverified };
-    Ok(Far { host, port, tls, path: proxy::proxied_path(&c.info.rest, request.uri()) })
+    Ok(Far {
+        host,
+        port,
+        tls,
+        path: proxy::proxied_path(&c.info.rest, request.uri()),
+    })
 }
 
 #[cfg(test)]
@@ -372,7 +474,12 @@ mod tests {
         assert_eq!(container(&one, None, "log").unwrap(), "a");
         assert_eq!(container(&one, Some("i"), "log").unwrap(), "i");
         assert!(container(&one, Some("x"), "log").is_err());
-        assert!(container(&two, None, "log").unwrap_err().message.contains("choose one of: [a b]"));
+        assert!(
+            container(&two, None, "log")
+                .unwrap_err()
+                .message
+                .contains("choose one of: [a b]")
+        );
     }
 
     #[test]

@@ -82,7 +82,13 @@ fn partial(value: &Value, version: &str) -> Value {
 /// 406 if the form asked for does not exist.
 pub fn object(kind: &Kind, format: Format, code: u16, value: &Value) -> Result<Response> {
     let shown = match format.view {
-        View::Whole => return Ok(negotiated(code, format.encoding.media_type(), encode(format.encoding, value)?.into())),
+        View::Whole => {
+            return Ok(negotiated(
+                code,
+                format.encoding.media_type(),
+                encode(format.encoding, value)?.into(),
+            ));
+        }
         View::Partial { version } => partial(value, version),
         View::Table { version, include } => {
             let row = api::table::row(kind, value, include, version, Timestamp::now());
@@ -90,7 +96,11 @@ pub fn object(kind: &Kind, format: Format, code: u16, value: &Value) -> Result<R
             api::table::table(kind, vec![row], meta, version, true)
         }
     };
-    Ok(negotiated(code, format.encoding.media_type(), encode(format.encoding, &shown)?.into()))
+    Ok(negotiated(
+        code,
+        format.encoding.media_type(),
+        encode(format.encoding, &shown)?.into(),
+    ))
 }
 
 /// Answers with a cached object.
@@ -110,7 +120,11 @@ pub fn cached(kind: &Kind, format: Format, o: &Object) -> Result<Response> {
 /// As [`object`].
 pub fn list(kind: &Kind, format: Format, meta: &ListMeta, items: &[Arc<Object>]) -> Result<Response> {
     if format == Format::JSON && native(kind) {
-        return Ok(negotiated(200, format.encoding.media_type(), raw_list(kind, meta, items)));
+        return Ok(negotiated(
+            200,
+            format.encoding.media_type(),
+            raw_list(kind, meta, items),
+        ));
     }
     let documents = items.iter().map(|o| document(kind, o));
     let value = match format.view {
@@ -128,11 +142,17 @@ pub fn list(kind: &Kind, format: Format, meta: &ListMeta, items: &[Arc<Object>])
         }),
         View::Table { version, include } => {
             let now = Timestamp::now();
-            let rows = documents.map(|d| api::table::row(kind, &d, include, version, now)).collect();
+            let rows = documents
+                .map(|d| api::table::row(kind, &d, include, version, now))
+                .collect();
             api::table::table(kind, rows, meta.value(), version, true)
         }
     };
-    Ok(negotiated(200, format.encoding.media_type(), encode(format.encoding, &value)?.into()))
+    Ok(negotiated(
+        200,
+        format.encoding.media_type(),
+        encode(format.encoding, &value)?.into(),
+    ))
 }
 
 fn raw_list(kind: &Kind, meta: &ListMeta, items: &[Arc<Object>]) -> Body {
@@ -164,7 +184,11 @@ pub struct EventWriter {
 impl EventWriter {
     /// A writer for a format.
     pub fn new(kind: &'static Kind, format: Format) -> Self {
-        Self { kind, format, columns_sent: false }
+        Self {
+            kind,
+            format,
+            columns_sent: false,
+        }
     }
 
     /// `Content-Type` of the stream.
@@ -209,7 +233,13 @@ impl EventWriter {
             // A table without rows could not carry the annotation.
             let object = partial(&value, version);
             let row = json!({"cells": vec![Value::Null; api::table::columns(self.kind).len()], "object": object});
-            let table = api::table::table(self.kind, vec![row], json!({"resourceVersion": rev.to_string()}), version, !self.columns_sent);
+            let table = api::table::table(
+                self.kind,
+                vec![row],
+                json!({"resourceVersion": rev.to_string()}),
+                version,
+                !self.columns_sent,
+            );
             self.columns_sent = true;
             return self.frame("BOOKMARK", &table, out);
         }

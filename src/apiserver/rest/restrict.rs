@@ -19,7 +19,14 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 ///
 /// # Errors
 /// 403.
-pub fn check(app: &App, user: Option<&User>, kind: &Kind, a: &Attributes<'_>, new: &Value, old: Option<&Value>) -> Result<()> {
+pub fn check(
+    app: &App,
+    user: Option<&User>,
+    kind: &Kind,
+    a: &Attributes<'_>,
+    new: &Value,
+    old: Option<&Value>,
+) -> Result<()> {
     let Some(user) = user else { return Ok(()) };
     if let Some(node) = node_name(user) {
         node_restriction(node, kind, a, new, old)?;
@@ -38,16 +45,20 @@ fn node_restriction(node: &str, kind: &Kind, a: &Attributes<'_>, new: &Value, ol
     match (kind.group, kind.plural, a.subresource, a.operation) {
         ("", "pods", "", Operation::Create) => {
             if metadata::annotation(new, MIRROR).is_none() {
-                return refuse(format!("pod does not have {MIRROR:?} annotation, node {node:?} can only create mirror pods"));
+                return refuse(format!(
+                    "pod does not have {MIRROR:?} annotation, node {node:?} can only create mirror pods"
+                ));
             }
             if new["spec"]["nodeName"] != node {
-                return refuse(format!("node {node:?} can only create pods with spec.nodeName set to itself"));
+                return refuse(format!(
+                    "node {node:?} can only create pods with spec.nodeName set to itself"
+                ));
             }
         }
-        ("", "pods", "status", Operation::Update) => {
-            if old.is_some_and(|o| o["spec"]["nodeName"] != node) {
-                return refuse(format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself"));
-            }
+        ("", "pods", "status", Operation::Update) if old.is_some_and(|o| o["spec"]["nodeName"] != node) => {
+            return refuse(format!(
+                "node {node:?} can only update pod status for pods with spec.nodeName set to itself"
+            ));
         }
         ("", "nodes", _, Operation::Create | Operation::Update) => {
             if metadata::name(new) != node {
@@ -56,7 +67,9 @@ fn node_restriction(node: &str, kind: &Kind, a: &Attributes<'_>, new: &Value, ol
             return node_object(node, a, new, old);
         }
         ("coordination.k8s.io", "leases", _, _) if metadata::name(new) != node || a.namespace != "kube-node-lease" => {
-            return refuse(format!("can only access node lease with the same name as the requesting node {node:?}"));
+            return refuse(format!(
+                "can only access node lease with the same name as the requesting node {node:?}"
+            ));
         }
         _ => {}
     }
@@ -66,10 +79,16 @@ fn node_restriction(node: &str, kind: &Kind, a: &Attributes<'_>, new: &Value, ol
 /// Labels that steer workloads to chosen nodes are not the node's to set, nor are its taints once it is there.
 fn node_object(node: &str, a: &Attributes<'_>, new: &Value, old: Option<&Value>) -> Result<()> {
     let before = old.and_then(metadata::labels);
-    let changed = metadata::labels(new).into_iter().flatten().filter(|(k, v)| before.and_then(|b| b.get(*k)) != Some(v));
+    let changed = metadata::labels(new)
+        .into_iter()
+        .flatten()
+        .filter(|(k, v)| before.and_then(|b| b.get(*k)) != Some(v));
     for (key, _) in changed {
         let domain = key.split_once('/').map_or("", |(d, _)| d);
-        let theirs = domain == "kubernetes.io" || domain.ends_with(".kubernetes.io") || domain == "k8s.io" || domain.ends_with(".k8s.io");
+        let theirs = domain == "kubernetes.io"
+            || domain.ends_with(".kubernetes.io")
+            || domain == "k8s.io"
+            || domain.ends_with(".k8s.io");
         if domain.ends_with("node-restriction.kubernetes.io") || (theirs && !kubelet_label(key, domain)) {
             let why = format!("is not allowed to modify labels: {key}");
             return Err(ApiError::forbidden("", "nodes", node, &format!("node {node:?} {why}")));
@@ -79,7 +98,12 @@ fn node_object(node: &str, a: &Attributes<'_>, new: &Value, old: Option<&Value>)
         && a.subresource.is_empty()
         && new["spec"]["taints"] != old["spec"]["taints"]
     {
-        return Err(ApiError::forbidden("", "nodes", node, &format!("node {node:?} is not allowed to modify taints")));
+        return Err(ApiError::forbidden(
+            "",
+            "nodes",
+            node,
+            &format!("node {node:?} is not allowed to modify taints"),
+        ));
     }
     Ok(())
 }
@@ -121,17 +145,27 @@ fn escalation(app: &App, user: &User, kind: &Kind, new: &Value, old: Option<&Val
     if user.in_group(MASTERS) {
         return Ok(());
     }
-    let rules = |v: &Value| v["rules"].as_array().into_iter().flatten().map(Rule::from_value).collect::<Vec<_>>();
+    let rules = |v: &Value| {
+        v["rules"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(Rule::from_value)
+            .collect::<Vec<_>>()
+    };
     let granted = match kind.plural {
         "roles" | "clusterroles" => {
-            let unchanged = old.is_some_and(|o| o["rules"] == new["rules"] && o["aggregationRule"] == new["aggregationRule"]);
+            let unchanged =
+                old.is_some_and(|o| o["rules"] == new["rules"] && o["aggregationRule"] == new["aggregationRule"]);
             if unchanged || may(app, user, "escalate", kind, kind.plural, namespace, name) {
                 return Ok(());
             }
             // Aggregation collects rules nobody can list beforehand: it takes the right to everything.
             let mut granted = rules(new);
             if !new["aggregationRule"].is_null() {
-                granted.push(Rule::from_value(&serde_json::json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]})));
+                granted.push(Rule::from_value(
+                    &serde_json::json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}),
+                ));
             }
             granted
         }
@@ -140,12 +174,22 @@ fn escalation(app: &App, user: &User, kind: &Kind, new: &Value, old: Option<&Val
                 return Ok(());
             }
             let role = &new["roleRef"];
-            let (role_kind, role_name) = (role["kind"].as_str().unwrap_or_default(), role["name"].as_str().unwrap_or_default());
-            let plural = if role_kind == "ClusterRole" { "clusterroles" } else { "roles" };
+            let (role_kind, role_name) = (
+                role["kind"].as_str().unwrap_or_default(),
+                role["name"].as_str().unwrap_or_default(),
+            );
+            let plural = if role_kind == "ClusterRole" {
+                "clusterroles"
+            } else {
+                "roles"
+            };
             if may(app, user, "bind", kind, plural, namespace, role_name) {
                 return Ok(());
             }
-            app.authz.rbac.role_rules(role_kind, namespace, role_name).ok_or_else(|| ApiError::not_found(RBAC, plural, role_name))?
+            app.authz
+                .rbac
+                .role_rules(role_kind, namespace, role_name)
+                .ok_or_else(|| ApiError::not_found(RBAC, plural, role_name))?
         }
     };
     let mine = app.authz.rbac.rules(user, namespace);
@@ -171,7 +215,14 @@ mod tests {
     #[test]
     fn a_node_creates_only_mirror_pods_bound_to_itself() {
         let pods = api::kinds::find("", "v1", "pods").unwrap();
-        let a = Attributes { operation: Operation::Create, group: "", plural: "pods", subresource: "", namespace: "a", name: "p" };
+        let a = Attributes {
+            operation: Operation::Create,
+            group: "",
+            plural: "pods",
+            subresource: "",
+            namespace: "a",
+            name: "p",
+        };
         let mirror = json!({"metadata": {"annotations": {MIRROR: "x"}}, "spec": {"nodeName": "n"}});
         assert!(node_restriction("n", pods, &a, &mirror, None).is_ok());
         assert!(node_restriction("m", pods, &a, &mirror, None).is_err());
@@ -181,7 +232,14 @@ mod tests {
     #[test]
     fn a_node_does_not_label_itself_as_something_better() {
         let nodes = api::kinds::find("", "v1", "nodes").unwrap();
-        let a = Attributes { operation: Operation::Create, group: "", plural: "nodes", subresource: "", namespace: "", name: "n" };
+        let a = Attributes {
+            operation: Operation::Create,
+            group: "",
+            plural: "nodes",
+            subresource: "",
+            namespace: "",
+            name: "n",
+        };
         for (label, ok) in [
             ("kubernetes.io/hostname", true),
             ("example.com/rack", true),

@@ -45,12 +45,22 @@ pub async fn create(c: &Context, kind: &'static Kind, request: Request<Incoming>
 }
 
 fn strings(v: &Value) -> Vec<String> {
-    v.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+    v.as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect()
 }
 
 async fn token(c: &Context, spec: &Value) -> Value {
     let wanted = strings(&spec["audiences"]);
-    match c.app.authn.token(spec["token"].as_str().unwrap_or_default(), &wanted).await {
+    match c
+        .app
+        .authn
+        .token(spec["token"].as_str().unwrap_or_default(), &wanted)
+        .await
+    {
         Some((user, audiences)) => json!({"authenticated": true, "user": user.info(), "audiences": audiences}),
         None => json!({"user": {}, "error": "invalid bearer token"}),
     }
@@ -63,17 +73,25 @@ fn subject(spec: &Value) -> Result<User> {
         groups: strings(&spec["groups"]),
         extra: spec["extra"]
             .as_object()
-            .map(|m| m.iter().map(|(k, v)| (k.to_lowercase(), strings(v))).collect::<BTreeMap<_, _>>())
+            .map(|m| {
+                m.iter()
+                    .map(|(k, v)| (k.to_lowercase(), strings(v)))
+                    .collect::<BTreeMap<_, _>>()
+            })
             .unwrap_or_default(),
     };
     if user.name.is_empty() && user.groups.is_empty() {
-        return Err(ApiError::bad_request("spec.user: Invalid value: \"\": at least one of user or group must be specified"));
+        return Err(ApiError::bad_request(
+            "spec.user: Invalid value: \"\": at least one of user or group must be specified",
+        ));
     }
     Ok(user)
 }
 
 fn local(c: &Context, value: &Value) -> Result<Value> {
-    let asked = value["spec"]["resourceAttributes"]["namespace"].as_str().unwrap_or_default();
+    let asked = value["spec"]["resourceAttributes"]["namespace"]
+        .as_str()
+        .unwrap_or_default();
     if asked != c.info.namespace {
         return Err(ApiError::bad_request(format!(
             "spec.resourceAttributes.namespace must match namespace: {asked:?} is not {:?}",

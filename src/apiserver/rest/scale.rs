@@ -19,14 +19,20 @@ const MESSAGE: &str = "autoscaling.v1.Scale";
 
 fn shown(kind: &Kind, value: &Value, encoding: Encoding) -> Result<Response> {
     let scale = scale_of(kind, value).ok_or_else(ApiError::no_such_path)?;
-    Ok(negotiated(200, encoding.media_type(), render::encode(encoding, &scale)?.into()))
+    Ok(negotiated(
+        200,
+        encoding.media_type(),
+        render::encode(encoding, &scale)?.into(),
+    ))
 }
 
 fn encoding(headers: &HeaderMap, c: &Context) -> Result<Encoding> {
     let format = Format::negotiate(headers, &c.info.query, false)?;
     match format.view {
         View::Whole => Ok(format.encoding),
-        _ => Err(ApiError::not_acceptable("application/json, application/yaml, application/vnd.kubernetes.protobuf")),
+        _ => Err(ApiError::not_acceptable(
+            "application/json, application/yaml, application/vnd.kubernetes.protobuf",
+        )),
     }
 }
 
@@ -56,8 +62,14 @@ pub async fn write(c: &Context, kind: &'static Kind, request: Request<Incoming>)
         Err(scale)
     };
     // What is stored is the workload itself: its spec moves, so it is no subresource to the strategy.
-    let target = Target { subresource: None, ..Target::of(c, kind) };
-    let writer = Writer { app: &c.app, user: Some(&c.user) };
+    let target = Target {
+        subresource: None,
+        ..Target::of(c, kind)
+    };
+    let writer = Writer {
+        app: &c.app,
+        user: Some(&c.user),
+    };
     let outcome = writer
         .update(&target, options.dry, |wire| {
             let current = scale_of(kind, wire).ok_or_else(ApiError::no_such_path)?;
@@ -74,11 +86,18 @@ pub async fn write(c: &Context, kind: &'static Kind, request: Request<Incoming>)
 
 fn check(name: &str, scale: &Value) -> Result<()> {
     let replicas = &scale["spec"]["replicas"];
-    let valid = replicas.is_null() || replicas.as_i64().is_some_and(|n| (0..=i64::from(i32::MAX)).contains(&n));
+    let valid = replicas.is_null()
+        || replicas
+            .as_i64()
+            .is_some_and(|n| (0..=i64::from(i32::MAX)).contains(&n));
     if valid {
         return Ok(());
     }
     let message = format!("Invalid value: {replicas}: must be greater than or equal to 0");
-    let cause = Cause { reason: "FieldValueInvalid".into(), field: "spec.replicas".into(), message };
+    let cause = Cause {
+        reason: "FieldValueInvalid".into(),
+        field: "spec.replicas".into(),
+        message,
+    };
     Err(ApiError::invalid("autoscaling", "Scale", name, &[cause]))
 }

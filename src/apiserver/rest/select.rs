@@ -15,7 +15,11 @@ pub fn spec(kind: &Kind) -> Spec {
         .copied()
         .filter(|f| !matches!(*f, "metadata.name" | "metadata.namespace"))
         .collect();
-    Spec { group: kind.storage_group.to_owned(), plural: kind.plural.to_owned(), fields }
+    Spec {
+        group: kind.storage_group.to_owned(),
+        plural: kind.plural.to_owned(),
+        fields,
+    }
 }
 
 /// A compiled selection.
@@ -42,7 +46,12 @@ impl Selection {
             selectable_fields(kind.group, kind.plural),
         )
         .map_err(|e| ApiError::bad_request(e.to_string()))?;
-        Ok(Self { namespace: namespace.to_owned(), labels, fields, paths: paths.to_vec() })
+        Ok(Self {
+            namespace: namespace.to_owned(),
+            labels,
+            fields,
+            paths: paths.to_vec(),
+        })
     }
 
     /// Whether nothing but the namespace selects.
@@ -73,8 +82,17 @@ impl Selection {
             _ => {}
         }
         let stored = stored_path(path);
-        let value = self.paths.iter().position(|p| *p == stored).and_then(|i| o.fields.get(i)).map_or("", |v| v);
-        if value.is_empty() && matches!(path, "spec.unschedulable" | "spec.hostNetwork") { "false" } else { value }
+        let value = self
+            .paths
+            .iter()
+            .position(|p| *p == stored)
+            .and_then(|i| o.fields.get(i))
+            .map_or("", |v| v);
+        if value.is_empty() && matches!(path, "spec.unschedulable" | "spec.hostNetwork") {
+            "false"
+        } else {
+            value
+        }
     }
 }
 

@@ -26,21 +26,28 @@ const LONGEST: i64 = 1 << 32;
 pub async fn create(c: &Context, kind: &'static Kind, request: Request<Incoming>) -> Result<Response> {
     let format = Format::negotiate(request.headers(), &c.info.query, false)?;
     let options = WriteOptions::parse(&c.info.query)?;
-    let (mut value, _) =
-        body::object(None, ("authentication.k8s.io", "v1", "TokenRequest"), options, request).await?;
+    let (mut value, _) = body::object(None, ("authentication.k8s.io", "v1", "TokenRequest"), options, request).await?;
     let namespace = c.namespace(kind);
     let account = objects::read(&c.app, kind, namespace, &c.info.name).await?;
     let spec = &value["spec"];
-    let mut audiences: Vec<String> =
-        spec["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+    let mut audiences: Vec<String> = spec["audiences"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect();
     if audiences.is_empty() {
         audiences.clone_from(&c.app.authn.tokens.audiences);
     }
     let seconds = seconds(c, spec)?;
     let bound = bound(&c.app, namespace, &c.info.name, &spec["boundObjectRef"]).await?;
     let expires = Timestamp::now() + SignedDuration::from_secs(seconds);
-    let token =
-        if options.dry { String::new() } else { c.app.authn.tokens.issue(&account, &audiences, seconds as u64, &bound)? };
+    let token = if options.dry {
+        String::new()
+    } else {
+        c.app.authn.tokens.issue(&account, &audiences, seconds as u64, &bound)?
+    };
     value["metadata"]["name"] = c.info.name.as_str().into();
     value["metadata"]["namespace"] = namespace.into();
     value["metadata"]["creationTimestamp"] = api::time::time(Timestamp::now()).into();
@@ -58,7 +65,12 @@ fn seconds(c: &Context, spec: &Value) -> Result<i64> {
             field: "spec.expirationSeconds".into(),
             message: format!("Invalid value: {asked}: {message}"),
         };
-        Err(ApiError::invalid("authentication.k8s.io", "TokenRequest", &c.info.name, &[cause]))
+        Err(ApiError::invalid(
+            "authentication.k8s.io",
+            "TokenRequest",
+            &c.info.name,
+            &[cause],
+        ))
     };
     if asked < SHORTEST {
         return refuse("may not specify a duration less than 10 minutes");
@@ -74,12 +86,19 @@ async fn bound(app: &App, namespace: &str, account: &str, reference: &Value) -> 
     if reference.is_null() {
         return Ok(Vec::new());
     }
-    let (ref_kind, name) = (reference["kind"].as_str().unwrap_or_default(), reference["name"].as_str().unwrap_or_default());
+    let (ref_kind, name) = (
+        reference["kind"].as_str().unwrap_or_default(),
+        reference["name"].as_str().unwrap_or_default(),
+    );
     let (claim, plural, scope) = match ref_kind {
         "Pod" => ("pod", "pods", namespace),
         "Secret" => ("secret", "secrets", namespace),
         "Node" => ("node", "nodes", ""),
-        other => return Err(ApiError::bad_request(format!("cannot bind token to object of type {other}"))),
+        other => {
+            return Err(ApiError::bad_request(format!(
+                "cannot bind token to object of type {other}"
+            )));
+        }
     };
     let kind = api::kinds::find("", "v1", plural).ok_or_else(ApiError::no_such_path)?;
     let object = objects::read(app, kind, scope, name).await?;
@@ -90,7 +109,11 @@ async fn bound(app: &App, namespace: &str, account: &str, reference: &Value) -> 
         let why = format!("the UID in the bound object reference ({wanted}) does not match the UID in record ({uid})");
         return Err(ApiError::conflict("", plural, name, &why));
     }
-    let mut out = vec![Bound { kind: claim, name: name.to_owned(), uid }];
+    let mut out = vec![Bound {
+        kind: claim,
+        name: name.to_owned(),
+        uid,
+    }];
     if claim == "pod" {
         if object["spec"]["serviceAccountName"] != account {
             return Err(ApiError::bad_request(format!(
@@ -100,7 +123,11 @@ async fn bound(app: &App, namespace: &str, account: &str, reference: &Value) -> 
         }
         let node = objects::text(&object, "/spec/nodeName");
         if let Some(n) = app.cache.kind("", "nodes").and_then(|k| k.get("", node)) {
-            out.push(Bound { kind: "node", name: node.to_owned(), uid: n.uid.to_string() });
+            out.push(Bound {
+                kind: "node",
+                name: node.to_owned(),
+                uid: n.uid.to_string(),
+            });
         }
     }
     Ok(out)
@@ -127,5 +154,9 @@ pub fn configuration(app: &App) -> Response {
 
 /// `/openid/v1/jwks`.
 pub fn keys(app: &App) -> Response {
-    negotiated(200, "application/jwk-set+json", app.authn.tokens.jwks().to_string().into())
+    negotiated(
+        200,
+        "application/jwk-set+json",
+        app.authn.tokens.jwks().to_string().into(),
+    )
 }

@@ -75,9 +75,20 @@ pub async fn watch(c: &Context, kind: &'static Kind, headers: &http::HeaderMap) 
     let writer = EventWriter::new(kind, format);
     let media_type = writer.media_type();
     let (out, receiver) = mpsc::channel(CHUNKS);
-    let labels = KindLabels { group: kind.group.into(), resource: kind.plural.into() };
+    let labels = KindLabels {
+        group: kind.group.into(),
+        resource: kind.plural.into(),
+    };
     let gauge = c.app.metrics.watches.get_or_create_owned(&labels);
-    let watcher = Watcher { app: c.app.clone(), cache, selection, options, writer, out, buffer: Vec::new() };
+    let watcher = Watcher {
+        app: c.app.clone(),
+        cache,
+        selection,
+        options,
+        writer,
+        out,
+        buffer: Vec::new(),
+    };
     tokio::spawn(async move {
         gauge.inc();
         watcher.run(start).await;
@@ -103,14 +114,22 @@ async fn start(c: &Context, cache: &KindCache, selection: &Selection, options: &
         At::Exact(rev) | At::NotOlderThan(rev) => {
             caches.wait(rev).await.map_err(ApiError::too_large_resource_version)?;
             if !options.initial_events {
-                return Ok(Start { initial: Vec::new(), end: None, cursor: cache.cursor(rev) });
+                return Ok(Start {
+                    initial: Vec::new(),
+                    end: None,
+                    cursor: cache.cursor(rev),
+                });
             }
             caches.progress()
         }
     };
     let (snapshot, cursor) = cache.list_and_cursor(&selection.namespace, progress, |o| selection.matches(o));
     let end = (options.initial_events && options.bookmarks).then_some(snapshot.rev);
-    Ok(Start { initial: snapshot.items, end, cursor: Ok(cursor) })
+    Ok(Start {
+        initial: snapshot.items,
+        end,
+        cursor: Ok(cursor),
+    })
 }
 
 impl Watcher {
@@ -180,7 +199,9 @@ impl Watcher {
                 return Ok(false);
             }
             for e in &events {
-                let Some((name, object, rev)) = seen(&self.selection, e) else { continue };
+                let Some((name, object, rev)) = seen(&self.selection, e) else {
+                    continue;
+                };
                 self.write(|w, out| w.event(name, object, rev, out)).await?;
             }
         }
@@ -199,7 +220,11 @@ impl Watcher {
         self.flush().await
     }
 
-    async fn last_bookmark(&mut self, cursor: &mut Cursor, error: &mut Option<ApiError>) -> std::result::Result<(), Ended> {
+    async fn last_bookmark(
+        &mut self,
+        cursor: &mut Cursor,
+        error: &mut Option<ApiError>,
+    ) -> std::result::Result<(), Ended> {
         self.bookmark(cursor, error).await
     }
 
@@ -211,7 +236,11 @@ impl Watcher {
             tracing::error!(error = %e, "event cannot be encoded; the watch ends");
             return Err(Ended);
         }
-        if self.buffer.len() >= CHUNK_BYTES { self.flush().await } else { Ok(()) }
+        if self.buffer.len() >= CHUNK_BYTES {
+            self.flush().await
+        } else {
+            Ok(())
+        }
     }
 
     async fn flush(&mut self) -> std::result::Result<(), Ended> {
@@ -233,14 +262,23 @@ mod tests {
     use serde_json::json;
 
     fn pod(label: &str, rev: i64) -> Object {
-        Object::from_value(json!({"metadata": {"namespace": "a", "name": "p", "labels": {"x": label}}}), rev, &[]).0
+        Object::from_value(
+            json!({"metadata": {"namespace": "a", "name": "p", "labels": {"x": label}}}),
+            rev,
+            &[],
+        )
+        .0
     }
 
     #[test]
     fn a_watcher_sees_objects_enter_and_leave_its_selection() {
         let kind = api::kinds::find("", "v1", "pods").unwrap();
         let selection = Selection::parse(kind, &[], "a", &Query::parse("labelSelector=x%3Dyes")).unwrap();
-        let cache = KindCache::new(Spec { group: String::new(), plural: "pods".into(), fields: vec![] });
+        let cache = KindCache::new(Spec {
+            group: String::new(),
+            plural: "pods".into(),
+            fields: vec![],
+        });
         cache.refill(vec![], 0);
         for (i, (change, label)) in [
             (Change::Put, "no"),
@@ -257,7 +295,10 @@ mod tests {
             cache.apply(vec![(change, pod(label, i as i64 + 1))]);
         }
         let events = cache.next(&mut cache.cursor(0).unwrap(), 10).unwrap();
-        let got: Vec<_> = events.iter().map(|e| seen(&selection, e).map(|(n, o, r)| (n, r.unwrap_or(o.rev)))).collect();
+        let got: Vec<_> = events
+            .iter()
+            .map(|e| seen(&selection, e).map(|(n, o, r)| (n, r.unwrap_or(o.rev))))
+            .collect();
         assert_eq!(
             got,
             [

@@ -40,7 +40,10 @@ pub async fn create(c: &Context, kind: &'static Kind, request: Request<Incoming>
     let (mut value, warnings) =
         body::object(Some(kind), (kind.group, kind.version, kind.kind), options, request).await?;
     body::place(c, kind, &mut value)?;
-    let writer = Writer { app: &c.app, user: Some(&c.user) };
+    let writer = Writer {
+        app: &c.app,
+        user: Some(&c.user),
+    };
     let stored = writer.create(kind, value, options.dry).await?;
     let response = render::object(kind, format, 201, &render::in_version(kind, stored))?;
     Ok(body::warn(response, &warnings))
@@ -56,7 +59,10 @@ pub async fn update(c: &Context, kind: &'static Kind, request: Request<Incoming>
     let (mut value, warnings) =
         body::object(Some(kind), (kind.group, kind.version, kind.kind), options, request).await?;
     body::place(c, kind, &mut value)?;
-    let writer = Writer { app: &c.app, user: Some(&c.user) };
+    let writer = Writer {
+        app: &c.app,
+        user: Some(&c.user),
+    };
     let target = Target::of(c, kind);
     let (code, stored) = match writer.update(&target, options.dry, |_| Ok(value.clone())).await {
         Ok(outcome) => (200, outcome.into_value()),
@@ -87,7 +93,12 @@ impl<'a> Target<'a> {
     /// That of a request.
     pub fn of(c: &'a Context, kind: &'static Kind) -> Self {
         let subresource = Some(c.info.subresource.as_str()).filter(|s| !s.is_empty());
-        Self { kind, namespace: c.namespace(kind), name: &c.info.name, subresource }
+        Self {
+            kind,
+            namespace: c.namespace(kind),
+            name: &c.info.name,
+            subresource,
+        }
     }
 }
 
@@ -98,22 +109,42 @@ impl Writer<'_> {
     /// The refusal; 409 if the name is taken.
     pub async fn create(self, kind: &'static Kind, mut value: Value, dry: bool) -> Result<Value> {
         if !metadata::resource_version(&value).is_empty() {
-            return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
+            return Err(ApiError::bad_request(
+                "resourceVersion should not be set on objects to be created",
+            ));
         }
         model::to_storage(kind, &mut value);
         let storage = model::storage(kind)?;
-        for field in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation", "managedFields", "resourceVersion"] {
+        for field in [
+            "uid",
+            "creationTimestamp",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "selfLink",
+            "generation",
+            "managedFields",
+            "resourceVersion",
+        ] {
             metadata::set(&mut value, field, Value::Null);
         }
         metadata::set(&mut value, "uid", uuid::Uuid::new_v4().to_string().into());
-        metadata::set(&mut value, "creationTimestamp", api::time::time(Timestamp::now()).into());
+        metadata::set(
+            &mut value,
+            "creationTimestamp",
+            api::time::time(Timestamp::now()).into(),
+        );
         if let Some(user) = self.user {
             csr::stamp(storage, &mut value, user);
         }
         strategy::prepare_create(storage, &mut value);
         api::defaults::apply(storage, &mut value);
-        let prefix = Some(value["metadata"]["generateName"].as_str().unwrap_or_default().to_owned())
-            .filter(|p| !p.is_empty() && metadata::name(&value).is_empty());
+        let prefix = Some(
+            value["metadata"]["generateName"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
+        )
+        .filter(|p| !p.is_empty() && metadata::name(&value).is_empty());
         for _ in 0..NAME_TRIES {
             let mut value = value.clone();
             if let Some(p) = &prefix {
@@ -128,8 +159,17 @@ impl Writer<'_> {
         Err(ApiError::already_exists(kind.group, kind.plural, &name))
     }
 
-    async fn store_new(self, kind: &'static Kind, storage: &'static Kind, mut value: Value, dry: bool) -> Result<Value> {
-        let (namespace, name) = (metadata::namespace(&value).to_owned(), metadata::name(&value).to_owned());
+    async fn store_new(
+        self,
+        kind: &'static Kind,
+        storage: &'static Kind,
+        mut value: Value,
+        dry: bool,
+    ) -> Result<Value> {
+        let (namespace, name) = (
+            metadata::namespace(&value).to_owned(),
+            metadata::name(&value).to_owned(),
+        );
         let attributes = Attributes {
             operation: Operation::Create,
             group: storage.group,
@@ -184,7 +224,11 @@ impl Writer<'_> {
     ) -> Result<Outcome> {
         let storage = model::storage(target.kind)?;
         let whole_service = is_service(storage) && target.subresource.is_none();
-        let _lock = if whole_service { Some(self.app.services.lock().await) } else { None };
+        let _lock = if whole_service {
+            Some(self.app.services.lock().await)
+        } else {
+            None
+        };
         let taken = if whole_service {
             self.app.cache.consistent().await?;
             Some(self.taken(target.namespace, target.name)?)
@@ -210,7 +254,17 @@ impl Writer<'_> {
     ) -> Result<Modify> {
         preconditions(target.kind, target.name, &new, old)?;
         model::to_storage(target.kind, &mut new);
-        for field in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "generateName", "resourceVersion"] {
+        for field in [
+            "name",
+            "namespace",
+            "uid",
+            "creationTimestamp",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "generation",
+            "generateName",
+            "resourceVersion",
+        ] {
             let kept = old["metadata"].get(field).cloned().unwrap_or(Value::Null);
             metadata::set(&mut new, field, kept);
         }
@@ -231,7 +285,11 @@ impl Writer<'_> {
         }
         let errors = validation::validate_update(storage, &new, old, target.subresource);
         model::refuse_invalid(target.kind, target.name, &errors)?;
-        Ok(if strategy::ends(storage, &new) { Modify::Delete(new) } else { Modify::Write(new) })
+        Ok(if strategy::ends(storage, &new) {
+            Modify::Delete(new)
+        } else {
+            Modify::Write(new)
+        })
     }
 }
 

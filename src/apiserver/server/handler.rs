@@ -16,7 +16,7 @@ use crate::error::{ApiError, Result};
 use crate::metrics::RequestLabels;
 use crate::request::RequestInfo;
 use crate::rest::{self, Context};
-use crate::{health, discovery};
+use crate::{discovery, health};
 
 const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 
@@ -65,16 +65,25 @@ async fn answer(
     // Probes come without credentials, also while there are no roles yet.
     let probe = info.path.trim_matches('/').split('/').next().unwrap_or_default();
     if matches!(probe, "livez" | "readyz" | "healthz") && request.method() == Method::GET {
-        return health::serve(app, &info.path, &info.query).await.ok_or_else(ApiError::no_such_path);
+        return health::serve(app, &info.path, &info.query)
+            .await
+            .ok_or_else(ApiError::no_such_path);
     }
-    let user = app.authn.authenticate(connection.user.as_ref(), request.headers()).await?;
+    let user = app
+        .authn
+        .authenticate(connection.user.as_ref(), request.headers())
+        .await?;
     let user = impersonate(app, user, &request)?;
     let _place = place(app, &info)?;
     app.authz.require(&user, &attributes(&info))?;
     if !info.resource_request {
         return other(app, &info, &request).await;
     }
-    let context = Context { app: app.clone(), info, user };
+    let context = Context {
+        app: app.clone(),
+        info,
+        user,
+    };
     rest::serve(context, request).await
 }
 
@@ -96,7 +105,9 @@ pub fn attributes(info: &RequestInfo) -> Attributes {
 }
 
 fn impersonate(app: &App, user: User, request: &Request<Incoming>) -> Result<User> {
-    let Some((wanted, asked)) = impersonation(request.headers())? else { return Ok(user) };
+    let Some((wanted, asked)) = impersonation(request.headers())? else {
+        return Ok(user);
+    };
     for a in asked {
         app.authz.require(
             &user,
@@ -120,14 +131,24 @@ fn impersonate(app: &App, user: User, request: &Request<Incoming>) -> Result<Use
 /// A place among the requests in flight; long-running ones need none.
 fn place<'a>(app: &'a App, info: &RequestInfo) -> Result<Option<SemaphorePermit<'a>>> {
     let long = info.verb == "watch"
-        || matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy");
+        || matches!(
+            info.subresource.as_str(),
+            "log" | "exec" | "attach" | "portforward" | "proxy"
+        );
     if long {
         return Ok(None);
     }
-    let places = if matches!(info.verb.as_str(), "get" | "list" | "head" | "options") { &app.reads } else { &app.writes };
+    let places = if matches!(info.verb.as_str(), "get" | "list" | "head" | "options") {
+        &app.reads
+    } else {
+        &app.writes
+    };
     match places.try_acquire() {
         Ok(p) => Ok(Some(p)),
-        Err(_) => Err(ApiError::too_many_requests("too many requests, please try again later", 1)),
+        Err(_) => Err(ApiError::too_many_requests(
+            "too many requests, please try again later",
+            1,
+        )),
     }
 }
 

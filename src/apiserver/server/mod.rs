@@ -32,7 +32,13 @@ pub struct Connection {
 }
 
 /// Serves until `stop`, then lets open requests finish for at most `grace`.
-pub async fn serve(app: Arc<App>, listener: TcpListener, acceptor: TlsAcceptor, stop: CancellationToken, grace: Duration) {
+pub async fn serve(
+    app: Arc<App>,
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    stop: CancellationToken,
+    grace: Duration,
+) {
     let tasks = TaskTracker::new();
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
@@ -69,14 +75,22 @@ async fn connection(app: Arc<App>, acceptor: TlsAcceptor, stream: TcpStream, pee
         Ok(Err(e)) => return tracing::debug!(peer, error = %e, "TLS handshake failed"),
         Err(_) => return tracing::debug!(peer, "TLS handshake took too long"),
     };
-    let user = tls.get_ref().1.peer_certificates().and_then(|c| c.first()).and_then(user_of_certificate);
+    let user = tls
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|c| c.first())
+        .and_then(user_of_certificate);
     let about = Arc::new(Connection { user });
     let service = service_fn(move |request| {
         let (app, about) = (app.clone(), about.clone());
         async move { Ok::<_, std::convert::Infallible>(handler::handle(app, about, request).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_secs(30));
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -130,7 +130,10 @@ pub struct Etcd {
 }
 
 fn read(path: &PathBuf) -> Result<Vec<u8>, StoreError> {
-    std::fs::read(path).map_err(|source| StoreError::File { path: path.clone(), source })
+    std::fs::read(path).map_err(|source| StoreError::File {
+        path: path.clone(),
+        source,
+    })
 }
 
 impl Etcd {
@@ -153,7 +156,11 @@ impl Etcd {
         }
         let client = Client::connect(&config.servers, Some(options)).await?;
         let kv = client.kv_client().max_decoding_message_size(MAX_MESSAGE);
-        Ok(Self { client, kv, lease: Mutex::new(None) })
+        Ok(Self {
+            client,
+            kv,
+            lease: Mutex::new(None),
+        })
     }
 
     async fn bounded<T>(&self, call: impl Future<Output = Result<T, EtcdError>>) -> Result<T, StoreError> {
@@ -169,7 +176,9 @@ impl Etcd {
     /// When etcd cannot be reached or has no leader.
     pub async fn revision(&self) -> Result<i64, StoreError> {
         let mut kv = self.kv.clone();
-        let r = self.bounded(kv.get("/", Some(GetOptions::new().with_count_only()))).await?;
+        let r = self
+            .bounded(kv.get("/", Some(GetOptions::new().with_count_only())))
+            .await?;
         Ok(r.header().map_or(0, |h| h.revision()))
     }
 
@@ -253,7 +262,8 @@ impl Etcd {
         let mut lease = self.client.lease_client();
         let granted = self.bounded(lease.grant(ttl, None)).await?;
         let mut kv = self.kv.clone();
-        self.bounded(kv.put(key, value, Some(PutOptions::new().with_lease(granted.id())))).await?;
+        self.bounded(kv.put(key, value, Some(PutOptions::new().with_lease(granted.id()))))
+            .await?;
         Ok(())
     }
 
@@ -278,8 +288,15 @@ impl Etcd {
             return Ok(l.id);
         }
         let mut lease = self.client.lease_client();
-        let granted = self.bounded(lease.grant(ttl + LEASE_REUSE.as_secs() as i64, None)).await?;
-        *slot = Some(SharedLease { id: granted.id(), since: Instant::now(), ttl, keys: 1 });
+        let granted = self
+            .bounded(lease.grant(ttl + LEASE_REUSE.as_secs() as i64, None))
+            .await?;
+        *slot = Some(SharedLease {
+            id: granted.id(),
+            since: Instant::now(),
+            ttl,
+            keys: 1,
+        });
         Ok(granted.id())
     }
 

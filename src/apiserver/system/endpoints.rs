@@ -28,7 +28,9 @@ fn own_key(app: &App) -> String {
 /// # Errors
 /// When the store or the objects refuse.
 pub(super) async fn keep(app: &App) -> Result<()> {
-    app.etcd.put_alive(&own_key(app), app.args.secure_port.to_string().into_bytes(), TTL).await?;
+    app.etcd
+        .put_alive(&own_key(app), app.args.secure_port.to_string().into_bytes(), TTL)
+        .await?;
     let first = std::net::Ipv4Addr::from(u32::from(app.ranges.network) + 1);
     let service = json!({
         "apiVersion": "v1", "kind": "Service",
@@ -54,11 +56,18 @@ pub(super) async fn leave(app: &App) -> Result<()> {
 
 async fn publish(app: &App) -> Result<()> {
     let range = app.etcd.range(MASTERS, &prefix_end(MASTERS), 0, 0).await?;
-    let addresses: BTreeSet<IpAddr> =
-        range.items.iter().filter_map(|i| i.key.strip_prefix(MASTERS)?.parse().ok()).collect();
+    let addresses: BTreeSet<IpAddr> = range
+        .items
+        .iter()
+        .filter_map(|i| i.key.strip_prefix(MASTERS)?.parse().ok())
+        .collect();
     let port = json!({"name": "https", "port": app.args.secure_port, "protocol": "TCP"});
     let listed: Vec<Value> = addresses.iter().map(|a| json!({"ip": a.to_string()})).collect();
-    let subsets = if listed.is_empty() { json!([]) } else { json!([{"addresses": listed, "ports": [port]}]) };
+    let subsets = if listed.is_empty() {
+        json!([])
+    } else {
+        json!([{"addresses": listed, "ports": [port]}])
+    };
     write(
         app,
         "",
@@ -71,9 +80,15 @@ async fn publish(app: &App) -> Result<()> {
         &["subsets"],
     )
     .await?;
-    let endpoints: Vec<Value> =
-        addresses.iter().map(|a| json!({"addresses": [a.to_string()], "conditions": {"ready": true}})).collect();
-    let family = if addresses.iter().any(IpAddr::is_ipv6) { "IPv6" } else { "IPv4" };
+    let endpoints: Vec<Value> = addresses
+        .iter()
+        .map(|a| json!({"addresses": [a.to_string()], "conditions": {"ready": true}}))
+        .collect();
+    let family = if addresses.iter().any(IpAddr::is_ipv6) {
+        "IPv6"
+    } else {
+        "IPv4"
+    };
     write(
         app,
         "discovery.k8s.io",
@@ -96,11 +111,18 @@ async fn write(app: &App, group: &str, plural: &str, wanted: Value, fields: &[&s
         for f in fields {
             new[*f] = wanted[*f].clone();
         }
-        Ok(if new == *current { Modify::Keep } else { Modify::Write(new) })
+        Ok(if new == *current {
+            Modify::Keep
+        } else {
+            Modify::Write(new)
+        })
     })
     .await;
     match outcome {
-        Err(e) if e.code == 404 => (Writer { app, user: None }).create(kind, wanted, false).await.map(|_| ()),
+        Err(e) if e.code == 404 => (Writer { app, user: None })
+            .create(kind, wanted, false)
+            .await
+            .map(|_| ()),
         done => done.map(|_| ()),
     }
 }

@@ -101,7 +101,12 @@ pub(crate) async fn ensure(app: &App, kind: &'static Kind, object: Value) -> Res
 async fn namespaces(app: &App) -> Result<()> {
     let kind = kind("", "v1", "namespaces")?;
     for name in NAMESPACES {
-        ensure(app, kind, json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})).await?;
+        ensure(
+            app,
+            kind,
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}),
+        )
+        .await?;
     }
     Ok(())
 }
@@ -109,8 +114,16 @@ async fn namespaces(app: &App) -> Result<()> {
 async fn priority_classes(app: &App) -> Result<()> {
     let kind = kind("scheduling.k8s.io", "v1", "priorityclasses")?;
     for (name, value, text) in [
-        ("system-node-critical", 2_000_001_000, "Used for system critical pods that must not be moved from their current node."),
-        ("system-cluster-critical", 2_000_000_000, "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary."),
+        (
+            "system-node-critical",
+            2_000_001_000,
+            "Used for system critical pods that must not be moved from their current node.",
+        ),
+        (
+            "system-cluster-critical",
+            2_000_000_000,
+            "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+        ),
     ] {
         let class = json!({
             "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name},
@@ -124,7 +137,10 @@ async fn priority_classes(app: &App) -> Result<()> {
 async fn rbac(app: &App) -> Result<()> {
     for (plural, wanted) in policy::objects() {
         let kind = kind("rbac.authorization.k8s.io", "v1", plural)?;
-        let (namespace, name) = (api::metadata::namespace(&wanted).to_owned(), api::metadata::name(&wanted).to_owned());
+        let (namespace, name) = (
+            api::metadata::namespace(&wanted).to_owned(),
+            api::metadata::name(&wanted).to_owned(),
+        );
         let Some(found) = objects::cache_of(app, kind)?.get(&namespace, &name) else {
             ensure(app, kind, wanted).await?;
             continue;
@@ -134,7 +150,11 @@ async fn rbac(app: &App) -> Result<()> {
         }
         objects::modify(app, kind, &namespace, &name, false, |current| {
             let mut new = current.clone();
-            Ok(if policy::reconcile(&mut new, &wanted) { Modify::Write(new) } else { Modify::Keep })
+            Ok(if policy::reconcile(&mut new, &wanted) {
+                Modify::Write(new)
+            } else {
+                Modify::Keep
+            })
         })
         .await?;
     }
