@@ -22,7 +22,9 @@ pub struct BlobStore {
 impl BlobStore {
     /// Names the store whose blobs lie in `dir/sha256/`; touches nothing.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into().join("sha256") }
+        Self {
+            dir: dir.into().join("sha256"),
+        }
     }
 
     /// The folder that holds the blobs' files.
@@ -41,7 +43,10 @@ impl BlobStore {
 
     /// The blob's size in bytes, if it is there.
     pub fn size(&self, digest: &Digest) -> Option<u64> {
-        fs::metadata(self.path(digest)).ok().filter(fs::Metadata::is_file).map(|m| m.len())
+        fs::metadata(self.path(digest))
+            .ok()
+            .filter(fs::Metadata::is_file)
+            .map(|m| m.len())
     }
 
     /// Whether the blob is there with exactly `size` bytes.
@@ -72,14 +77,24 @@ impl BlobStore {
     pub fn read(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, Error> {
         let mut bytes = Vec::new();
         let path = self.path(digest);
-        self.open(digest)?.take(limit + 1).read_to_end(&mut bytes).map_err(|e| Error::io(&path, e))?;
+        self.open(digest)?
+            .take(limit + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|e| Error::io(&path, e))?;
         if bytes.len() as u64 > limit {
             let size = self.size(digest).unwrap_or(bytes.len() as u64);
-            return Err(Error::TooLarge { path: digest.to_string(), size, limit });
+            return Err(Error::TooLarge {
+                path: digest.to_string(),
+                size,
+                limit,
+            });
         }
         let found = Digest::of(&bytes);
         if found != *digest {
-            return Err(Error::Corrupt { digest: digest.clone(), what: format!("its content has the digest {found}") });
+            return Err(Error::Corrupt {
+                digest: digest.clone(),
+                what: format!("its content has the digest {found}"),
+            });
         }
         Ok(bytes)
     }
@@ -109,8 +124,13 @@ impl BlobStore {
         fs::create_dir_all(&self.dir).map_err(|e| Error::io(&self.dir, e))?;
         let partial = self.partial_path(digest);
         let io = |e| Error::io(&partial, e);
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(!resume).open(&partial).map_err(io)?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(!resume)
+            .open(&partial)
+            .map_err(io)?;
         let mut hasher = Hasher::default();
         let mut written = 0;
         if resume {
@@ -120,7 +140,15 @@ impl BlobStore {
             written = hash_into(&mut file, &mut hasher).map_err(io)?;
         }
         let path = self.path(digest);
-        Ok(BlobWriter { file, hasher, written, size, digest: digest.clone(), partial, path })
+        Ok(BlobWriter {
+            file,
+            hasher,
+            written,
+            size,
+            digest: digest.clone(),
+            partial,
+            path,
+        })
     }
 
     /// Moves a finished file into the store under the digest that its content was already found to have.
@@ -129,7 +157,9 @@ impl BlobStore {
     /// When it cannot be synced or moved.
     pub fn adopt(&self, file: &Path, digest: &Digest) -> Result<(), Error> {
         fs::create_dir_all(&self.dir).map_err(|e| Error::io(&self.dir, e))?;
-        File::open(file).and_then(|f| f.sync_all()).map_err(|e| Error::io(file, e))?;
+        File::open(file)
+            .and_then(|f| f.sync_all())
+            .map_err(|e| Error::io(file, e))?;
         fs::rename(file, self.path(digest)).map_err(|e| Error::io(file, e))
     }
 
@@ -197,7 +227,12 @@ fn hash_into(file: &mut File, hasher: &mut Hasher) -> std::io::Result<u64> {
 }
 
 fn check(digest: &Digest, size: u64, found_size: u64, found: Digest) -> Result<(), Error> {
-    let corrupt = |what| Err(Error::Corrupt { digest: digest.clone(), what });
+    let corrupt = |what| {
+        Err(Error::Corrupt {
+            digest: digest.clone(),
+            what,
+        })
+    };
     if found_size != size {
         return corrupt(format!("it has {found_size} bytes instead of {size}"));
     }
@@ -233,7 +268,10 @@ impl BlobWriter {
         let total = self.written + bytes.len() as u64;
         if total > self.size {
             let what = format!("more than the announced {} bytes arrived", self.size);
-            return Err(Error::Corrupt { digest: self.digest.clone(), what });
+            return Err(Error::Corrupt {
+                digest: self.digest.clone(),
+                what,
+            });
         }
         self.file.write_all(bytes).map_err(|e| Error::io(&self.partial, e))?;
         self.hasher.update(bytes);

@@ -48,7 +48,14 @@ pub struct Descriptor {
 impl Descriptor {
     /// A descriptor with neither platform nor annotations.
     pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
-        Self { media_type: media_type.into(), digest, size, artifact_type: None, platform: None, annotations: BTreeMap::new() }
+        Self {
+            media_type: media_type.into(),
+            digest,
+            size,
+            artifact_type: None,
+            platform: None,
+            annotations: BTreeMap::new(),
+        }
     }
 
     /// A descriptor of `bytes`.

@@ -42,7 +42,11 @@ impl FromStr for Digest {
         let valid = text
             .strip_prefix(PREFIX)
             .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')));
-        if valid { Ok(Self(text.to_owned())) } else { Err(Error::BadDigest(text.chars().take(100).collect())) }
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Error::BadDigest(text.chars().take(100).collect()))
+        }
     }
 }
 
@@ -108,7 +112,14 @@ mod tests {
     #[test]
     fn only_lowercase_sha256_is_accepted() {
         let hex = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-        for bad in ["", "sha256:", &format!("sha512:{hex}"), &format!("sha256:{}", hex.to_uppercase()), &format!("sha256:{hex}0"), "sha256:../../etc/passwd"] {
+        for bad in [
+            "",
+            "sha256:",
+            &format!("sha512:{hex}"),
+            &format!("sha256:{}", hex.to_uppercase()),
+            &format!("sha256:{hex}0"),
+            "sha256:../../etc/passwd",
+        ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }

@@ -69,11 +69,20 @@ impl Layout {
             Err(e) => return Err(Error::io(&path, e)),
         };
         let mut text = Vec::new();
-        file.take(MAX_INDEX + 1).read_to_end(&mut text).map_err(|e| Error::io(&path, e))?;
+        file.take(MAX_INDEX + 1)
+            .read_to_end(&mut text)
+            .map_err(|e| Error::io(&path, e))?;
         if text.len() as u64 > MAX_INDEX {
-            return Err(Error::TooLarge { path: path.display().to_string(), size: text.len() as u64, limit: MAX_INDEX });
+            return Err(Error::TooLarge {
+                path: path.display().to_string(),
+                size: text.len() as u64,
+                limit: MAX_INDEX,
+            });
         }
-        serde_json::from_slice(&text).map_err(|source| Error::Json { path: path.display().to_string(), source })
+        serde_json::from_slice(&text).map_err(|source| Error::Json {
+            path: path.display().to_string(),
+            source,
+        })
     }
 
     /// Replaces `index.json` in one step: readers see the old or the new one.
@@ -82,8 +91,10 @@ impl Layout {
     /// When it cannot be written.
     pub fn write_index(&self, index: &Index) -> Result<(), Error> {
         let path = self.index_path();
-        let text =
-            serde_json::to_vec(index).map_err(|source| Error::Json { path: path.display().to_string(), source })?;
+        let text = serde_json::to_vec(index).map_err(|source| Error::Json {
+            path: path.display().to_string(),
+            source,
+        })?;
         write_atomic(&path, &text)
     }
 }

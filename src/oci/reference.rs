@@ -68,7 +68,10 @@ fn is_domain(first: &str) -> bool {
 fn valid_domain(domain: &str) -> bool {
     let (name, port) = domain.split_once(':').map_or((domain, None), |(n, p)| (n, Some(p)));
     let label = |l: &str| {
-        !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') && !l.starts_with('-') && !l.ends_with('-')
+        !l.is_empty()
+            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !l.starts_with('-')
+            && !l.ends_with('-')
     };
     name.split('.').all(label) && port.is_none_or(|p| !p.is_empty() && p.parse::<u16>().is_ok())
 }
@@ -78,14 +81,18 @@ fn valid_component(component: &str) -> bool {
     let bytes = component.as_bytes();
     edge(bytes.first().copied())
         && edge(bytes.last().copied())
-        && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-'))
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-'))
         && !component.contains("..")
 }
 
 fn valid_tag(tag: &str) -> bool {
     (1..=128).contains(&tag.len())
         && !tag.starts_with(['.', '-'])
-        && tag.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        && tag
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 impl FromStr for Reference {
@@ -96,7 +103,10 @@ impl FromStr for Reference {
             return Err(bad("it is longer than 512 characters"));
         }
         let (rest, digest) = match text.split_once('@') {
-            Some((rest, digest)) => (rest, Some(digest.parse().map_err(|_| bad("the digest after @ is malformed"))?)),
+            Some((rest, digest)) => (
+                rest,
+                Some(digest.parse().map_err(|_| bad("the digest after @ is malformed"))?),
+            ),
             None => (text, None),
         };
         let (rest, tag) = match rest.rsplit_once(':') {
@@ -108,22 +118,35 @@ impl FromStr for Reference {
             Some(_) => (DEFAULT_DOMAIN.to_owned(), rest.to_owned()),
             None => (DEFAULT_DOMAIN.to_owned(), format!("library/{rest}")),
         };
-        let domain = if domain == "index.docker.io" { DEFAULT_DOMAIN.to_owned() } else { domain };
+        let domain = if domain == "index.docker.io" {
+            DEFAULT_DOMAIN.to_owned()
+        } else {
+            domain
+        };
         if !valid_domain(&domain) {
             return Err(bad("the registry's name is malformed"));
         }
         if path.len() > 255 || !path.split('/').all(valid_component) {
-            return Err(bad("a repository is made of lowercase letters, digits and single separators . _ - between them"));
+            return Err(bad(
+                "a repository is made of lowercase letters, digits and single separators . _ - between them",
+            ));
         }
         if tag.is_some_and(|tag| !valid_tag(tag)) {
-            return Err(bad("a tag is at most 128 letters, digits, . _ - and does not start with . or -"));
+            return Err(bad(
+                "a tag is at most 128 letters, digits, . _ - and does not start with . or -",
+            ));
         }
         let tag = match (tag, &digest) {
             (Some(tag), _) => Some(tag.to_owned()),
             (None, None) => Some("latest".to_owned()),
             (None, Some(_)) => None,
         };
-        Ok(Self { domain, path, tag, digest })
+        Ok(Self {
+            domain,
+            path,
+            tag,
+            digest,
+        })
     }
 }
 
@@ -184,14 +207,32 @@ mod tests {
 
     #[test]
     fn malformed_names_are_refused() {
-        for bad in ["", "/", "A", "a//b", "a/../b", "a:", "a:-x", "a b", "x.y:port/z", "a@sha256:12", ".a/b", "-x.y/z", "a_/b"] {
+        for bad in [
+            "",
+            "/",
+            "A",
+            "a//b",
+            "a/../b",
+            "a:",
+            "a:-x",
+            "a b",
+            "x.y:port/z",
+            "a@sha256:12",
+            ".a/b",
+            "-x.y/z",
+            "a_/b",
+        ] {
             assert!(bad.parse::<Reference>().is_err(), "{bad:?}");
         }
     }
 
     #[test]
     fn familiar_form_hides_only_the_defaults() {
-        for (full, short) in [("docker.io/library/nginx:1", "nginx:1"), ("docker.io/local/native:dev", "local/native:dev"), ("quay.io/a:1", "quay.io/a:1")] {
+        for (full, short) in [
+            ("docker.io/library/nginx:1", "nginx:1"),
+            ("docker.io/local/native:dev", "local/native:dev"),
+            ("quay.io/a:1", "quay.io/a:1"),
+        ] {
             assert_eq!(full.parse::<Reference>().unwrap().familiar(), short);
         }
     }

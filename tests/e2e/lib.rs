@@ -83,7 +83,10 @@ impl Site {
     ///
     /// # Panics
     /// When there is none: the test is wrong.
-    #[expect(clippy::expect_used, reason = "a test that names an unknown host is wrong and shall say so")]
+    #[expect(
+        clippy::expect_used,
+        reason = "a test that names an unknown host is wrong and shall say so"
+    )]
     pub fn host(&self, name: &str) -> &Host {
         self.lab.host(name).expect("a host of this lab")
     }

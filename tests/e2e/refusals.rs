@@ -34,6 +34,11 @@ fn bad_input_changes_nothing_and_is_named() -> Result<()> {
         refused(&out, &Case { what, says })
     };
 
+    site.write_clusterfile(&["m1"], &["n1"], "")?;
+    site.on("m1", "mkdir /etc/kubernetes && touch /etc/kubernetes/admin.conf")?;
+    apply("leftovers of another cluster", &["m1", "/etc/kubernetes"])?;
+    site.on("m1", "rm -r /etc/kubernetes")?;
+
     let edit = |from: &str, to: &str| -> Result<()> {
         site.write_clusterfile(&["m1"], &["n1"], "")?;
         let text = fs::read_to_string(site.clusterfile())?;
@@ -72,10 +77,6 @@ fn bad_input_changes_nothing_and_is_named() -> Result<()> {
     site.on("n1", "hostname m1")?;
     apply("one host name twice", &["m1", &site.ip("n1")])?;
     site.on("n1", "hostname n1")?;
-
-    site.on("m1", "systemd-run --quiet --unit=squatter bash -c 'exec python3 -m http.server 6443' || true; mkdir -p /etc/kubernetes && touch /etc/kubernetes/admin.conf")?;
-    apply("leftovers of another cluster", &["m1", "/etc/kubernetes"])?;
-    site.on("m1", "rm -r /etc/kubernetes; systemctl stop squatter 2>/dev/null || true; systemctl reset-failed squatter 2>/dev/null || true")?;
 
     let after = site.lab.snapshot(site.host("m1"))?;
     ensure!(
