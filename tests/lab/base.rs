@@ -22,6 +22,10 @@ done
 echo 'admin ALL=(ALL) ALL' > "$1/etc/sudoers.d/admin"
 echo 'ops ALL=(ALL) NOPASSWD: ALL' > "$1/etc/sudoers.d/ops"
 chmod 440 "$1"/etc/sudoers.d/admin "$1"/etc/sudoers.d/ops
+# Control groups of version 1 do not tell the systemd of a host without a kernel of its own when they are empty, so that stopping
+# containers takes as long as it may.
+mkdir -p "$1/etc/systemd/system.conf.d"
+printf '[Manager]\nDefaultTimeoutStopSec=10s\n' > "$1/etc/systemd/system.conf.d/lab.conf"
 printf 'PermitRootLogin yes\nUseDNS no\nHostKey /etc/ssh/ssh_host_ed25519_key\nMaxStartups 100\n' > "$1/etc/ssh/sshd_config.d/lab.conf"
 rm -f "$1"/etc/ssh/ssh_host_* "$1"/etc/machine-id "$1"/etc/resolv.conf "$1"/etc/hostname
 : > "$1/etc/machine-id"
