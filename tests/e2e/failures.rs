@@ -39,13 +39,14 @@ fn the_cluster_survives_kills_and_reboots() -> Result<()> {
     eventually("the service to answer", || answers(&site, "m1", &ip))?;
 
     for (what, pattern) in [
-        ("node agent", "clusterd agent"),
-        ("container runtime", "bin/containerd "),
-        ("API server", "clusterd apiserver"),
-        ("etcd", "/etcd --name"),
-        ("controller manager", "clusterd controller-manager"),
+        ("node agent", "[c]lusterd agent"),
+        ("container runtime", "[b]in/containerd "),
+        ("API server", "[c]lusterd apiserver"),
+        ("etcd", "[/]etcd --name"),
+        ("controller manager", "[c]lusterd controller-manager"),
     ] {
         let host = "m1";
+        // The brackets keep pkill from finding the shell that runs it.
         let kill = format!("pkill -9 -f '{pattern}'");
         site.on(host, &kill).with_context(|| format!("kill the {what}"))?;
         answers(&site, "n1", &ip).with_context(|| format!("workloads go on without the {what}"))?;
