@@ -49,17 +49,17 @@ pub struct Prepared {
     /// How long looking took.
     pub took: Duration,
     run: Arc<Run>,
+    who: String,
 }
 
 /// How long an existing API server may take to answer, before we say that it does not.
 const ANSWER: Duration = Duration::from_secs(20);
 
-/// Looks at all hosts, and says what is wrong and what there is to do. With `writing` the hosts are locked for us until the result
-/// is dropped. Nothing but `clusterd` itself is put on a host.
+/// Looks at all hosts, and says what is wrong and what there is to do. Nothing but `clusterd` itself is put on a host.
 ///
 /// # Errors
 /// When the wish cannot be fulfilled, the image is not usable, or a host cannot be talked to.
-pub async fn prepare(clusterfile: &Clusterfile, options: &Options, writing: bool) -> Result<Prepared> {
+pub async fn prepare(clusterfile: &Clusterfile, options: &Options) -> Result<Prepared> {
     let start = Instant::now();
     wish::check(clusterfile)?;
     let opened = open_image(clusterfile, options).await?;
@@ -72,16 +72,9 @@ pub async fn prepare(clusterfile: &Clusterfile, options: &Options, writing: bool
         .collect();
     let sessions = connect(&targets, options, Some(&opened.program)).await?;
     let scope = wish::scope(clusterfile);
-    let mode = if writing {
-        Mode::Write {
-            who: options.who.clone(),
-        }
-    } else {
-        Mode::Read
-    };
     let now_ms = jiff::Timestamp::now().as_millisecond();
     let query = query(clusterfile);
-    let found = each(&sessions, |session| look(session, &scope, &mode, &query)).await?;
+    let found = each(&sessions, |session| look(session, &scope, &query)).await?;
     let site = wish::site(clusterfile, opened.image, found)?;
     let wanted = site.seats.iter().map(|seat| plan::wanted_blobs(&site, seat)).collect();
     let missing = transfer::missing_everywhere(&sessions, wanted).await?;
@@ -125,6 +118,7 @@ pub async fn prepare(clusterfile: &Clusterfile, options: &Options, writing: bool
         plan,
         took: start.elapsed(),
         run: Arc::new(run),
+        who: options.who.clone(),
     })
 }
 
@@ -206,10 +200,10 @@ fn query(clusterfile: &Clusterfile) -> Query {
     }
 }
 
-async fn look(session: &Session, scope: &Scope, mode: &Mode, query: &Query) -> Result<(Facts, Seen)> {
+async fn look(session: &Session, scope: &Scope, query: &Query) -> Result<(Facts, Seen)> {
     session
         .client
-        .open(scope, mode.clone())
+        .open(scope, Mode::Read)
         .await
         .map_err(session.failed("opening the host"))?;
     let facts = async {
@@ -291,6 +285,20 @@ impl Prepared {
     /// # Errors
     /// All that failed. What was done stays, and the next apply goes on from there.
     pub async fn apply(&self) -> Result<Vec<Timing>> {
+        // From here on the hosts are ours alone. Before, nothing of ours may be seen on them: it would look like a leftover.
+        let mode = Mode::Write { who: self.who.clone() };
+        let scope = &self.run.site.scope;
+        each(&self.run.sessions, |session| {
+            let mode = mode.clone();
+            async move {
+                session
+                    .client
+                    .open(scope, mode)
+                    .await
+                    .map_err(session.failed("taking the host's lock"))
+            }
+        })
+        .await?;
         let timings = run::all(&self.run).await?;
         for index in 0..self.run.site.seats.len() {
             self.run.observer.event(Event::HostDone {

@@ -12,8 +12,10 @@ mod traces;
 /// Something about a host that matters.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Finding {
-    /// The host's address; empty: all of them together.
+    /// The host's address.
     pub host: String,
+    /// The host's name.
+    pub name: String,
     /// The check's name, for `--ignore-preflight`.
     pub check: &'static str,
     /// Whether it stops us.
@@ -83,6 +85,7 @@ pub fn refuses(findings: &[Finding]) -> bool {
 fn error(seat: &Seat, check: &'static str, cause: impl Into<String>, remedy: impl Into<String>) -> Finding {
     Finding {
         host: seat.ip.to_string(),
+        name: seat.name.clone(),
         check,
         severity: Severity::Error,
         cause: cause.into(),

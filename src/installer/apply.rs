@@ -53,7 +53,7 @@ pub async fn bring_up(
     let start = Instant::now();
     let out = &context.out;
     let options = cluster.options(context, command, &clusterfile.cluster.name, &preflight.ignore_preflight);
-    let prepared = install::prepare(clusterfile, &options, true).await?;
+    let prepared = install::prepare(clusterfile, &options).await?;
     report::findings(out, &prepared.findings);
     let Some(plan) = &prepared.plan else {
         prepared.leave().await;

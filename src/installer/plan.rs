@@ -44,7 +44,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let options = args
         .cluster
         .options(context, "plan", &name, &args.preflight.ignore_preflight);
-    let prepared = install::prepare(&clusterfile, &options, false).await?;
+    let prepared = install::prepare(&clusterfile, &options).await?;
     report::findings(&context.out, &prepared.findings);
     prepared.leave().await;
     let Some(plan) = &prepared.plan else {

@@ -21,8 +21,8 @@ pub fn findings(out: &Output, findings: &[Finding]) {
             continue;
         }
         let text = format!(
-            "{}: {} [{}]\n  remedy: {}",
-            finding.host, finding.cause, finding.check, finding.remedy
+            "{} ({}): {} [{}]\n  remedy: {}",
+            finding.host, finding.name, finding.cause, finding.check, finding.remedy
         );
         match finding.severity {
             Severity::Error => out.error(&text),
