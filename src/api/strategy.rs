@@ -1,12 +1,13 @@
 //! What a server sets, keeps and resets around a write: the part of an object's life that no client may decide.
 //!
-//! Names, UIDs and times of creation are the caller's; defaults and validation come after.
+//! Names, UIDs and times of creation are the caller's; validation comes after.
 
 mod delete;
 mod qos;
 
 use serde_json::{Map, Value, json};
 
+use crate::defaults;
 use crate::kinds::Kind;
 use crate::metadata::{self, child_mut};
 
@@ -27,8 +28,9 @@ fn has_generation(kind: &Kind) -> bool {
     )
 }
 
-/// Prepares an object for creation.
+/// Prepares an object for creation. Defaults are filled in first, as the class of a pod depends on them.
 pub fn prepare_create(kind: &Kind, object: &mut Value) {
+    defaults::apply(kind, object);
     let meta = metadata::metadata_mut(object);
     for field in [
         "deletionTimestamp",
@@ -81,6 +83,8 @@ fn namespace_created(namespace: &mut Value) {
 
 /// Prepares a change: keeps what this way of writing may not touch, and bumps the generation with the spec.
 pub fn prepare_update(kind: &Kind, new: &mut Value, old: &Value, subresource: Option<&str>) {
+    // What is left out means its default, so only after that it is known whether the spec differs.
+    defaults::apply(kind, new);
     keep_metadata(new, old);
     match subresource {
         None => main_update(kind, new, old),
@@ -264,10 +268,28 @@ mod tests {
         let kind = find("", "v1", "pods").unwrap();
         let mut pod = json!({"metadata": {"generation": 7, "deletionTimestamp": "x"}, "spec": {}, "status": {"phase": "Running"}});
         prepare_create(kind, &mut pod);
-        assert_eq!(
-            pod,
-            json!({"metadata": {"generation": 1}, "spec": {}, "status": {"phase": "Pending", "qosClass": "BestEffort"}})
-        );
+        assert_eq!(pod["metadata"], json!({"generation": 1}));
+        assert_eq!(pod["status"], json!({"phase": "Pending", "qosClass": "BestEffort"}));
+    }
+
+    #[test]
+    fn limits_alone_guarantee() {
+        let kind = find("", "v1", "pods").unwrap();
+        let mut pod =
+            json!({"metadata": {}, "spec": {"containers": [{"resources": {"limits": {"cpu": "1", "memory": "1Gi"}}}]}});
+        prepare_create(kind, &mut pod);
+        assert_eq!(pod["status"]["qosClass"], "Guaranteed");
+    }
+
+    #[test]
+    fn leaving_a_default_out_is_no_change() {
+        let kind = find("apps", "v1", "replicasets").unwrap();
+        let plain = json!({"metadata": {"name": "a"}, "spec": {"template": {"spec": {"containers": [{"name": "a"}]}}}});
+        let mut old = plain.clone();
+        prepare_create(kind, &mut old);
+        let mut new = plain;
+        prepare_update(kind, &mut new, &old, None);
+        assert_eq!(new["metadata"]["generation"], 1);
     }
 
     #[test]
@@ -288,7 +310,7 @@ mod tests {
 
     #[test]
     fn each_way_of_writing_touches_its_own_half() {
-        let kind = find("apps", "v1", "deployments").unwrap();
+        let kind = find("apps", "v1", "replicasets").unwrap();
         let old = json!({"metadata": {"name": "a", "uid": "u", "generation": 3}, "spec": {"replicas": 1}, "status": {"replicas": 1}});
         let wish = json!({"metadata": {"name": "a"}, "spec": {"replicas": 2}, "status": {"replicas": 9}});
         let mut main = wish.clone();
