@@ -77,8 +77,11 @@ pub fn admit(lookup: &dyn Lookup, attributes: &Attributes<'_>, object: &mut Valu
     Ok(())
 }
 
-/// A field that is an array, made if it is not there.
+/// A field that is an array, made if it is not there, and its parent too.
 fn array<'a>(parent: &'a mut Value, field: &str) -> Option<&'a mut Vec<Value>> {
+    if parent.is_null() {
+        *parent = Value::Object(serde_json::Map::new());
+    }
     let slot = parent.as_object_mut()?.entry(field).or_insert(Value::Null);
     if slot.is_null() {
         *slot = Value::Array(Vec::new());

@@ -247,3 +247,13 @@ async fn impersonation_needs_permission() {
     );
     c.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_beyond_the_limit_are_asked_to_come_again() {
+    let c = Cluster::with(&["--max-mutating-requests-inflight=0"]).await;
+    let busy = c.post(MAPS, config_map("a")).await;
+    assert_eq!(busy.headers["retry-after"], "1");
+    busy.expect(429);
+    c.get(MAPS).await.expect(200);
+    c.end().await;
+}

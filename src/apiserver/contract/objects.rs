@@ -371,3 +371,46 @@ async fn the_server_survives_its_store() {
     assert_eq!(watch.brief().await, pair("ADDED", "b"));
     c.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_masters_publish_the_union_and_withdraw_at_their_end() {
+    let c = Cluster::start().await;
+    let addresses = async || {
+        let e = c
+            .get("/api/v1/namespaces/default/endpoints/kubernetes")
+            .await
+            .expect(200);
+        let list = e["subsets"][0]["addresses"].as_array().unwrap().clone();
+        list.iter()
+            .map(|a| a["ip"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let args = Args {
+        advertise_address: "192.0.2.2".parse().unwrap(),
+        ..c.args.clone()
+    };
+    let stop = CancellationToken::new();
+    let second = Server::start(args, stop.clone()).await.unwrap();
+    let ready = second.app.clone();
+    let all_done = async || ready.hooks.all().iter().all(|(_, done)| *done);
+    for _ in 0..200 {
+        if all_done().await {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(addresses().await, ["192.0.2.1", "192.0.2.2"]);
+    stop.cancel();
+    second.wait().await;
+    assert_eq!(addresses().await, ["192.0.2.1"]);
+    c.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_node_takes_no_pods_yet() {
+    let c = Cluster::start().await;
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}});
+    let made = c.post("/api/v1/nodes", node).await.expect(201);
+    assert_eq!(made["spec"]["taints"][0]["key"], "node.kubernetes.io/not-ready");
+    c.end().await;
+}

@@ -146,3 +146,25 @@ async fn an_upgraded_stream_is_copied_both_ways() {
     assert_eq!(&echo, b"ping");
     c.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pods_own_pages_are_reached_through_the_server() {
+    let c = with_pod().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let served =
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(tcp), service_fn(kubelet));
+            tokio::spawn(served);
+        }
+    });
+    let mut pod = c.get(POD).await.expect(200);
+    pod["status"] = json!({"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]});
+    c.put(&format!("{POD}/status"), pod).await.expect(200);
+    let page = c.get(&format!("{POD}:{port}/proxy/a/b/?q=1")).await;
+    assert_eq!(page.bytes, "GET /a/b/?q=1 false");
+    let nobody = c.get(&format!("{POD}:1/proxy/")).await.expect(503);
+    assert_eq!(nobody["reason"], "ServiceUnavailable");
+    c.end().await;
+}
