@@ -12,7 +12,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -98,7 +99,7 @@ async fn bridge(socket: Socket, upstream: TokioIo<Upgraded>, want: &Wanted) -> R
                 },
             }
         }
-        out.send(Message::Close(None)).await?;
+        out.send(normal_close()).await?;
         // The caller answers the close; without waiting for it the last bytes may be lost with the connection.
         let _ = tokio::time::timeout(std::time::Duration::from_secs(2), async {
             while let Some(Ok(_)) = messages.next().await {}
@@ -109,6 +110,15 @@ async fn bridge(socket: Socket, upstream: TokioIo<Upgraded>, want: &Wanted) -> R
     .await;
     reading.abort();
     result
+}
+
+/// The end of a session that went well (RFC 6455, section 7.4.1): callers take a close without a code for a broken connection
+/// and throw away what the channels have brought.
+fn normal_close() -> Message {
+    Message::Close(Some(CloseFrame {
+        code: CloseCode::Normal,
+        reason: "".into(),
+    }))
 }
 
 fn tagged(channel: u8, data: &[u8]) -> Bytes {
@@ -147,11 +157,10 @@ pub(super) async fn tunnel(caller: OnUpgrade, upstream: TokioIo<Upgraded>) {
     let up = async {
         while let Some(Ok(message)) = messages.next().await {
             match message {
-                Message::Binary(data) => {
-                    if writer.write_all(&data).await.is_err() || writer.flush().await.is_err() {
-                        break;
-                    }
-                }
+                Message::Binary(data) => match writer.write_all(&data).await {
+                    Ok(()) => drop(writer.flush().await),
+                    Err(_) => break,
+                },
                 Message::Close(_) => break,
                 _ => {}
             }
@@ -174,7 +183,7 @@ pub(super) async fn tunnel(caller: OnUpgrade, upstream: TokioIo<Upgraded>) {
                 }
             }
         }
-        let _ = out.send(Message::Close(None)).await;
+        let _ = out.send(normal_close()).await;
     };
     tokio::select! {
         () = up => {}
