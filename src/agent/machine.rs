@@ -554,6 +554,8 @@ fn crash_loop(input: &Input<'_>, memory: &mut Memory, c: &Container, old: &Seen,
 
 fn next_restarts(latest: Option<&Seen>, known: Option<u32>) -> u32 {
     match (latest, known) {
+        // Made and never started: what was begun is done again, it was no restart.
+        (Some(old), _) if old.state == State::Created => old.restarts,
         (Some(old), _) => old.restarts + 1,
         (None, Some(n)) => n + 1,
         (None, None) => 0,

@@ -99,6 +99,13 @@ fn a_pod_comes_up_step_by_step() {
         (true, vec![x("i", 0)], prepared(), "+s0", Stage::Initialising),
         (true, vec![x("i", 1)], prepared(), "+i1", Stage::Initialising),
         (true, vec![x("i", 0), r("s")], prepared(), "+a0", Stage::Running),
+        (
+            true,
+            vec![x("i", 0), r("s"), seen(&p, "a", State::Created, 0, 10)],
+            prepared(),
+            "+a0",
+            Stage::Running,
+        ),
         (true, vec![x("i", 0), r("s"), r("a")], prepared(), "+b0", Stage::Running),
         (
             true,

@@ -206,7 +206,11 @@ pub fn container(
             l.iter().map(|s| (*s).to_owned()).collect()
         }
     };
-    let image_user = user.is_none().then(|| image.name.clone()).unwrap_or_default();
+    let image_user = if user.is_none() {
+        image.name.clone()
+    } else {
+        String::new()
+    };
     let run_as_user = user.or(if image_user.is_empty() { image.uid } else { None });
     let mut out = LinuxContainerSecurityContext {
         capabilities: own.capabilities.as_ref().map(|k| Capability {

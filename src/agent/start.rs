@@ -65,6 +65,8 @@ pub struct Job {
     pub sandbox_config: PodSandboxConfig,
     /// The pod's addresses.
     pub pod_ips: Vec<String>,
+    /// Containers of this name that were made and never started, by an agent that ended in between.
+    pub stale: Vec<String>,
 }
 
 /// Starts a container; its id.
@@ -98,6 +100,10 @@ pub async fn start(ctx: &Ctx, job: &Job) -> Result<String, StartError> {
     };
     let config = make::container(&job.pod, c, &ctx.config, parts)?;
     make_log_folder(ctx, job, c)?;
+    for id in &job.stale {
+        let removed = ctx.cri.remove_container(id).await;
+        removed.map_err(|e| StartError::new("CreateContainerError", e.to_string()))?;
+    }
     let create = ctx
         .cri
         .create_container(&job.sandbox, config, job.sandbox_config.clone())

@@ -269,6 +269,13 @@ impl Worker {
                     .find(|s| s.id == sandbox)
                     .map_or(0, |s| s.attempt);
                 let sandbox_config = sandbox_config(&ctx, &pod, attempt);
+                let never_ran = |c: &&Seen| c.name == name && c.state == State::Created;
+                let stale = observed
+                    .containers
+                    .iter()
+                    .filter(never_ran)
+                    .map(|c| c.id.clone())
+                    .collect();
                 let job = start::Job {
                     pod,
                     name,
@@ -276,6 +283,7 @@ impl Worker {
                     sandbox,
                     sandbox_config,
                     pod_ips: ips,
+                    stale,
                 };
                 Box::pin(async move {
                     let result = start::start(&ctx, &job).await;

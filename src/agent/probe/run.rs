@@ -252,21 +252,16 @@ async fn grpc(target: &Target, action: &GRPCAction) -> Outcome {
         return Outcome::Failure(format!("invalid port number: {}", action.port));
     };
     let address = format!("http://{}", connect_target(&target.ip, port));
-    let endpoint = match Endpoint::from_shared(address) {
-        Ok(e) => e.user_agent("kube-probe/1.36"),
+    let endpoint = match Endpoint::from_shared(address).and_then(|e| e.user_agent("kube-probe/1.36")) {
+        Ok(e) => e,
         Err(e) => return Outcome::Failure(e.to_string()),
     };
-    let channel = match endpoint.and_then(|e| Ok(e)) {
-        Ok(e) => match e.connect().await {
-            Ok(c) => c,
-            Err(e) => {
-                return Outcome::Failure(format!(
-                    "failed to connect service at {}: {e}",
-                    connect_target(&target.ip, port)
-                ));
-            }
-        },
-        Err(e) => return Outcome::Failure(e.to_string()),
+    let channel = match endpoint.connect().await {
+        Ok(c) => c,
+        Err(e) => {
+            let place = connect_target(&target.ip, port);
+            return Outcome::Failure(format!("failed to connect service at {place}: {e}"));
+        }
     };
     let mut client = tonic::client::Grpc::new(channel);
     if let Err(e) = client.ready().await {

@@ -83,6 +83,9 @@ pub fn server_config(config: &Config, current: Arc<Current>) -> Result<Arc<rustl
 
 type Decision = (User, &'static str, String);
 
+/// Users by the digest of their token; `None`: the token is not good.
+type Tokens = HashMap<[u8; 32], (Option<User>, Instant)>;
+
 /// Answers authentication and authorisation questions.
 #[derive(Debug)]
 pub struct Authority {
@@ -95,7 +98,7 @@ pub struct Authority {
     yes_ttl: Duration,
     no_ttl: Duration,
     decisions: Mutex<HashMap<Decision, (bool, Instant)>>,
-    tokens: Mutex<HashMap<[u8; 32], (Option<User>, Instant)>>,
+    tokens: Mutex<Tokens>,
 }
 
 /// Most answers kept.

@@ -1,11 +1,9 @@
-//! Contract with a real containerd: each test has its own containerd in its own mount and network namespaces, a cgroup
-//! root of its own, and an image made of Debian's static busybox. Skipped, with a message, where containerd is absent.
+//! Contract with a real containerd: each test has its own containerd, a cgroup root of its own, and an image made of
+//! Debian's static busybox; pods use the host's network. Skipped, with a message, where containerd is absent.
 
-mod support;
-
+use crate::support::Host;
 use serde_json::json;
 use std::time::Duration;
-use support::Host;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -105,7 +103,7 @@ fn logs_and_commands_are_served_with_the_close_signal() {
         let out = host.remote("/exec/default/s-node/c?command=cat&input=1&output=1", "v5.channel.k8s.io", b"some input").await;
         assert_eq!(out.stdout, "some input");
         assert!(out.status.contains("Success"), "{}", out.status);
-        let out = host.remote("/exec/default/s-node/c?command=sh&command=-c&command=ls+/hooked;+echo+err+>%262;+exit+5&output=1&error=1", "v5.channel.k8s.io", b"").await;
+        let out = host.remote("/exec/default/s-node/c?command=sh&command=-c&command=ls+/hooked;+echo+err+%3E%262;+exit+5&output=1&error=1", "v5.channel.k8s.io", b"").await;
         assert_eq!((out.stdout.as_str(), out.stderr.as_str()), ("/hooked\n", "err\n"));
         assert!(out.status.contains("NonZeroExitCode") && out.status.contains("\"5\""), "{}", out.status);
         let out = host.remote("/exec/default/s-node/c?command=echo&command=old&output=1", "v4.channel.k8s.io", b"").await;

@@ -18,6 +18,11 @@ pub struct Host {
 pub struct Agent(Child);
 
 impl Agent {
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
     /// Ends it as systemd would.
     pub fn stop(&mut self) {
         let pid = rustix::process::Pid::from_raw(self.0.id() as i32).unwrap();
@@ -80,7 +85,8 @@ impl Host {
         Some(host)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// A path in the host's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -157,8 +163,14 @@ impl Host {
         std::fs::remove_file(self.path("manifests").join(format!("{file}.yaml"))).unwrap();
     }
 
-    /// Starts the agent in a child process.
+    /// Starts the agent in a child process, for static pods only.
     pub fn agent(&self) -> Agent {
+        let open = serde_json::json!({"authentication": {"anonymous": {"enabled": true}}, "authorization": {"mode": "AlwaysAllow"}});
+        self.agent_with(open, &[])
+    }
+
+    /// Starts the agent with more configuration and flags.
+    pub fn agent_with(&self, more: serde_json::Value, flags: &[String]) -> Agent {
         // The port is free again when the agent binds it; nobody else on this machine asks for that very one.
         let port = std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
@@ -166,12 +178,15 @@ impl Host {
             .unwrap()
             .port();
         std::fs::write(self.path("port"), port.to_string()).unwrap();
-        let config = serde_json::json!({"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
+        let mut config = serde_json::json!({"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
             "staticPodPath": self.path("manifests"), "cgroupDriver": "cgroupfs", "cgroupRoot": format!("/{}", self.name), "failSwapOn": false,
-            "address": "127.0.0.1", "port": port, "healthzPort": 0, "evictionHard": {},
-            "authentication": {"anonymous": {"enabled": true}}, "authorization": {"mode": "AlwaysAllow"}});
-        let file = self.path("kubelet.yaml");
-        std::fs::write(&file, config.to_string()).unwrap();
+            "address": "127.0.0.1", "port": port, "healthzPort": 0, "evictionHard": {}});
+        config
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        std::fs::write(self.path("kubelet.yaml"), config.to_string()).unwrap();
+        std::fs::write(self.path("flags.json"), serde_json::to_vec(flags).unwrap()).unwrap();
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -302,6 +317,13 @@ impl Host {
         self.wait("no pod folders", limit, || self.pod_dirs().is_empty().then_some(()));
     }
 
+    /// Memory of a process that is its own, bytes.
+    pub fn anonymous_memory(&self, pid: u32) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = text.lines().find(|l| l.starts_with("RssAnon:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+
     /// Folders of pods.
     pub fn pod_dirs(&self) -> Vec<PathBuf> {
         std::fs::read_dir(self.path("kubelet/pods"))
@@ -334,17 +356,25 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        let list = self.ctr(&["tasks", "ls", "-q"]).stdout(Stdio::piped()).output();
-        for id in list
-            .map(|o| String::from_utf8_lossy(&o.stdout).into_owned())
-            .unwrap_or_default()
-            .lines()
-        {
-            let _ = self.ctr(&["tasks", "delete", "--force", id]).status();
+        // Killed first and removed by the runtime after it has seen the end; what outlives it would outlive the test.
+        for _ in 0..50 {
+            let list = self.ctr(&["tasks", "ls", "-q"]).stdout(Stdio::piped()).output();
+            let list = list
+                .map(|o| String::from_utf8_lossy(&o.stdout).into_owned())
+                .unwrap_or_default();
+            if list.trim().is_empty() {
+                break;
+            }
+            for id in list.lines() {
+                let _ = self.ctr(&["tasks", "kill", "-s", "SIGKILL", id]).status();
+                let _ = self.ctr(&["tasks", "delete", "--force", id]).status();
+            }
+            std::thread::sleep(Duration::from_millis(200));
         }
         let pid = rustix::process::Pid::from_raw(self.containerd.id() as i32).unwrap();
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let _ = self.containerd.wait();
+        self.kill_leftovers();
         let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let mut mounts: Vec<_> = text
             .lines()
@@ -358,6 +388,31 @@ impl Drop for Host {
         for mount in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
             remove_cgroups(&mount.path().join(&self.name));
         }
+    }
+}
+
+impl Host {
+    /// Ends shims of this test's containerd and what runs in this test's cgroups: a test may fail at any moment.
+    fn kill_leftovers(&self) {
+        let address = self.path("c.sock").display().to_string();
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = entry
+                .file_name()
+                .to_string_lossy()
+                .parse::<i32>()
+                .ok()
+                .and_then(rustix::process::Pid::from_raw)
+            else {
+                continue;
+            };
+            let read = |file: &str| {
+                String::from_utf8_lossy(&std::fs::read(entry.path().join(file)).unwrap_or_default()).into_owned()
+            };
+            if read("cmdline").contains(&address) || read("cgroup").contains(&format!("/{}/", self.name)) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(300));
     }
 }
 
@@ -383,19 +438,21 @@ fn agent_process() {
         args: agent::Args,
     }
     let socket = format!("unix://{}", root.join("c.sock").display());
-    let cli = <Cli as clap::Parser>::parse_from([
-        "agent",
-        "--config",
-        &root.join("kubelet.yaml").display().to_string(),
-        "--container-runtime-endpoint",
-        &socket,
-        "--hostname-override",
-        "node",
-        "--root-dir",
-        &root.join("kubelet").display().to_string(),
-        "--log-dir",
-        &root.join("log").display().to_string(),
-    ]);
+    let path = |name: &str| root.join(name).display().to_string();
+    let mut line: Vec<String> = vec!["agent".into()];
+    for (flag, value) in [
+        ("config", path("kubelet.yaml")),
+        ("container-runtime-endpoint", socket),
+        ("hostname-override", "node".into()),
+        ("node-ip", "127.0.0.1".into()),
+        ("root-dir", path("kubelet")),
+        ("log-dir", path("log")),
+    ] {
+        line.push(format!("--{flag}={value}"));
+    }
+    line.extend(serde_json::from_slice::<Vec<String>>(&std::fs::read(root.join("flags.json")).unwrap()).unwrap());
+    let cli = <Cli as clap::Parser>::parse_from(line);
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
