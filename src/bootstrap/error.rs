@@ -31,8 +31,8 @@ pub enum Error {
         source: clusterfile::SecretError,
     },
     /// The transport failed; its message names host and remedy.
-    #[error(transparent)]
-    Ssh(#[from] ssh::Error),
+    #[error("{0}")]
+    Ssh(Box<ssh::Error>),
     /// The host could not do what it was asked.
     #[error("{host}: {doing}: {source}")]
     Host {
@@ -93,6 +93,12 @@ pub enum Error {
 
 fn hosts(count: usize) -> String {
     format!("{count} host{}", if count == 1 { "" } else { "s" })
+}
+
+impl From<ssh::Error> for Error {
+    fn from(error: ssh::Error) -> Self {
+        Self::Ssh(Box::new(error))
+    }
 }
 
 impl Error {

@@ -148,17 +148,18 @@ impl Session {
         let connection = Connection::connect(&config).await?;
         let mut started = start(ip, &connection, &elevate).await;
         let mut pushed = false;
-        let fits = |hello: &Hello, program: &Program| hello.digest.as_ref() == Some(&program.digest);
-        if let Some(program) = program
-            && !started.as_ref().is_ok_and(|(_, hello)| fits(hello, program))
-        {
-            // An error of the transport itself would only repeat; a program that is not there or another one is replaced.
-            if let Err(error @ Error::Ssh(ssh::Error::Sudo { .. } | ssh::Error::Lost { .. })) = started {
-                return Err(error);
-            }
-            push(ip, &connection, &elevate, program).await?;
-            pushed = true;
-            started = start(ip, &connection, &elevate).await;
+        if let Some(program) = program {
+            started = match started {
+                Ok((client, hello)) if hello.digest.as_ref() == Some(&program.digest) => Ok((client, hello)),
+                // An error of the transport itself would only repeat.
+                Err(error) if is_lasting(&error) => return Err(error),
+                // Another program, or none that works.
+                _ => {
+                    push(ip, &connection, &elevate, program).await?;
+                    pushed = true;
+                    start(ip, &connection, &elevate).await
+                }
+            };
         }
         let (client, hello) = started?;
         if hello.uid != 0 {
@@ -200,6 +201,11 @@ impl Session {
     pub fn failed(&self, doing: impl Into<String>) -> impl FnOnce(host::ClientError) -> Error {
         Error::host(self.ip, doing)
     }
+}
+
+/// Whether sending another program would not help.
+fn is_lasting(error: &Error) -> bool {
+    matches!(error, Error::Ssh(error) if matches!(**error, ssh::Error::Sudo { .. } | ssh::Error::Lost { .. }))
 }
 
 /// Starts `clusterd host` and greets it.

@@ -252,7 +252,7 @@ fn taint_list(node: &Node, wished: &[(String, String, String)], ours: &[String])
                 .any(|t| t.key == *k && t.effect == *e && t.value.as_deref().unwrap_or_default() == v)
         })
         && have.len() - wished.len() == others;
-    (!same).then(|| Value::Array(list))
+    (!same).then_some(Value::Array(list))
 }
 
 #[cfg(test)]

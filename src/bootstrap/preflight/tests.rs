@@ -35,7 +35,7 @@ fn each_trouble_is_found_by_its_name() {
         ("systemd", Error, |s| s.seats[1].facts.systemd.version = 0),
         ("cgroups", Error, |s| s.seats[1].facts.cgroup.controllers.clear()),
         ("kernel", Error, |s| {
-            drop(s.seats[1].facts.features.insert("overlay".into(), false))
+            let _ = s.seats[1].facts.features.insert("overlay".into(), false);
         }),
         ("memory", Error, |s| s.seats[0].facts.memory_total = 100 << 20),
         ("disk", Error, |s| {
