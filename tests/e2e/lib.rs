@@ -222,6 +222,30 @@ impl Site {
             .with_context(|| format!("on {host}: {script}"))
     }
 
+    /// Asks the cluster's DNS from a host's network for a name, with this machine's `dig`: the host has no such tool.
+    ///
+    /// # Errors
+    /// When nothing answers.
+    pub fn resolve(&self, host: &str, name: &str) -> Result<String> {
+        let pid = self
+            .lab
+            .init_pid(self.host(host))
+            .with_context(|| format!("{host} does not run"))?;
+        let mut dig = Command::new("nsenter");
+        dig.args([
+            "--target",
+            &pid.to_string(),
+            "--net",
+            "--",
+            "dig",
+            "+short",
+            "+time=2",
+            "@10.96.0.10",
+            name,
+        ]);
+        Ok(lab::output(&mut dig)?.ok()?.trim().to_owned())
+    }
+
     /// Waits until every node and every pod of kube-system is Ready.
     ///
     /// # Errors
