@@ -18,6 +18,15 @@ PACKAGES := build-essential protobuf-compiler libprotobuf-dev mmdebstrap patchel
 	python3-pip unzip zstd skopeo containerd runc etcd-server containernetworking-plugins bind9-dnsutils
 NEXTEST := $(shell command -v cargo-nextest)
 
+# Installs those of the given Debian packages that are missing, without starting their services.
+define install
+	@missing=$$({ dpkg-query -W -f='$${Package} $${db:Status-Abbrev}\n' $(1) 2>/dev/null || true; } | awk '$$2=="ii"{print $$1}' | sort | comm -13 - <(tr ' ' '\n' <<<"$(1)" | sort)); \
+	if [ -n "$$missing" ]; then echo "installing" $$missing; apt-get update -qq; \
+	printf '#!/bin/sh\nexit 101\n' > /tmp/policy-$$$$; chmod +x /tmp/policy-$$$$; \
+	[ -e /usr/sbin/policy-rc.d ] || { cp /tmp/policy-$$$$ /usr/sbin/policy-rc.d; trap 'rm -f /usr/sbin/policy-rc.d' EXIT; }; \
+	apt-get install -y -qq --no-install-recommends $$missing >/dev/null; rm -f /tmp/policy-$$$$; fi
+endef
+
 .PHONY: help
 help: ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -26,12 +35,13 @@ help: ## Show the targets.
 deps: target/deps.stamp ## Install what building and testing need (Debian packages).
 
 target/deps.stamp: Makefile
-	@missing=$$(dpkg-query -W -f='$${Package} $${db:Status-Abbrev}\n' $(PACKAGES) 2>/dev/null | awk '$$2=="ii"{print $$1}' | sort | comm -13 - <(tr ' ' '\n' <<<"$(PACKAGES)" | sort)); \
-	if [ -n "$$missing" ]; then echo "installing" $$missing; apt-get update -qq; \
-	printf '#!/bin/sh\nexit 101\n' > /tmp/policy-$$$$; chmod +x /tmp/policy-$$$$; \
-	[ -e /usr/sbin/policy-rc.d ] || { cp /tmp/policy-$$$$ /usr/sbin/policy-rc.d; trap 'rm -f /usr/sbin/policy-rc.d' EXIT; }; \
-	apt-get install -y -qq --no-install-recommends $$missing >/dev/null; rm -f /tmp/policy-$$$$; fi
+	$(call install,$(PACKAGES))
 	@mkdir -p target && touch $@
+
+# The rivals that only the benchmark needs.
+target/bench-deps.stamp: target/deps.stamp
+	$(call install,docker-registry)
+	@touch $@
 
 target/tools/kubectl: | target/deps.stamp
 	@echo "fetching kubectl and helm"
@@ -76,7 +86,7 @@ lint: target/deps.stamp ## rustfmt, clippy, and cargo-deny where it is installed
 	@if command -v cargo-deny >/dev/null; then cargo deny --locked check; else echo "cargo-deny is not installed: its check is left out"; fi
 
 .PHONY: bench
-bench: image ## Benchmarks, as ratios against what a user would otherwise pick.
+bench: image target/bench-deps.stamp ## Benchmarks, as ratios against what a user would otherwise pick.
 	@trap '$(LAB) --name bench down' EXIT; $(BIN)/bench
 
 .PHONY: clean-lab

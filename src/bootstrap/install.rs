@@ -71,13 +71,35 @@ pub async fn prepare(clusterfile: &Clusterfile, options: &Options) -> Result<Pre
         .map(|host| (host.ip, host.ssh.clone()))
         .collect();
     let sessions = connect(&targets, options, Some(&opened.program)).await?;
+    let surveyed = survey(clusterfile, options, opened, &sessions).await;
+    if surveyed.is_err() {
+        leave_bare(&sessions, |session| session.pushed).await;
+    }
+    let (findings, plan, run) = surveyed?;
+    Ok(Prepared {
+        findings,
+        plan,
+        took: start.elapsed(),
+        run: Arc::new(run),
+        who: options.who.clone(),
+    })
+}
+
+/// Looks at the hosts we are connected to, and compares them with the wish.
+async fn survey(
+    clusterfile: &Clusterfile,
+    options: &Options,
+    opened: Opened,
+    sessions: &[Session],
+) -> Result<(Vec<Finding>, Option<Plan>, Run)> {
     let scope = wish::scope(clusterfile);
     let now_ms = jiff::Timestamp::now().as_millisecond();
     let query = query(clusterfile);
-    let found = each(&sessions, |session| look(session, &scope, &query)).await?;
+    let found = each(sessions, |session| look(session, &scope, &query)).await?;
     let site = wish::site(clusterfile, opened.image, found)?;
     let wanted = site.seats.iter().map(|seat| plan::wanted_blobs(&site, seat)).collect();
-    let missing = transfer::missing_everywhere(&sessions, wanted).await?;
+    let missing = transfer::missing_everywhere(sessions, wanted).await?;
+    transfer::check_outgoing(&site.image.reference, &opened.blobs, &missing).await?;
     let sending = site
         .seats
         .iter()
@@ -91,8 +113,8 @@ pub async fn prepare(clusterfile: &Clusterfile, options: &Options) -> Result<Pre
     let plan = if preflight::refuses(&findings) {
         None
     } else {
-        let hosts = plan::hosts(&site, &sessions, &learned, &missing);
-        let objects = existing(&site, &sessions, &record, &cluster);
+        let hosts = plan::hosts(&site, sessions, &learned, &missing);
+        let objects = existing(&site, sessions, &record, &cluster);
         let (hosts, objects) = tokio::try_join!(hosts, objects)?;
         let (objects, leaving) = objects.map_or((None, Vec::new()), |(objects, leaving)| (Some(objects), leaving));
         Some(Plan {
@@ -106,20 +128,14 @@ pub async fn prepare(clusterfile: &Clusterfile, options: &Options) -> Result<Pre
     };
     let run = Run {
         site,
-        sessions,
+        sessions: sessions.to_vec(),
         observer: Arc::clone(&options.observer),
         blobs: opened.blobs,
         record,
         learned: Mutex::new(learned),
         cluster,
     };
-    Ok(Prepared {
-        findings,
-        plan,
-        took: start.elapsed(),
-        run: Arc::new(run),
-        who: options.who.clone(),
-    })
+    Ok((findings, plan, run))
 }
 
 async fn open_image(clusterfile: &Clusterfile, options: &Options) -> Result<Opened> {

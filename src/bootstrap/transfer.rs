@@ -8,9 +8,10 @@ use crate::{
     run::Run,
     session::Session,
 };
-use futures::{FutureExt as _, TryStreamExt as _, future::BoxFuture, stream};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture, stream};
 use host::proto::{Blob, Missing};
 use std::{
+    collections::BTreeMap,
     io::SeekFrom,
     pin::Pin,
     sync::Arc,
@@ -115,6 +116,41 @@ impl<R: AsyncRead + Unpin> AsyncRead for Counted<R> {
         }
         polled
     }
+}
+
+/// Reads every blob that some host lacks and compares it with its digest: a damaged image is refused before any host is touched.
+///
+/// # Errors
+/// All blobs that are damaged or gone.
+pub async fn check_outgoing(image: &str, blobs: &oci::BlobStore, missing: &[Vec<Missing>]) -> Result<()> {
+    let outgoing: BTreeMap<oci::Digest, u64> = missing
+        .iter()
+        .flatten()
+        .map(|missing| (missing.blob.digest.clone(), missing.blob.size))
+        .collect();
+    let at_once = std::thread::available_parallelism().map_or(2, usize::from);
+    let problems: Vec<String> = stream::iter(outgoing)
+        .map(|(digest, size)| {
+            let blobs = blobs.clone();
+            async move {
+                let checked = tokio::task::spawn_blocking(move || blobs.verify(&digest, size)).await;
+                match checked {
+                    Ok(checked) => checked.err().map(|error| error.to_string()),
+                    Err(_) => Some("reading a blob was interrupted".to_owned()),
+                }
+            }
+        })
+        .buffer_unordered(at_once)
+        .filter_map(std::future::ready)
+        .collect()
+        .await;
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Image {
+        image: image.to_owned(),
+        message: format!("it is damaged: {}; build or load it again", problems.join("; ")),
+    })
 }
 
 /// What each host lacks of all it shall have, asked of all at once: for plans.

@@ -4,7 +4,7 @@ use crate::{
     Error, Result,
     site::{Image, Launch, Seat, Seen, Site},
 };
-use clusterfile::{Clusterfile, ContainerRuntime, LocalRegistry, PluginAction, Registry};
+use clusterfile::{Clusterfile, ContainerRuntime, LocalRegistry, Registry};
 use host::{Facts, Scope};
 
 /// Refuses what this version does not do, by name.
@@ -39,10 +39,6 @@ pub fn check(clusterfile: &Clusterfile) -> Result<()> {
         Registry::LocalRegistry(_) => {}
     }
     for plugin in &clusterfile.plugins {
-        use PluginAction::{RollbackCluster, UpgradeCluster, UpgradeHost};
-        if matches!(plugin.action, UpgradeCluster | UpgradeHost | RollbackCluster) {
-            continue;
-        }
         refused.push(format!(
             "Plugin {}: this version runs no hooks; use LAUNCH or CMDS of the Kubefile, or remove it",
             plugin.name

@@ -43,8 +43,9 @@ enum Role {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    // The client of the API server tells every answer that is no success; who asked says what it means.
     let level = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,kube_client=off"));
     tracing_subscriber::fmt()
         .with_env_filter(level)
         .with_writer(std::io::stderr)

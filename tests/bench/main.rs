@@ -13,6 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod registry;
+
 const IMAGE: &str = "local/native:dev";
 
 fn main() -> std::process::ExitCode {
@@ -46,6 +48,7 @@ fn run() -> Result<()> {
     };
     bench.sizes()?;
     bench.build()?;
+    bench.registry()?;
     let hosts = ["m1", "n1", "n2"].map(str::to_owned).to_vec();
     let lab = Lab::up(&Options {
         name: "bench".into(),
@@ -135,6 +138,17 @@ impl Bench {
                 .arg(self.path("rival.tar.zst")),
         )?;
         versus("image build of 512 MB of text", ours, "tar | zstd -T0 -3", rival);
+        Ok(())
+    }
+
+    fn registry(&self) -> Result<()> {
+        println!("\n## Pull of {:.1} MB by skopeo", mb(registry::BYTES));
+        let pulls = registry::compare(&self.bin.join("clusterd"), self.dir.path())?;
+        versus("clusterd registry", pulls.ours, "docker-registry", pulls.rival);
+        println!(
+            "{:<34} {:>7.1} MB  docker-registry {:>7.1} MB",
+            "resident after the pulls", pulls.resident.0, pulls.resident.1
+        );
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! Bad input is refused before anything changes, and the refusal says where, why and what to do.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use e2e::Site;
 use lab::{Output, PASSWORD, diff};
 use std::fs;
@@ -38,6 +38,21 @@ fn bad_input_changes_nothing_and_is_named() -> Result<()> {
     site.on("m1", "mkdir /etc/kubernetes && touch /etc/kubernetes/admin.conf")?;
     apply("leftovers of another cluster", &["m1", "/etc/kubernetes"])?;
     site.on("m1", "rm -r /etc/kubernetes")?;
+
+    site.on(
+        "n1",
+        "systemd-run --quiet --unit=squatter systemd-socket-activate --listen=10250 /bin/true",
+    )?;
+    e2e::eventually("the port to be taken", || {
+        site.on("n1", "ss -Hltn sport = :10250 | grep -q . || grep -q :280A /proc/net/tcp /proc/net/tcp6")
+    })?;
+    apply("a port in use", &["n1", "10250", "squatter"])?;
+    site.on("n1", "systemctl stop squatter")?;
+
+    site.on("n1", "mkdir /small && mount -t tmpfs -o size=64m tmpfs /small")?;
+    site.write_clusterfile(&["m1"], &["n1"], "dataRoot: /small/installer")?;
+    apply("too little disk", &["n1", "MiB free below /small", "dataRoot"])?;
+    site.on("n1", "umount /small && rmdir /small")?;
 
     let edit = |from: &str, to: &str| -> Result<()> {
         site.write_clusterfile(&["m1"], &["n1"], "")?;
@@ -118,6 +133,76 @@ fn a_build_names_what_is_wrong_with_its_kubefile() -> Result<()> {
         ),
     ] {
         refused(&build(text)?, &Case { what, says })?;
+    }
+    Ok(())
+}
+
+/// A byte of the largest blob is turned over in a copy of the operator's store.
+#[test]
+fn a_damaged_image_is_not_sent() -> Result<()> {
+    let site = Site::up(&["m1"])?;
+    site.on("m1", "true")?;
+    let before = site.lab.snapshot(site.host("m1"))?;
+    let store = site.file("store");
+    lab::output(
+        std::process::Command::new("cp")
+            .arg("--recursive")
+            .arg(e2e::store())
+            .arg(&store),
+    )?
+    .ok()?;
+    let blobs = fs::read_dir(store.join("blobs/sha256"))?.collect::<Result<Vec<_>, _>>()?;
+    let (_, name, path) = blobs
+        .iter()
+        .filter_map(|entry| {
+            Some((
+                entry.metadata().ok()?.len(),
+                entry.file_name().into_string().ok()?,
+                entry.path(),
+            ))
+        })
+        .max()
+        .context("the store has blobs")?;
+    let mut bytes = fs::read(&path)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&path, bytes)?;
+    site.write_clusterfile(&["m1"], &[], "")?;
+    let mut command = std::process::Command::new(e2e::program("installer")?);
+    command.current_dir(site.file("")).arg("--store").arg(&store);
+    command.arg("--known-hosts").arg(site.lab.known_hosts());
+    let out = lab::output(command.args(["apply", "-f", "Clusterfile", "--yes"]))?;
+    let case = Case {
+        what: "an image with a damaged blob",
+        says: &["local/native:dev", "damaged", &name],
+    };
+    refused(&out, &case)?;
+    let after = site.lab.snapshot(site.host("m1"))?;
+    let changed = diff(&before, &after);
+    ensure!(changed.is_empty(), "m1 was changed: {changed:#?}");
+    Ok(())
+}
+
+/// Links and parent folders in an archive's names lead nowhere outside of the store.
+#[test]
+fn an_archive_with_entries_that_escape_is_refused() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    fs::write(dir.path().join("inner"), "x")?;
+    for (what, transform) in [
+        ("a parent folder", "s,^inner$,../escaped,"),
+        ("a parent folder below", "s,^inner$,blobs/sha256/../../../escaped,"),
+        ("an absolute path", "s,^inner$,/tmp/installer-escaped,"),
+    ] {
+        let file = dir.path().join("image.tar");
+        let mut tar = std::process::Command::new("tar");
+        tar.arg("-C").arg(dir.path()).args(["-P", "--transform", transform, "-cf"]);
+        lab::output(tar.arg(&file).arg("inner"))?.ok()?;
+        let mut command = std::process::Command::new(e2e::program("installer")?);
+        let store = dir.path().join("a/b/store");
+        command.arg("--store").arg(&store).args(["load", "-i"]).arg(&file);
+        refused(&lab::output(&mut command)?, &Case { what, says: &["escaped"] })?;
+        let escaped = [dir.path().join("a/escaped"), dir.path().join("a/b/escaped"), "/tmp/installer-escaped".into()];
+        ensure!(!escaped.iter().any(|path| path.exists()), "{what}: a file was written");
     }
     Ok(())
 }
