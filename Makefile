@@ -74,7 +74,7 @@ test: ## Unit, contract and lab tests.
 	@$(MAKE) --no-print-directory PROFILE=dev image
 	@trap '$(MAKE) --no-print-directory clean-lab' EXIT; \
 	if [ -n "$(NEXTEST)" ]; then \
-	  cargo nextest run --locked --workspace --exclude e2e && cargo nextest run --locked -p e2e; \
+	  cargo nextest run --locked --workspace -E 'not package(e2e)' && cargo nextest run --locked --workspace -E 'package(e2e)'; \
 	else \
 	  cargo test --locked --workspace --exclude e2e && cargo test --locked -p e2e -- --test-threads=1; \
 	fi
