@@ -28,7 +28,11 @@ impl Drop for Server {
 impl Server {
     fn start(command: &mut Command, address: &str) -> Result<Self> {
         let shown = format!("{command:?}");
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context(shown)?;
+        let child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context(shown)?;
         let server = Self(child);
         let start = Instant::now();
         while TcpStream::connect(address).is_err() {
@@ -69,7 +73,11 @@ pub fn compare(clusterd: &Path, dir: &Path) -> Result<Pulls> {
     let layout = dir.join("layout");
     image(&layout)?;
     let mut command = Command::new(clusterd);
-    command.arg("registry").arg("--store").arg(&layout).args(["--listen", OURS]);
+    command
+        .arg("registry")
+        .arg("--store")
+        .arg(&layout)
+        .args(["--listen", OURS]);
     let ours = Server::start(&mut command, OURS)?;
     let config = dir.join("docker-registry.yml");
     let storage = dir.join("docker-registry");

@@ -44,7 +44,10 @@ fn bad_input_changes_nothing_and_is_named() -> Result<()> {
         "systemd-run --quiet --unit=squatter systemd-socket-activate --listen=10250 /bin/true",
     )?;
     e2e::eventually("the port to be taken", || {
-        site.on("n1", "ss -Hltn sport = :10250 | grep -q . || grep -q :280A /proc/net/tcp /proc/net/tcp6")
+        site.on(
+            "n1",
+            "ss -Hltn sport = :10250 | grep -q . || grep -q :280A /proc/net/tcp /proc/net/tcp6",
+        )
     })?;
     apply("a port in use", &["n1", "10250", "squatter"])?;
     site.on("n1", "systemctl stop squatter")?;
@@ -195,13 +198,25 @@ fn an_archive_with_entries_that_escape_is_refused() -> Result<()> {
     ] {
         let file = dir.path().join("image.tar");
         let mut tar = std::process::Command::new("tar");
-        tar.arg("-C").arg(dir.path()).args(["-P", "--transform", transform, "-cf"]);
+        tar.arg("-C")
+            .arg(dir.path())
+            .args(["-P", "--transform", transform, "-cf"]);
         lab::output(tar.arg(&file).arg("inner"))?.ok()?;
         let mut command = std::process::Command::new(e2e::program("installer")?);
         let store = dir.path().join("a/b/store");
         command.arg("--store").arg(&store).args(["load", "-i"]).arg(&file);
-        refused(&lab::output(&mut command)?, &Case { what, says: &["escaped"] })?;
-        let escaped = [dir.path().join("a/escaped"), dir.path().join("a/b/escaped"), "/tmp/installer-escaped".into()];
+        refused(
+            &lab::output(&mut command)?,
+            &Case {
+                what,
+                says: &["escaped"],
+            },
+        )?;
+        let escaped = [
+            dir.path().join("a/escaped"),
+            dir.path().join("a/b/escaped"),
+            "/tmp/installer-escaped".into(),
+        ];
         ensure!(!escaped.iter().any(|path| path.exists()), "{what}: a file was written");
     }
     Ok(())
