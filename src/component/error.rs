@@ -14,6 +14,12 @@ pub enum Error {
         #[source]
         source: Box<kube::config::KubeconfigError>,
     },
+    /// The pod has no service account or no address of the API server.
+    #[error("no kubeconfig was given, and this is no pod with a service account: {0}")]
+    InCluster(#[from] kube::config::InClusterError),
+    /// Signals cannot be received.
+    #[error("signals cannot be received: {0}")]
+    Signal(std::io::Error),
     /// A file given by a flag cannot be read.
     #[error("{path}: {source}")]
     File {
@@ -29,7 +35,7 @@ pub enum Error {
     /// The API server refused, or could not be reached.
     #[error("{}", plain(.0))]
     Api(#[from] kube::Error),
-    /// The port for health and metrics cannot be opened.
+    /// An address cannot be listened on.
     #[error("cannot listen on {addr}: {source}")]
     Listen {
         /// The address asked for.

@@ -3,32 +3,24 @@
 //! Probes need no credentials. `/metrics` is given to peers on the same host, and to whoever's bearer token the API
 //! server authenticates and authorises to `get` that path.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http::{Request, StatusCode, header};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto::Builder;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::authorization::v1::{NonResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
 
 use crate::metrics::Metrics;
-use crate::{Error, tls};
+use crate::{Error, serving, tls};
 
 const MAX_CONNECTIONS: usize = 64;
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
@@ -66,10 +58,7 @@ impl Server {
     /// # Errors
     /// If the port is taken or the certificate unusable.
     pub async fn bind(addr: SocketAddr, files: Option<(&Path, &Path)>) -> Result<Self, Error> {
-        let listener = TcpListener::bind(addr)
-            .await
-            .map_err(|source| Error::Listen { addr, source })?;
-        let addr = listener.local_addr().map_err(|source| Error::Listen { addr, source })?;
+        let (listener, addr) = serving::listen(addr).await?;
         Ok(Self {
             listener,
             tls: TlsAcceptor::from(tls::server_config(files)?),
@@ -84,41 +73,28 @@ impl Server {
 
     /// Serves until `stop`.
     pub async fn serve(self, health: Arc<Health>, metrics: Metrics, client: Client, stop: CancellationToken) {
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let shared = Arc::new(Shared {
             health,
             metrics,
             client,
         });
-        loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-                return;
-            };
-            let (tcp, peer) = tokio::select! {
-                () = stop.cancelled() => return,
-                accepted = self.listener.accept() => match accepted {
-                    Ok(accepted) => accepted,
-                    Err(error) => {
-                        debug!(%error, "cannot accept");
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                        continue;
-                    }
-                },
-            };
-            let (tls, shared, stop) = (self.tls.clone(), Arc::clone(&shared), stop.clone());
-            tokio::spawn(async move {
-                let _slot = slot;
+        let (tls, cut) = (self.tls, stop.clone());
+        let accepting = serving::accept(self.listener, MAX_CONNECTIONS, move |tcp, peer| {
+            let (tls, shared, stop) = (tls.clone(), Arc::clone(&shared), cut.clone());
+            async move {
                 let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIME, tls.accept(tcp)).await else {
                     return;
                 };
-                let service = service_fn(move |request| answer(Arc::clone(&shared), peer, request));
-                let builder = Builder::new(TokioExecutor::new());
-                let connection = builder.serve_connection(TokioIo::new(stream), service);
+                let answering = serving::converse(stream, |request| answer(Arc::clone(&shared), peer, request));
                 tokio::select! {
                     () = stop.cancelled() => {}
-                    _ = connection => {}
+                    () = answering => {}
                 }
-            });
+            }
+        });
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = accepting => {}
         }
     }
 }
@@ -129,31 +105,20 @@ struct Shared {
     client: Client,
 }
 
-async fn answer(
-    shared: Arc<Shared>,
-    peer: SocketAddr,
-    request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(shared: Arc<Shared>, peer: SocketAddr, request: Request<Incoming>) -> (StatusCode, String) {
     let path = request.uri().path().trim_end_matches('/');
     let verbose = request
         .uri()
         .query()
         .is_some_and(|q| q.split('&').any(|p| p.starts_with("verbose")));
-    let (status, text) = match path {
+    match path {
         "/healthz" | "/livez" | "/readyz" => probe(&path[1..], shared.health.leader_is_well(), verbose),
         "/metrics" => match allowed(&shared.client, peer, request.headers().get(header::AUTHORIZATION)).await {
             Ok(()) => (StatusCode::OK, shared.metrics.render()),
             Err(status) => (status, status.canonical_reason().unwrap_or_default().to_owned()),
         },
         _ => (StatusCode::NOT_FOUND, "404 page not found\n".to_owned()),
-    };
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        header::HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
-    Ok(response)
+    }
 }
 
 fn probe(name: &str, leader_is_well: bool, verbose: bool) -> (StatusCode, String) {

@@ -16,7 +16,7 @@ use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::{ApiErrorExt, plain};
 
@@ -118,6 +118,8 @@ pub struct Informer<K> {
     name: String,
     prune: Prune<K>,
     index_by: Option<IndexBy<K>>,
+    /// Whether a kind that the API server does not have is a fault to wait out, and not a kind without objects.
+    required: bool,
     store: RwLock<Store<K>>,
     handlers: RwLock<Vec<Handler<K>>>,
     synced: watch::Sender<bool>,
@@ -129,19 +131,25 @@ where
 {
     /// An empty cache; `prune` removes what nobody needs from every object before it is kept.
     pub fn new(name: impl Into<String>, prune: Prune<K>) -> Arc<Self> {
-        Self::build(name.into(), prune, None)
+        Self::build(name.into(), prune, None, false)
     }
 
     /// As [`Informer::new`], with one secondary index for [`Informer::indexed`].
     pub fn with_index(name: impl Into<String>, prune: Prune<K>, index_by: IndexBy<K>) -> Arc<Self> {
-        Self::build(name.into(), prune, Some(index_by))
+        Self::build(name.into(), prune, Some(index_by), false)
     }
 
-    fn build(name: String, prune: Prune<K>, index_by: Option<IndexBy<K>>) -> Arc<Self> {
+    /// As [`Informer::new`], of a kind that the API server must have: while it does not, nothing counts as known.
+    pub fn required(name: impl Into<String>, prune: Prune<K>) -> Arc<Self> {
+        Self::build(name.into(), prune, None, true)
+    }
+
+    fn build(name: String, prune: Prune<K>, index_by: Option<IndexBy<K>>, required: bool) -> Arc<Self> {
         Arc::new(Self {
             name,
             prune,
             index_by,
+            required,
             store: RwLock::new(Store {
                 namespaces: HashMap::new(),
                 index: HashMap::new(),
@@ -220,10 +228,16 @@ where
         let _ = seen.wait_for(|done| *done).await;
     }
 
+    /// Whether the first complete list has been seen, to ask without the cache.
+    pub(crate) fn completeness(&self) -> watch::Receiver<bool> {
+        self.synced.subscribe()
+    }
+
     /// Lists and watches until `stop`; errors are retried with a growing pause (50 ms to 5 s).
     pub async fn run(self: Arc<Self>, api: Api<K>, config: watcher::Config, stop: CancellationToken) {
         let mut stream = pin!(watcher(api, config));
         let mut pause = FIRST_RETRY;
+        let mut failing = false;
         let mut listed: Option<HashSet<ObjectKey>> = None;
         loop {
             let next = tokio::select! {
@@ -236,20 +250,24 @@ where
                     // Every attempt begins with `Init`: it is no sign of success.
                     if !matches!(event, Event::Init) {
                         pause = FIRST_RETRY;
+                        if std::mem::take(&mut failing) {
+                            info!(kind = self.name, "following again");
+                        }
                     }
                     self.observe(event, &mut listed);
                 }
                 Some(Err(error)) => {
                     let why = words(&error);
-                    if is_not_served(&error) {
+                    if !self.required && is_not_served(&error) {
                         // A kind that the API server does not have has no objects; it may get it (or its server) later.
                         if !self.is_synced() {
                             debug!(kind = self.name, "not served");
                             self.observe(Event::InitDone, &mut None);
                         }
                         pause = NOT_SERVED;
-                    } else if pause > FIRST_RETRY * 8 {
-                        warn!(kind = self.name, why, "cannot watch");
+                    } else if pause > FIRST_RETRY * 8 && !std::mem::replace(&mut failing, true) {
+                        // One line per outage at the level people see; the rest for those who look.
+                        warn!(kind = self.name, why, "cannot follow; trying again");
                     } else {
                         debug!(kind = self.name, why, "watch interrupted");
                     }

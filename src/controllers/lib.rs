@@ -89,7 +89,7 @@ const USER_AGENT: &str = "kube-controller-manager";
 /// # Errors
 /// If a flag or file is unusable, or the port is taken.
 pub async fn run(args: Args) -> Result<(), Error> {
-    let stop = component::signal::stop_token().map_err(|e| Error::Invalid(format!("cannot handle signals: {e}")))?;
+    let stop = component::signal::stop_token()?;
     serve(args, stop).await
 }
 
@@ -99,7 +99,7 @@ pub async fn run(args: Args) -> Result<(), Error> {
 /// As [`run`].
 pub async fn serve(args: Args, stop: CancellationToken) -> Result<(), Error> {
     let options = Arc::new(Options::read(&args)?);
-    let client = component::client::connect(&args.kubeconfig, USER_AGENT).await?;
+    let client = component::client::connect(Some(&args.kubeconfig), USER_AGENT).await?;
     let server = Server::bind((args.bind_address, args.secure_port).into(), args.serving_files()).await?;
     let addr = server.addr();
     let (health, metrics) = (Arc::new(Health::default()), Metrics::default());

@@ -22,14 +22,12 @@ use std::{
     time::Duration,
 };
 
+use component::{Error, Informer, mirror, probes};
 use k8s_openapi::api::{
     core::v1::{Namespace, Service},
     discovery::v1::EndpointSlice,
 };
-use kube::{
-    Api,
-    runtime::{reflector::Store, watcher},
-};
+use kube::{Api, runtime::watcher};
 use tokio::{
     net::{TcpListener, UdpSocket},
     sync::Notify,
@@ -39,6 +37,8 @@ use forward::Upstream;
 use server::Server;
 use zone::Zone;
 
+/// As whom the API server's logs know this program.
+const USER_AGENT: &str = "clusterd-dns";
 /// How long changes are gathered before the names are computed anew.
 const GATHER: Duration = Duration::from_millis(20);
 /// How long questions are still answered after the end was asked for: until no proxy sends any here.
@@ -70,22 +70,6 @@ pub struct Args {
     pub kubeconfig: Option<PathBuf>,
 }
 
-/// Why DNS could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// No client, or no signals.
-    #[error(transparent)]
-    Client(#[from] informer::Error),
-    /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
-    Listen {
-        /// The address asked for.
-        address: SocketAddr,
-        /// What the system said.
-        source: std::io::Error,
-    },
-}
-
 /// `:53` means every address, as in other programs of this kind.
 fn address(text: &str) -> Result<SocketAddr, std::net::AddrParseError> {
     if text.starts_with(':') {
@@ -100,32 +84,32 @@ fn address(text: &str) -> Result<SocketAddr, std::net::AddrParseError> {
 /// # Errors
 /// When it cannot start. Later failures to follow the API server are logged and tried again; names stay as they were.
 pub async fn run(args: Args) -> Result<(), Error> {
-    let stopped = informer::stopped()?;
-    let listen = |address| move |source| Error::Listen { address, source };
-    let socket = Arc::new(UdpSocket::bind(args.listen).await.map_err(listen(args.listen))?);
-    let listener = TcpListener::bind(args.listen).await.map_err(listen(args.listen))?;
+    let stop = component::signal::stop_token()?;
+    let listen = |source| Error::Listen {
+        addr: args.listen,
+        source,
+    };
+    let socket = Arc::new(UdpSocket::bind(args.listen).await.map_err(listen)?);
+    let listener = TcpListener::bind(args.listen).await.map_err(listen)?;
     let upstream = Upstream::new(&std::fs::read_to_string(&args.resolv_conf).unwrap_or_default());
     tracing::info!(address = %args.listen, domain = args.cluster_domain, upstream = ?upstream.addresses(), "answering");
     let server = Arc::new(Server::new(upstream));
     let ready = Arc::new(AtomicBool::new(false));
-    probes(&args, &server, &ready).await?;
-    let client = informer::client(args.kubeconfig.as_deref()).await?;
+    serve_probes(&args, &server, &ready).await?;
+    let client = component::client::connect(args.kubeconfig.as_deref(), USER_AGENT).await?;
     let names = Names::follow(client, args.cluster_domain, Arc::clone(&ready));
     tokio::spawn(names.keep(Arc::clone(&server)));
     tokio::spawn(server::serve_udp(Arc::clone(&server), socket));
     tokio::spawn(server::serve_tcp(server, listener));
-    stopped.await;
+    stop.cancelled().await;
     ready.store(false, Ordering::Relaxed);
     tokio::time::sleep(LAME_DUCK).await;
     Ok(())
 }
 
-async fn probes(args: &Args, server: &Arc<Server>, ready: &Arc<AtomicBool>) -> Result<(), Error> {
-    let listen = |address| move |source| Error::Listen { address, source };
+async fn serve_probes(args: &Args, server: &Arc<Server>, ready: &Arc<AtomicBool>) -> Result<(), Error> {
     let alive = |path: &str| matches!(path, "/health" | "/healthz" | "/livez").then(|| (true, "OK\n".to_owned()));
-    informer::probes::serve(args.health, Arc::new(alive))
-        .await
-        .map_err(listen(args.health))?;
+    probes::serve(args.health, Arc::new(alive)).await?;
     let ready = Arc::clone(ready);
     let known = move |path: &str| {
         let ready = ready.load(Ordering::Relaxed);
@@ -136,14 +120,10 @@ async fn probes(args: &Args, server: &Arc<Server>, ready: &Arc<AtomicBool>) -> R
         };
         matches!(path, "/ready" | "/readyz").then(|| (ready, text.to_owned()))
     };
-    informer::probes::serve(args.ready, Arc::new(known))
-        .await
-        .map_err(listen(args.ready))?;
+    probes::serve(args.ready, Arc::new(known)).await?;
     let server = Arc::clone(server);
     let metrics = move |path: &str| (path == "/metrics").then(|| (true, metrics(&server)));
-    informer::probes::serve(args.metrics, Arc::new(metrics))
-        .await
-        .map_err(listen(args.metrics))?;
+    probes::serve(args.metrics, Arc::new(metrics)).await?;
     Ok(())
 }
 
@@ -174,9 +154,9 @@ struct Names {
     domain: String,
     changed: Arc<Notify>,
     ready: Arc<AtomicBool>,
-    namespaces: Store<Namespace>,
-    services: Store<Service>,
-    slices: Store<EndpointSlice>,
+    namespaces: Arc<Informer<Namespace>>,
+    services: Arc<Informer<Service>>,
+    slices: Arc<Informer<EndpointSlice>>,
 }
 
 impl Names {
@@ -185,13 +165,13 @@ impl Names {
         let told = || Arc::clone(&changed);
         let all = watcher::Config::default;
         Self {
-            namespaces: informer::mirror(Api::all(client.clone()), all(), told(), |namespace: &mut Namespace| {
+            namespaces: mirror(Api::all(client.clone()), all(), told(), |namespace: &mut Namespace| {
                 namespace.metadata.annotations = None;
             }),
-            services: informer::mirror(Api::all(client.clone()), all(), told(), |service: &mut Service| {
+            services: mirror(Api::all(client.clone()), all(), told(), |service: &mut Service| {
                 service.metadata.annotations = None;
             }),
-            slices: informer::mirror(Api::all(client), all(), told(), |_| ()),
+            slices: mirror(Api::all(client), all(), told(), |_| ()),
             domain,
             ready,
             changed: Arc::clone(&changed),
@@ -199,15 +179,9 @@ impl Names {
     }
 
     async fn keep(self, server: Arc<Server>) {
-        let waited = futures::future::join3(
-            self.namespaces.wait_until_ready(),
-            self.services.wait_until_ready(),
-            self.slices.wait_until_ready(),
-        );
-        if let (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) = waited.await {
-            tracing::error!(%error, "the cluster's objects cannot be followed");
-            return;
-        }
+        self.namespaces.synced().await;
+        self.services.synced().await;
+        self.slices.synced().await;
         server.replace(self.zone());
         self.ready.store(true, Ordering::Relaxed);
         tracing::info!("the cluster's names are known");
@@ -219,7 +193,7 @@ impl Names {
     }
 
     fn zone(&self) -> Zone {
-        let (namespaces, services, slices) = (self.namespaces.state(), self.services.state(), self.slices.state());
+        let (namespaces, services, slices) = (self.namespaces.all(), self.services.all(), self.slices.all());
         Zone::new(
             &self.domain,
             namespaces.iter().map(AsRef::as_ref),

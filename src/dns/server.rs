@@ -13,7 +13,6 @@ use hickory_proto::op::{Message, ResponseCode};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
-    sync::Semaphore,
     time::timeout,
 };
 
@@ -146,27 +145,15 @@ async fn send(server: &Server, socket: &UdpSocket, client: SocketAddr, response:
 
 /// Answers on TCP connections for ever.
 pub async fn serve_tcp(server: Arc<Server>, listener: TcpListener) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-            return;
-        };
-        match listener.accept().await {
-            Ok((stream, client)) => {
-                let server = Arc::clone(&server);
-                tokio::spawn(async move {
-                    let _slot = slot;
-                    if let Err(error) = converse(&server, stream).await {
-                        tracing::debug!(%client, %error, "a connection ended early");
-                    }
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+    component::serving::accept(listener, MAX_CONNECTIONS, |stream, client| {
+        let server = Arc::clone(&server);
+        async move {
+            if let Err(error) = converse(&server, stream).await {
+                tracing::debug!(%client, %error, "a connection ended early");
             }
         }
-    }
+    })
+    .await;
 }
 
 async fn converse(server: &Server, mut stream: TcpStream) -> std::io::Result<()> {

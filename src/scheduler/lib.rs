@@ -68,7 +68,7 @@ pub struct Args {
 /// # Errors
 /// If a flag or file is unusable, or the port is taken.
 pub async fn run(args: Args) -> Result<(), Error> {
-    let stop = component::signal::stop_token().map_err(|e| Error::Invalid(format!("cannot handle signals: {e}")))?;
+    let stop = component::signal::stop_token()?;
     serve(args, stop).await
 }
 
@@ -77,7 +77,7 @@ pub async fn run(args: Args) -> Result<(), Error> {
 /// # Errors
 /// As [`run`].
 pub async fn serve(args: Args, stop: CancellationToken) -> Result<(), Error> {
-    let client = component::client::connect(&args.kubeconfig, USER_AGENT).await?;
+    let client = component::client::connect(Some(&args.kubeconfig), USER_AGENT).await?;
     let files = args.tls_cert_file.as_deref().zip(args.tls_private_key_file.as_deref());
     let server = Server::bind((args.bind_address, args.secure_port).into(), files).await?;
     let addr = server.addr();

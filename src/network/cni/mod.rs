@@ -17,17 +17,17 @@ use std::{
     time::Duration,
 };
 
+use component::{Informer, mirror, probes};
 use k8s_openapi::api::core::v1::Node;
-use kube::{
-    Api,
-    runtime::{reflector::Store, watcher},
-};
+use kube::{Api, runtime::watcher};
 use rtnetlink::MulticastGroup;
 use tokio::{sync::Notify, time::timeout};
 
 use crate::{Cidr, nft};
 use kernel::Kernel;
 
+/// As whom the API server's logs know this program.
+const USER_AGENT: &str = "clusterd-network";
 /// How long changes are gathered before they are acted on.
 const GATHER: Duration = Duration::from_millis(50);
 /// How often the kernel is looked at though nothing seemed to change.
@@ -66,17 +66,9 @@ pub struct Args {
 /// Why the node's network could not be brought to what it must be.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No client, or no signals.
+    /// No client, no signals, or no address for probes.
     #[error(transparent)]
-    Client(#[from] informer::Error),
-    /// The probes' address cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
-    Listen {
-        /// The address asked for.
-        address: SocketAddr,
-        /// What the system said.
-        source: std::io::Error,
-    },
+    Start(#[from] component::Error),
     /// The kernel refused.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
@@ -105,18 +97,13 @@ pub async fn run(args: Args) -> Result<(), Error> {
     if args.cleanup {
         return cleanup(&args.cni_conf_dir).await;
     }
-    let stopped = informer::stopped()?;
-    let client = informer::client(args.kubeconfig.as_deref()).await?;
+    let stop = component::signal::stop_token()?;
+    let client = component::client::connect(args.kubeconfig.as_deref(), USER_AGENT).await?;
     let health = Arc::new(Mutex::new(Err("not done yet".to_owned())));
     let answers = Arc::clone(&health);
-    informer::probes::serve(args.healthz_bind_address, Arc::new(move |path| answer(&answers, path)))
-        .await
-        .map_err(|source| Error::Listen {
-            address: args.healthz_bind_address,
-            source,
-        })?;
+    probes::serve(args.healthz_bind_address, Arc::new(move |path| answer(&answers, path))).await?;
     let changed = Arc::new(Notify::new());
-    let nodes = informer::mirror(Api::all(client), watcher::Config::default(), Arc::clone(&changed), trim);
+    let nodes = mirror(Api::all(client), watcher::Config::default(), Arc::clone(&changed), trim);
     follow_kernel(Arc::clone(&changed)).map_err(kernel::Error::Socket)?;
     let network = Network {
         args,
@@ -126,7 +113,7 @@ pub async fn run(args: Args) -> Result<(), Error> {
         problems: Vec::new(),
     };
     tokio::select! {
-        () = stopped => Ok(()),
+        () = stop.cancelled() => Ok(()),
         () = keep(network, &changed, &health) => Ok(()),
     }
 }
@@ -168,7 +155,7 @@ fn show(health: &Health, done: Result<(), String>) {
 
 struct Network {
     args: Args,
-    nodes: Store<Node>,
+    nodes: Arc<Informer<Node>>,
     kernel: Kernel,
     /// The rules applied last.
     rules: String,
@@ -178,7 +165,11 @@ struct Network {
 
 impl Network {
     async fn reconcile(&mut self) -> Result<(), Error> {
-        let nodes = self.nodes.state();
+        // A plan from half the nodes would take the routes to the other half away.
+        if !self.nodes.is_synced() {
+            return Err(Error::Waiting("the nodes are not known yet".to_owned()));
+        }
+        let nodes = self.nodes.all();
         let own = nodes
             .iter()
             .find(|node| node.metadata.name.is_some() && node.metadata.name == self.args.node_name);

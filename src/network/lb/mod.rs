@@ -9,7 +9,8 @@ mod servers;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
+use component::Error;
+use tokio::{net::TcpListener, time::timeout};
 
 pub use servers::Servers;
 
@@ -32,33 +33,17 @@ pub struct Args {
     pub servers_file: Option<PathBuf>,
 }
 
-/// Why the balancer could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
-    Listen {
-        /// The address asked for.
-        address: SocketAddr,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// Signals cannot be received.
-    #[error(transparent)]
-    Signal(#[from] informer::Error),
-}
-
 /// Balances until SIGTERM or SIGINT. Connections that are open then are cut: clients connect again.
 ///
 /// # Errors
 /// When the address cannot be listened on.
 pub async fn run(args: Args) -> Result<(), Error> {
-    let stopped = informer::stopped()?;
+    let stop = component::signal::stop_token()?;
     let listener = TcpListener::bind(args.listen).await.map_err(|source| Error::Listen {
-        address: args.listen,
+        addr: args.listen,
         source,
     })?;
-    serve(listener, args.servers, args.servers_file, stopped).await;
+    serve(listener, args.servers, args.servers_file, stop.cancelled()).await;
     Ok(())
 }
 
@@ -70,27 +55,10 @@ async fn serve(
 ) {
     let servers = Arc::new(Servers::new(fixed, file));
     tracing::info!(servers = ?servers.all(), "balancing to the API servers");
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let accepting = async {
-        loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-                return;
-            };
-            match listener.accept().await {
-                Ok((client, _)) => {
-                    let servers = Arc::clone(&servers);
-                    tokio::spawn(async move {
-                        let _slot = slot;
-                        connection::pass(client, &servers).await;
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            }
-        }
-    };
+    let accepting = component::serving::accept(listener, MAX_CONNECTIONS, |client, _| {
+        let servers = Arc::clone(&servers);
+        async move { connection::pass(client, &servers).await }
+    });
     tokio::select! {
         () = stopped => {}
         () = accepting => {}

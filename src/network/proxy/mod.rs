@@ -17,14 +17,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use component::{Error, Informer, mirror, probes};
 use k8s_openapi::api::{
     core::v1::{Pod, Service},
     discovery::v1::EndpointSlice,
 };
-use kube::{
-    Api,
-    runtime::{reflector::Store, watcher},
-};
+use kube::{Api, runtime::watcher};
 use tokio::{sync::Notify, time::timeout};
 
 use crate::{Cidr, nft};
@@ -34,6 +32,8 @@ use table::Content;
 pub const TABLE: &str = "installer-proxy";
 /// The chain whose presence says that the table is there.
 const CHAIN: &str = "dispatch";
+/// As whom the API server's logs know this program.
+const USER_AGENT: &str = "clusterd-proxy";
 /// How long changes are gathered before they are programmed.
 const GATHER: Duration = Duration::from_millis(20);
 /// How often the table's presence is checked though nothing changed.
@@ -61,50 +61,29 @@ pub struct Args {
     pub healthz_bind_address: SocketAddr,
 }
 
-/// Why the proxy could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// No client, or no signals.
-    #[error(transparent)]
-    Client(#[from] informer::Error),
-    /// The probes' address cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
-    Listen {
-        /// The address asked for.
-        address: SocketAddr,
-        /// What the system said.
-        source: std::io::Error,
-    },
-}
-
 /// Programs services until SIGTERM or SIGINT. The rules stay, so that connections go on while the proxy is replaced.
 ///
 /// # Errors
 /// When it cannot start. Later failures are logged, shown by `/healthz`, and tried again.
 pub async fn run(args: Args) -> Result<(), Error> {
-    let stopped = informer::stopped()?;
-    let client = informer::client(args.kubeconfig.as_deref()).await?;
+    let stop = component::signal::stop_token()?;
+    let client = component::client::connect(args.kubeconfig.as_deref(), USER_AGENT).await?;
     let health = Arc::new(Mutex::new(Err("not synchronised yet".to_owned())));
     let answers = Arc::clone(&health);
-    informer::probes::serve(args.healthz_bind_address, Arc::new(move |path| answer(&answers, path)))
-        .await
-        .map_err(|source| Error::Listen {
-            address: args.healthz_bind_address,
-            source,
-        })?;
+    probes::serve(args.healthz_bind_address, Arc::new(move |path| answer(&answers, path))).await?;
     let changed = Arc::new(Notify::new());
     let here = watcher::Config::default().fields(&format!("spec.nodeName={}", args.node_name));
     let told = || Arc::clone(&changed);
     let proxy = Proxy {
-        services: informer::mirror(Api::all(client.clone()), watcher::Config::default(), told(), |_| ()),
-        slices: informer::mirror(Api::all(client.clone()), watcher::Config::default(), told(), |_| ()),
-        pods: informer::mirror(Api::all(client), here, told(), model::trim_pod),
+        services: mirror(Api::all(client.clone()), watcher::Config::default(), told(), |_| ()),
+        slices: mirror(Api::all(client.clone()), watcher::Config::default(), told(), |_| ()),
+        pods: mirror(Api::all(client), here, told(), model::trim_pod),
         node: args.node_name,
         cluster: args.cluster_cidr,
         programmed: None,
     };
     tokio::select! {
-        () = stopped => Ok(()),
+        () = stop.cancelled() => Ok(()),
         () = keep(proxy, &changed, &health) => Ok(()),
     }
 }
@@ -124,15 +103,9 @@ fn answer(health: &Health, path: &str) -> Option<(bool, String)> {
 
 async fn keep(mut proxy: Proxy, changed: &Notify, health: &Health) {
     // Rules computed from half the objects would refuse what is served.
-    let ready = futures::future::join3(
-        proxy.services.wait_until_ready(),
-        proxy.slices.wait_until_ready(),
-        proxy.pods.wait_until_ready(),
-    );
-    if let (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) = ready.await {
-        tracing::error!(%error, "the objects cannot be followed");
-        return;
-    }
+    proxy.services.synced().await;
+    proxy.slices.synced().await;
+    proxy.pods.synced().await;
     loop {
         let done = proxy.program().await.map_err(|error| error.to_string());
         let failed = done.is_err();
@@ -146,9 +119,9 @@ async fn keep(mut proxy: Proxy, changed: &Notify, health: &Health) {
 }
 
 struct Proxy {
-    services: Store<Service>,
-    slices: Store<EndpointSlice>,
-    pods: Store<Pod>,
+    services: Arc<Informer<Service>>,
+    slices: Arc<Informer<EndpointSlice>>,
+    pods: Arc<Informer<Pod>>,
     node: String,
     cluster: Cidr,
     /// What the kernel has; `None` when that is not known.
@@ -157,7 +130,7 @@ struct Proxy {
 
 impl Proxy {
     fn content(&self) -> Content {
-        let (services, slices, pods) = (self.services.state(), self.slices.state(), self.pods.state());
+        let (services, slices, pods) = (self.services.all(), self.slices.all(), self.pods.all());
         let ports = model::service_ports(
             services.iter().map(AsRef::as_ref),
             slices.iter().map(AsRef::as_ref),
