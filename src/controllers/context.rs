@@ -75,6 +75,23 @@ fn node_of(pod: &Pod) -> Option<&str> {
     Some(pods::node_name(pod).unwrap_or(NO_NODE))
 }
 
+/// Evaluates `$body` for every cache that holds all objects of its kind, called `$cache` there. The caches left out hold a
+/// selection only.
+macro_rules! each_whole_kind {
+    ($caches:expr, $cache:ident => $body:expr) => {
+        $crate::context::each_whole_kind!(@of $caches, $cache => $body;
+            pods, nodes, services, endpoints, slices, deployments, replica_sets, replication_controllers, daemon_sets,
+            revisions, namespaces, service_accounts, requests, budgets)
+    };
+    (@of $caches:expr, $cache:ident => $body:expr; $($field:ident),+) => {
+        $({
+            let $cache = &$caches.$field;
+            $body;
+        })+
+    };
+}
+pub(crate) use each_whole_kind;
+
 impl Caches {
     fn new() -> Self {
         Self {
@@ -101,27 +118,9 @@ impl Caches {
 
     /// Starts every watch.
     fn spawn(&self, client: &Client, stop: &CancellationToken, tasks: &mut JoinSet<()>) {
-        macro_rules! watch {
-            ($($cache:ident),*) => {
-                $(tasks.spawn(Arc::clone(&self.$cache).run(Api::all(client.clone()), Config::default(), stop.clone()));)*
-            };
-        }
-        watch!(
-            pods,
-            nodes,
-            services,
-            endpoints,
-            slices,
-            deployments,
-            replica_sets,
-            replication_controllers,
-            daemon_sets,
-            revisions,
-            namespaces,
-            service_accounts,
-            requests,
-            budgets
-        );
+        each_whole_kind!(self, cache => {
+            tasks.spawn(Arc::clone(cache).run(Api::all(client.clone()), Config::default(), stop.clone()))
+        });
         let named = Config::default().fields("metadata.name=kube-root-ca.crt");
         tasks.spawn(Arc::clone(&self.root_cas).run(Api::all(client.clone()), named, stop.clone()));
         let tokens = Config::default().fields("type=kubernetes.io/service-account-token");

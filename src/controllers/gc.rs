@@ -20,7 +20,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::context::Context;
+use crate::context::{Context, each_whole_kind};
 use crate::discover::{Kind, kinds};
 use crate::gc_graph::{Action, FOREGROUND, Graph, Identity, ORPHAN, Owner, Standing, Task, decide};
 use crate::meta::{is_deleting, uid};
@@ -52,29 +52,7 @@ struct Collector {
 pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
     let queue = Queue::new("garbage-collector", ctx.metrics.queues.clone());
     let mut shared = HashSet::new();
-    macro_rules! shared_kinds {
-        ($($kind:ty),*) => { $(shared.insert((<$kind>::group(&()).into_owned(), <$kind>::kind(&()).into_owned()));)* };
-    }
-    use k8s_openapi::api::{
-        apps::v1 as apps, certificates::v1 as certificates, core::v1 as core, discovery::v1 as discovery,
-        policy::v1 as policy,
-    };
-    shared_kinds!(
-        core::Pod,
-        core::Node,
-        core::Service,
-        core::Endpoints,
-        discovery::EndpointSlice,
-        apps::Deployment,
-        apps::ReplicaSet,
-        core::ReplicationController,
-        apps::DaemonSet,
-        apps::ControllerRevision,
-        core::Namespace,
-        core::ServiceAccount,
-        certificates::CertificateSigningRequest,
-        policy::PodDisruptionBudget
-    );
+    each_whole_kind!(ctx.caches, cache => shared.insert(kind_of(cache)));
     let collector = Arc::new(Collector {
         ctx: Arc::clone(ctx),
         queue: Arc::clone(&queue),
@@ -83,32 +61,15 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
         monitors: Mutex::default(),
         shared,
     });
-    let caches = &ctx.caches;
-    macro_rules! observe {
-        ($($cache:ident),*) => {
-            $({
-                let on = Arc::clone(&collector);
-                caches.$cache.on_change(move |c| on.observe(c));
-            })*
-        };
-    }
-    observe!(
-        pods,
-        nodes,
-        services,
-        endpoints,
-        slices,
-        deployments,
-        replica_sets,
-        replication_controllers,
-        daemon_sets,
-        revisions,
-        namespaces,
-        service_accounts,
-        requests,
-        budgets
-    );
+    each_whole_kind!(ctx.caches, cache => {
+        let on = Arc::clone(&collector);
+        cache.on_change(move |c| on.observe(c))
+    });
     Box::pin(run(collector, queue))
+}
+
+fn kind_of<K: Resource<DynamicType = ()>>(_: &Informer<K>) -> KindKey {
+    (K::group(&()).into_owned(), K::kind(&()).into_owned())
 }
 
 async fn run(collector: Arc<Collector>, queue: Arc<Queue<Task>>) {
@@ -123,26 +84,9 @@ async fn run(collector: Arc<Collector>, queue: Arc<Queue<Task>>) {
         pause = (pause * 2).min(Duration::from_secs(5));
     }
     let ctx = Arc::clone(&collector.ctx);
-    let c = &ctx.caches;
     let informers: Vec<_> = collector.monitors().values().map(|m| Arc::clone(&m.informer)).collect();
     let all = async {
-        macro_rules! synced { ($($cache:ident),*) => { $(c.$cache.synced().await;)* }; }
-        synced!(
-            pods,
-            nodes,
-            services,
-            endpoints,
-            slices,
-            deployments,
-            replica_sets,
-            replication_controllers,
-            daemon_sets,
-            revisions,
-            namespaces,
-            service_accounts,
-            requests,
-            budgets
-        );
+        each_whole_kind!(ctx.caches, cache => cache.synced().await);
         for informer in informers {
             informer.synced().await;
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use component::events::Recorder;
 use component::patch::{Part, update};
+use component::selector::Labels;
 use component::{Change, Error, Informer, ObjectKey, Queue, Requeue, selector};
 use futures::future::{BoxFuture, join_all};
 use jiff::Timestamp;
@@ -31,6 +32,8 @@ use crate::replica_rank::victims;
 /// At most so many pods in one go.
 const BURST: usize = 500;
 const WORKERS: usize = 4;
+/// The condition that says why pods could not be created or deleted.
+const FAILURE: &str = "ReplicaFailure";
 
 /// What both kinds have in common.
 pub(crate) trait Replicated:
@@ -73,122 +76,94 @@ pub(crate) struct Failure {
     message: String,
 }
 
-impl Replicated for ReplicaSet {
-    const COMPONENT: &'static str = "replicaset-controller";
+/// The two kinds have the same fields under types of their own. `$own` are fields that only this kind's status has, with the
+/// count each shows.
+macro_rules! replicated {
+    ($kind:ident, $component:literal, $cache:ident, $selects:path, $condition:ident, $status:ident { $($own:ident: $count:ident)? }) => {
+        impl Replicated for $kind {
+            const COMPONENT: &'static str = $component;
 
-    fn replicas(&self) -> i32 {
-        self.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
-    }
+            fn replicas(&self) -> i32 {
+                self.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
+            }
 
-    fn min_ready_seconds(&self) -> i32 {
-        self.spec.as_ref().and_then(|s| s.min_ready_seconds).unwrap_or(0)
-    }
+            fn min_ready_seconds(&self) -> i32 {
+                self.spec.as_ref().and_then(|s| s.min_ready_seconds).unwrap_or(0)
+            }
 
-    fn selects(&self, pod: &Pod) -> bool {
-        selector::matches(self.spec.as_ref().map(|s| &s.selector), pod.metadata.labels.as_ref())
-    }
+            fn selects(&self, pod: &Pod) -> bool {
+                $selects(self, pod.metadata.labels.as_ref())
+            }
 
-    fn template(&self) -> Option<&PodTemplateSpec> {
-        self.spec.as_ref()?.template.as_ref()
-    }
+            fn template(&self) -> Option<&PodTemplateSpec> {
+                self.spec.as_ref()?.template.as_ref()
+            }
 
-    fn with_status(&self, counts: &Counts, failure: Option<&Failure>) -> Self {
-        let old = self.status.clone().unwrap_or_default();
-        let mut conditions = old.conditions.unwrap_or_default();
-        match failure {
-            None => conditions.retain(|c| c.type_ != "ReplicaFailure"),
-            Some(f)
-                if conditions.iter().any(|c| {
-                    c.type_ == "ReplicaFailure" && c.status == "True" && c.reason.as_deref() == Some(f.reason)
-                }) => {}
-            Some(f) => {
-                conditions.retain(|c| c.type_ != "ReplicaFailure");
-                conditions.push(ReplicaSetCondition {
-                    type_: "ReplicaFailure".into(),
-                    status: "True".into(),
-                    reason: Some(f.reason.into()),
-                    message: Some(f.message.clone()),
-                    last_transition_time: Some(now()),
-                });
+            fn with_status(&self, counts: &Counts, failure: Option<&Failure>) -> Self {
+                let old = self.status.clone().unwrap_or_default();
+                let mut conditions = old.conditions.unwrap_or_default();
+                let told = |c: &$condition| {
+                    let reason = failure.map(|f| f.reason);
+                    reason.is_some() && c.type_ == FAILURE && c.status == "True" && c.reason.as_deref() == reason
+                };
+                if !conditions.iter().any(told) {
+                    conditions.retain(|c| c.type_ != FAILURE);
+                    conditions.extend(failure.map(|f| $condition {
+                        type_: FAILURE.into(),
+                        status: "True".into(),
+                        reason: Some(f.reason.into()),
+                        message: Some(f.message.clone()),
+                        last_transition_time: Some(now()),
+                    }));
+                }
+                let status = $status {
+                    replicas: counts.replicas,
+                    fully_labeled_replicas: Some(counts.fully_labeled),
+                    ready_replicas: Some(counts.ready),
+                    available_replicas: Some(counts.available),
+                    observed_generation: self.metadata.generation,
+                    conditions: (!conditions.is_empty()).then_some(conditions),
+                    $($own: Some(counts.$count),)?
+                };
+                Self {
+                    status: Some(status),
+                    ..self.clone()
+                }
+            }
+
+            fn cache(ctx: &Context) -> &Arc<Informer<Self>> {
+                &ctx.caches.$cache
             }
         }
-        let status = ReplicaSetStatus {
-            replicas: counts.replicas,
-            fully_labeled_replicas: Some(counts.fully_labeled),
-            ready_replicas: Some(counts.ready),
-            available_replicas: Some(counts.available),
-            terminating_replicas: Some(counts.terminating),
-            observed_generation: self.metadata.generation,
-            conditions: (!conditions.is_empty()).then_some(conditions),
-        };
-        Self {
-            status: Some(status),
-            ..self.clone()
-        }
-    }
-
-    fn cache(ctx: &Context) -> &Arc<Informer<Self>> {
-        &ctx.caches.replica_sets
-    }
+    };
 }
 
-impl Replicated for ReplicationController {
-    const COMPONENT: &'static str = "replication-controller";
-
-    fn replicas(&self) -> i32 {
-        self.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
+replicated!(
+    ReplicaSet,
+    "replicaset-controller",
+    replica_sets,
+    set_selects,
+    ReplicaSetCondition,
+    ReplicaSetStatus {
+        terminating_replicas: terminating
     }
+);
+replicated!(
+    ReplicationController,
+    "replication-controller",
+    replication_controllers,
+    controller_selects,
+    ReplicationControllerCondition,
+    ReplicationControllerStatus {}
+);
 
-    fn min_ready_seconds(&self) -> i32 {
-        self.spec.as_ref().and_then(|s| s.min_ready_seconds).unwrap_or(0)
-    }
+fn set_selects(set: &ReplicaSet, labels: Option<&Labels>) -> bool {
+    selector::matches(set.spec.as_ref().map(|s| &s.selector), labels)
+}
 
-    fn selects(&self, pod: &Pod) -> bool {
-        let selector = self.spec.as_ref().and_then(|s| s.selector.as_ref());
-        selector.is_some_and(|s| !s.is_empty() && selector::matches_map(s, pod.metadata.labels.as_ref()))
-    }
-
-    fn template(&self) -> Option<&PodTemplateSpec> {
-        self.spec.as_ref()?.template.as_ref()
-    }
-
-    fn with_status(&self, counts: &Counts, failure: Option<&Failure>) -> Self {
-        let old = self.status.clone().unwrap_or_default();
-        let mut conditions = old.conditions.unwrap_or_default();
-        match failure {
-            None => conditions.retain(|c| c.type_ != "ReplicaFailure"),
-            Some(f)
-                if conditions.iter().any(|c| {
-                    c.type_ == "ReplicaFailure" && c.status == "True" && c.reason.as_deref() == Some(f.reason)
-                }) => {}
-            Some(f) => {
-                conditions.retain(|c| c.type_ != "ReplicaFailure");
-                conditions.push(ReplicationControllerCondition {
-                    type_: "ReplicaFailure".into(),
-                    status: "True".into(),
-                    reason: Some(f.reason.into()),
-                    message: Some(f.message.clone()),
-                    last_transition_time: Some(now()),
-                });
-            }
-        }
-        let status = ReplicationControllerStatus {
-            replicas: counts.replicas,
-            fully_labeled_replicas: Some(counts.fully_labeled),
-            ready_replicas: Some(counts.ready),
-            available_replicas: Some(counts.available),
-            observed_generation: self.metadata.generation,
-            conditions: (!conditions.is_empty()).then_some(conditions),
-        };
-        Self {
-            status: Some(status),
-            ..self.clone()
-        }
-    }
-
-    fn cache(ctx: &Context) -> &Arc<Informer<Self>> {
-        &ctx.caches.replication_controllers
-    }
+fn controller_selects(controller: &ReplicationController, labels: Option<&Labels>) -> bool {
+    let selector = controller.spec.as_ref().and_then(|s| s.selector.as_ref());
+    selector.is_some_and(|s| !s.is_empty() && selector::matches_map(s, labels))
 }
 
 /// Starts the ReplicaSet controller.
