@@ -77,7 +77,10 @@ fn mount_token(spec: &mut Value) {
         .into_iter()
         .flatten()
         .find_map(|v| v["name"].as_str().filter(|n| n.starts_with(VOLUME_PREFIX)));
-    let name = existing.map_or_else(|| format!("{VOLUME_PREFIX}{}", suffix()), str::to_owned);
+    let name = existing.map_or_else(
+        || format!("{VOLUME_PREFIX}{}", api::metadata::random_suffix()),
+        str::to_owned,
+    );
     let fresh = existing.is_none();
     let mut mounted = false;
     for field in ["initContainers", "containers", "ephemeralContainers"] {
@@ -105,14 +108,6 @@ fn token_volume(name: &str) -> Value {
         {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
         {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}]}},
     ]}})
-}
-
-/// Five characters that make no words.
-fn suffix() -> String {
-    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    (0..5)
-        .map(|_| char::from(ALPHABET[rand::random_range(0..ALPHABET.len())]))
-        .collect()
 }
 
 #[cfg(test)]
