@@ -16,6 +16,8 @@ pub struct Status {
     pub message: String,
     /// `details`; null if there are none.
     pub details: Value,
+    /// `metadata.continue`: where an expired list may go on inconsistently.
+    pub continue_token: Option<String>,
 }
 
 impl std::fmt::Display for Status {
@@ -34,6 +36,7 @@ impl Status {
             reason,
             message: message.into(),
             details: Value::Null,
+            continue_token: None,
         }
     }
 
@@ -46,16 +49,6 @@ impl Status {
             details["group"] = group.into();
         }
         self.details = details;
-        self
-    }
-
-    fn with_retry(mut self, seconds: u32) -> Self {
-        if self.details.is_null() {
-            self.details = json!({});
-        }
-        if seconds > 0 {
-            self.details["retryAfterSeconds"] = seconds.into();
-        }
         self
     }
 
@@ -78,56 +71,55 @@ impl Status {
             "reason": self.reason,
             "code": self.code,
         });
+        if let Some(token) = &self.continue_token {
+            v["metadata"]["continue"] = token.as_str().into();
+        }
         if !self.details.is_null() {
             v["details"] = self.details.clone();
         }
         v
     }
 
-    /// 404 for an object.
-    pub fn not_found(kind: &Kind, name: &str) -> Self {
-        Self::new(404, "NotFound", format!("{} {name:?} not found", kind.group_resource())).about(
-            kind.group,
-            kind.plural,
-            name,
-        )
+    /// 404 for an object; `resource` is the plural.
+    pub fn not_found(group: &str, resource: &str, name: &str) -> Self {
+        let message = format!("{} {name:?} not found", qualified(group, resource));
+        Self::new(404, "NotFound", message).about(group, resource, name)
+    }
+
+    /// 404 for a path nobody serves.
+    pub fn no_such_path() -> Self {
+        let mut s = Self::new(404, "NotFound", "the server could not find the requested resource");
+        s.details = json!({});
+        s
     }
 
     /// 409 for a name that is taken.
-    pub fn already_exists(kind: &Kind, name: &str) -> Self {
-        Self::new(
-            409,
-            "AlreadyExists",
-            format!("{} {name:?} already exists", kind.group_resource()),
-        )
-        .about(kind.group, kind.plural, name)
+    pub fn already_exists(group: &str, resource: &str, name: &str) -> Self {
+        let message = format!("{} {name:?} already exists", qualified(group, resource));
+        Self::new(409, "AlreadyExists", message).about(group, resource, name)
     }
 
     /// 409 for a write based on an old version or against a precondition.
-    pub fn conflict(kind: &Kind, name: &str, why: &str) -> Self {
+    pub fn conflict(group: &str, resource: &str, name: &str, why: &str) -> Self {
         let message = format!(
             "Operation cannot be fulfilled on {} {name:?}: {why}",
-            kind.group_resource()
+            qualified(group, resource)
         );
-        Self::new(409, "Conflict", message).about(kind.group, kind.plural, name)
+        Self::new(409, "Conflict", message).about(group, resource, name)
     }
 
     /// 409 of an optimistic lock.
     pub fn modified(kind: &Kind, name: &str) -> Self {
         Self::conflict(
-            kind,
+            kind.group,
+            kind.plural,
             name,
             "the object has been modified; please apply your changes to the latest version and try again",
         )
     }
 
     /// 422 with one cause per violated field.
-    pub fn invalid(kind: &Kind, name: &str, errors: &[FieldError]) -> Self {
-        Self::invalid_named(kind.group, kind.kind, name, errors)
-    }
-
-    /// 422 for a kind that has no row of its own, such as `Scale`.
-    pub fn invalid_named(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {
+    pub fn invalid(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {
         let mut texts: Vec<String> = Vec::new();
         for e in errors {
             let text = e.to_string();
@@ -140,25 +132,21 @@ impl Status {
         } else {
             format!("[{}]", texts.join(", "))
         };
-        let title = if group.is_empty() {
-            kind.to_owned()
-        } else {
-            format!("{kind}.{group}")
-        };
-        let mut s = Self::new(422, "Invalid", format!("{title} {name:?} is invalid: {list}")).about(group, kind, name);
+        let message = format!("{} {name:?} is invalid: {list}", qualified(group, kind));
+        let mut s = Self::new(422, "Invalid", message).about(group, kind, name);
         s.details["causes"] = errors.iter().map(FieldError::cause).collect();
         s
     }
 
     /// 403 about an object.
-    pub fn forbidden(kind: &Kind, name: &str, why: &str) -> Self {
-        let subject = kind.group_resource();
+    pub fn forbidden(group: &str, resource: &str, name: &str, why: &str) -> Self {
+        let subject = qualified(group, resource);
         let message = if name.is_empty() {
             format!("{subject} is forbidden: {why}")
         } else {
             format!("{subject} {name:?} is forbidden: {why}")
         };
-        Self::new(403, "Forbidden", message).about(kind.group, kind.plural, name)
+        Self::new(403, "Forbidden", message).about(group, resource, name)
     }
 
     /// 401.
@@ -176,9 +164,11 @@ impl Status {
         Self::new(410, "Expired", message)
     }
 
-    /// 429 with the seconds to wait (0: none named).
-    pub fn too_many_requests(message: impl Into<String>, retry_after: u32) -> Self {
-        Self::new(429, "TooManyRequests", message).with_retry(retry_after)
+    /// 429 with the seconds to wait.
+    pub fn too_many_requests(message: impl Into<String>, seconds: u32) -> Self {
+        let mut s = Self::new(429, "TooManyRequests", message);
+        s.details = json!({"retryAfterSeconds": seconds});
+        s
     }
 
     /// 415.
@@ -186,45 +176,52 @@ impl Status {
         Self::new(415, "UnsupportedMediaType", message)
     }
 
-    /// 406; `accepted` are the media types that would do.
-    pub fn not_acceptable(accepted: &[&str]) -> Self {
+    /// 406; `offered` are the media types that would do.
+    pub fn not_acceptable(offered: &str) -> Self {
         Self::new(
             406,
             "NotAcceptable",
-            format!("only the following media types are accepted: {}", accepted.join(", ")),
+            format!("only the following media types are accepted: {offered}"),
         )
     }
 
     /// 405.
-    pub fn method_not_allowed(kind: &Kind, verb: &str) -> Self {
+    pub fn method_not_allowed() -> Self {
         Self::new(
             405,
             "MethodNotAllowed",
-            format!(
-                "{verb} is not supported on resources of kind {:?}",
-                kind.group_resource()
-            ),
+            "the server does not allow this method on the requested resource",
         )
-        .about(kind.group, kind.plural, "")
     }
 
     /// 500.
     pub fn internal(why: impl std::fmt::Display) -> Self {
-        let mut s = Self::new(500, "InternalError", format!("Internal error occurred: {why}"));
-        s.details = json!({"causes": [{"message": why.to_string()}]});
-        s
+        Self::new(500, "InternalError", format!("Internal error occurred: {why}"))
     }
 
-    /// 504.
-    pub fn timeout(message: impl Into<String>, retry_after: u32) -> Self {
-        Self::new(504, "Timeout", format!("Timeout: {}", message.into())).with_retry(retry_after)
+    /// 503.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(503, "ServiceUnavailable", message)
     }
 
     /// 504 for a resource version that the server has not reached.
-    pub fn too_large_resource_version(want: u64, have: u64) -> Self {
-        let mut s = Self::timeout(format!("Too large resource version: {want}, current: {have}"), 1);
-        s.details["causes"] = json!([{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]);
+    pub fn too_large_resource_version(want: i64, have: i64) -> Self {
+        let message = format!("Timeout: Too large resource version: {want}, current: {have}");
+        let mut s = Self::new(504, "Timeout", message);
+        s.details = json!({
+            "retryAfterSeconds": 1,
+            "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
+        });
         s
+    }
+}
+
+/// `pods` or `deployments.apps`.
+fn qualified(group: &str, name: &str) -> String {
+    if group.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{name}.{group}")
     }
 }
 
@@ -240,7 +237,7 @@ mod tests {
             FieldError::required("spec.selector", ""),
             FieldError::invalid("spec.replicas", &json!(-1), "must be greater than or equal to 0"),
         ];
-        let v = Status::invalid(kind, "web", &errors).to_value();
+        let v = Status::invalid(kind.group, kind.kind, "web", &errors).to_value();
         assert_eq!(
             v["message"],
             "Deployment.apps \"web\" is invalid: [spec.selector: Required value, spec.replicas: Invalid value: -1: must be greater than or equal to 0]"
@@ -253,9 +250,17 @@ mod tests {
 
     #[test]
     fn not_found_reads_as_clients_expect() {
-        let v = Status::not_found(find("", "v1", "pods").unwrap(), "a").to_value();
+        let v = Status::not_found("", "pods", "a").to_value();
         assert_eq!(v["message"], "pods \"a\" not found");
         assert_eq!(v["details"], json!({"name": "a", "kind": "pods"}));
+    }
+
+    #[test]
+    fn an_expired_list_says_where_it_may_go_on() {
+        let mut s = Status::expired("gone");
+        assert_eq!(s.to_value()["metadata"], json!({}));
+        s.continue_token = Some("t".to_owned());
+        assert_eq!(s.to_value()["metadata"], json!({"continue": "t"}));
     }
 
     #[test]

@@ -5,17 +5,6 @@ use serde_json::Value;
 
 use crate::error::{ApiError, Result};
 
-impl From<api::Status> for ApiError {
-    fn from(s: api::Status) -> Self {
-        let retry_after = s.retry_after();
-        Self {
-            details: s.details,
-            retry_after,
-            ..Self::new(s.code, s.reason, s.message)
-        }
-    }
-}
-
 /// From the stored form to the one a client asked for.
 pub fn from_storage(kind: &Kind, value: &mut Value) {
     *value = api::convert::from_storage(kind, value.take());
@@ -107,6 +96,6 @@ pub fn refuse_invalid(kind: &Kind, name: &str, errors: &[api::validation::FieldE
     if errors.is_empty() {
         Ok(())
     } else {
-        Err(api::Status::invalid(kind, name, errors).into())
+        Err(ApiError::invalid(kind.group, kind.kind, name, errors))
     }
 }

@@ -27,7 +27,7 @@ pub fn preconditions(kind: &Kind, object: &Value, options: &Value) -> Result<(),
     let check = |field: &str, title: &str, found: &str| match options["preconditions"][field].as_str() {
         Some(want) if want != found => {
             let why = format!("Precondition failed: {title} in precondition: {want}, {title} in object meta: {found}");
-            Err(Status::conflict(kind, metadata::name(object), &why))
+            Err(Status::conflict(kind.group, kind.plural, metadata::name(object), &why))
         }
         _ => Ok(()),
     };

@@ -3,7 +3,7 @@
 //! What is taken is read off the services themselves, so nothing can leak and a restart needs no repair. The caller holds one
 //! lock from reading them to storing the result.
 
-use crate::error::{ApiError, Cause, Result};
+use crate::error::{ApiError, FieldError, Result};
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, net::Ipv4Addr, ops::RangeInclusive};
 
@@ -139,8 +139,11 @@ fn chosen(ranges: &Ranges, taken: &Taken, service: &Value, text: &str) -> Result
     let refuse = |why: &str| {
         invalid(
             service,
-            "spec.clusterIPs",
-            format!("Invalid value: [{text:?}]: failed to allocate IP {text}: {why}"),
+            FieldError::invalid(
+                "spec.clusterIPs",
+                &json!([text]),
+                format!("failed to allocate IP {text}: {why}"),
+            ),
         )
     };
     let ip: Ipv4Addr = text.parse().map_err(|_| refuse("it is not an IPv4 address"))?;
@@ -192,9 +195,12 @@ fn node_ports(ranges: &Ranges, taken: &Taken, service: &mut Value, old: Option<&
                     let (low, high) = (ranges.node_ports.start(), ranges.node_ports.end());
                     return Err(invalid(
                         service,
-                        &path(),
-                        format!(
-                            "Invalid value: {n}: provided port is not in the valid range. The range of valid ports is {low}-{high}"
+                        FieldError::invalid(
+                            path(),
+                            &n.into(),
+                            format!(
+                                "provided port is not in the valid range. The range of valid ports is {low}-{high}"
+                            ),
                         ),
                     ));
                 }
@@ -202,8 +208,7 @@ fn node_ports(ranges: &Ranges, taken: &Taken, service: &mut Value, old: Option<&
                 Some(n) if own.contains(&(protocol.clone(), n)) => {
                     return Err(invalid(
                         service,
-                        &path(),
-                        format!("Invalid value: {n}: provided port is already allocated"),
+                        FieldError::invalid(path(), &n.into(), "provided port is already allocated"),
                     ));
                 }
                 Some(n) => n,
@@ -236,18 +241,9 @@ fn free_port(ranges: &Ranges, taken: &BTreeSet<(String, u16)>) -> Result<u16> {
         .ok_or_else(|| ApiError::internal("failed to allocate a nodePort: range is full"))
 }
 
-fn invalid(service: &Value, field: &str, message: String) -> ApiError {
+fn invalid(service: &Value, error: FieldError) -> ApiError {
     let name = service["metadata"]["name"].as_str().unwrap_or_default();
-    ApiError::invalid(
-        "",
-        "Service",
-        name,
-        &[Cause {
-            reason: "FieldValueInvalid".into(),
-            field: field.into(),
-            message,
-        }],
-    )
+    ApiError::invalid("", "Service", name, &[error])
 }
 
 #[cfg(test)]

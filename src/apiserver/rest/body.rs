@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::Context;
 use super::format::PROTOBUF;
-use crate::error::{ApiError, Cause, Result};
+use crate::error::{ApiError, FieldError, Result};
 use crate::model;
 use crate::request::Query;
 use crate::server::Response;
@@ -91,13 +91,8 @@ pub struct WriteOptions {
     pub validation: FieldValidation,
 }
 
-fn invalid_option(field: &str, message: String) -> ApiError {
-    let cause = Cause {
-        reason: "FieldValueNotSupported".into(),
-        field: field.into(),
-        message,
-    };
-    ApiError::invalid("meta.k8s.io", "WriteOptions", "", &[cause])
+fn invalid_option(error: FieldError) -> ApiError {
+    ApiError::invalid("meta.k8s.io", "WriteOptions", "", &[error])
 }
 
 /// Whether `dryRun=All` is asked for.
@@ -109,10 +104,7 @@ pub fn dry_run<'a>(values: impl Iterator<Item = &'a str>) -> Result<bool> {
     for v in values {
         match v {
             "All" => dry = true,
-            other => {
-                let text = format!("Unsupported value: {other:?}: supported values: \"All\"");
-                return Err(invalid_option("dryRun", text));
-            }
+            other => return Err(invalid_option(FieldError::not_supported("dryRun", other, &["All"]))),
         }
     }
     Ok(dry)
@@ -129,18 +121,18 @@ impl WriteOptions {
             Some("Ignore") => FieldValidation::Ignore,
             Some("Strict") => FieldValidation::Strict,
             Some(other) => {
-                let text =
-                    format!("Unsupported value: {other:?}: supported values: \"\", \"Ignore\", \"Strict\", \"Warn\"");
-                return Err(invalid_option("fieldValidation", text));
+                let supported = ["", "Ignore", "Strict", "Warn"];
+                return Err(invalid_option(FieldError::not_supported(
+                    "fieldValidation",
+                    other,
+                    &supported,
+                )));
             }
         };
         if let Some(manager) = query.get("fieldManager")
             && manager.len() > 128
         {
-            return Err(invalid_option(
-                "fieldManager",
-                "Too long: may not be more than 128 bytes".into(),
-            ));
+            return Err(invalid_option(FieldError::too_long("fieldManager", 128)));
         }
         Ok(Self {
             dry: dry_run(query.all("dryRun"))?,

@@ -32,11 +32,7 @@ pub async fn get(c: &Context, kind: &'static Kind, headers: &http::HeaderMap) ->
             render::object(kind, format, 200, &render::in_version(kind, value))
         }
         Some(v) => {
-            c.app
-                .cache
-                .wait(super::options::revision(v)?)
-                .await
-                .map_err(ApiError::too_large_resource_version)?;
+            c.app.cache.wait(super::options::revision(v)?).await?;
             let object = objects::cache_of(&c.app, kind)?
                 .get(namespace, name)
                 .ok_or_else(missing)?;
@@ -77,11 +73,7 @@ pub async fn page(
         At::Newest => c.app.cache.consistent().await?,
         At::Any => c.app.cache.progress(),
         At::NotOlderThan(rev) => {
-            c.app
-                .cache
-                .wait(rev)
-                .await
-                .map_err(ApiError::too_large_resource_version)?;
+            c.app.cache.wait(rev).await?;
             c.app.cache.progress()
         }
     };
@@ -209,7 +201,7 @@ fn expired(e: StoreError, rev: i64, start: Option<&str>) -> ApiError {
         (StoreError::Compacted, None) => {
             ApiError::expired(format!("The resourceVersion for the provided list is too old: {rev}"))
         }
-        (StoreError::Future, _) => ApiError::too_large_resource_version(crate::cache::Behind { want: rev, have: 0 }),
+        (StoreError::Future, _) => ApiError::too_large_resource_version(rev, 0),
         (e, _) => e.into(),
     }
 }

@@ -5,7 +5,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
-use crate::error::{ApiError, Cause, Result};
+use crate::error::{ApiError, FieldError, Result};
 use crate::request::Query;
 
 /// Which state a read may show.
@@ -70,17 +70,12 @@ impl Token {
     }
 }
 
-fn refuse(field: &str, reason: &str, message: &str) -> ApiError {
-    let cause = Cause {
-        reason: reason.into(),
-        field: field.into(),
-        message: message.into(),
-    };
-    ApiError::invalid("meta.k8s.io", "ListOptions", "", &[cause])
+fn refuse(error: FieldError) -> ApiError {
+    ApiError::invalid("meta.k8s.io", "ListOptions", "", &[error])
 }
 
 fn forbidden(field: &str, why: &str) -> ApiError {
-    refuse(field, "FieldValueForbidden", &format!("Forbidden: {why}"))
+    refuse(FieldError::forbidden(field, why))
 }
 
 /// Parses a resource version.
@@ -166,8 +161,8 @@ impl ListOptions {
         match m {
             "NotOlderThan" | "Exact" => {}
             _ => {
-                let text = format!("Unsupported value: {m:?}: supported values: \"Exact\", \"NotOlderThan\", \"\"");
-                return Err(refuse(field, "FieldValueNotSupported", &text));
+                let supported = ["Exact", "NotOlderThan", ""];
+                return Err(refuse(FieldError::not_supported(field, m, &supported)));
             }
         }
         if watch {

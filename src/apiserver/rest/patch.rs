@@ -53,11 +53,11 @@ impl Patch {
     /// # Errors
     /// 422 or 400 for patches that don't fit.
     pub fn apply(&self, message: &str, current: &Value) -> Result<Value> {
-        Ok(match self {
+        match self {
             Self::Json(p) => api::patch::json(current, p),
             Self::Merge(p) => api::patch::merge(current, p),
             Self::Strategic(p) => api::patch::strategic(message, current, p),
-        }?)
+        }
     }
 }
 

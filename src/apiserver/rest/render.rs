@@ -251,7 +251,7 @@ impl EventWriter {
     /// # Errors
     /// As [`EventWriter::event`].
     pub fn error(&mut self, error: &ApiError, out: &mut Vec<u8>) -> Result<()> {
-        self.frame("ERROR", &error.status(), out)
+        self.frame("ERROR", &error.to_value(), out)
     }
 
     fn value(&mut self, name: &str, value: &Value, out: &mut Vec<u8>) -> Result<()> {

@@ -11,7 +11,7 @@ use super::format::{Encoding, Format, View};
 use super::patch::Patch;
 use super::write::{Target, Writer};
 use super::{Context, render};
-use crate::error::{ApiError, Cause, Result};
+use crate::error::{ApiError, FieldError, Result};
 use crate::objects;
 use crate::server::{Response, negotiated};
 
@@ -93,11 +93,6 @@ fn check(name: &str, scale: &Value) -> Result<()> {
     if valid {
         return Ok(());
     }
-    let message = format!("Invalid value: {replicas}: must be greater than or equal to 0");
-    let cause = Cause {
-        reason: "FieldValueInvalid".into(),
-        field: "spec.replicas".into(),
-        message,
-    };
-    Err(ApiError::invalid("autoscaling", "Scale", name, &[cause]))
+    let error = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
+    Err(ApiError::invalid("autoscaling", "Scale", name, &[error]))
 }

@@ -11,7 +11,7 @@ use super::format::Format;
 use super::{Context, render};
 use crate::app::App;
 use crate::authn::Bound;
-use crate::error::{ApiError, Cause, Result};
+use crate::error::{ApiError, FieldError, Result};
 use crate::objects;
 use crate::server::{Response, json as answer, negotiated};
 
@@ -60,16 +60,12 @@ pub async fn create(c: &Context, kind: &'static Kind, request: Request<Incoming>
 fn seconds(c: &Context, spec: &Value) -> Result<i64> {
     let asked = spec["expirationSeconds"].as_i64().unwrap_or(DEFAULT_SECONDS);
     let refuse = |message: &str| {
-        let cause = Cause {
-            reason: "FieldValueInvalid".into(),
-            field: "spec.expirationSeconds".into(),
-            message: format!("Invalid value: {asked}: {message}"),
-        };
+        let error = FieldError::invalid("spec.expirationSeconds", &asked.into(), message);
         Err(ApiError::invalid(
             "authentication.k8s.io",
             "TokenRequest",
             &c.info.name,
-            &[cause],
+            &[error],
         ))
     };
     if asked < SHORTEST {

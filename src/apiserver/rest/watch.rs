@@ -112,7 +112,7 @@ async fn start(c: &Context, cache: &KindCache, selection: &Selection, options: &
         At::Newest => caches.consistent().await?,
         At::Any => caches.progress(),
         At::Exact(rev) | At::NotOlderThan(rev) => {
-            caches.wait(rev).await.map_err(ApiError::too_large_resource_version)?;
+            caches.wait(rev).await?;
             if !options.initial_events {
                 return Ok(Start {
                     initial: Vec::new(),

@@ -13,7 +13,7 @@ use super::{Context, csr, render, restrict};
 use crate::admission::{self, Attributes, Operation, service};
 use crate::app::App;
 use crate::authn::User;
-use crate::error::{ApiError, Result};
+use crate::error::{ApiError, FieldError, Result};
 use crate::model;
 use crate::objects::{self, Modify, Outcome};
 use crate::server::Response;
@@ -304,15 +304,11 @@ fn preconditions(kind: &Kind, name: &str, new: &Value, old: &Value) -> Result<()
         return Err(ApiError::conflict(kind.group, kind.plural, name, &why));
     }
     if version.is_empty() && !strategy::allows_unconditional_update(kind) {
-        let error = crate::error::Cause {
-            reason: "FieldValueInvalid".into(),
-            field: "metadata.resourceVersion".into(),
-            message: "Invalid value: 0: must be specified for an update".into(),
-        };
+        let error = FieldError::invalid("metadata.resourceVersion", &0.into(), "must be specified for an update");
         return Err(ApiError::invalid(kind.group, kind.kind, name, &[error]));
     }
     if !version.is_empty() && version != metadata::resource_version(old) {
-        return Err(api::Status::modified(kind, name).into());
+        return Err(ApiError::modified(kind, name));
     }
     Ok(())
 }

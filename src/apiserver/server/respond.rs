@@ -27,8 +27,8 @@ pub fn negotiated(code: u16, content_type: &str, body: Body) -> Response {
 
 /// A refusal.
 pub fn status(error: &ApiError) -> Response {
-    let mut response = json(error.code, &error.status());
-    if let Some(seconds) = error.retry_after {
+    let mut response = json(error.code, &error.to_value());
+    if let Some(seconds) = error.retry_after() {
         response.headers_mut().insert(http::header::RETRY_AFTER, seconds.into());
     }
     response
