@@ -73,30 +73,48 @@ pub async fn wait_ready(session: &Session, patience: Duration) -> Result<()> {
     })
 }
 
-/// Who may join, and whose certificates are signed without asking, as kubeadm binds them.
+/// Who may join, and whose certificates are signed without asking. Names and groups are kubeadm's, so that its users find what
+/// they know.
 pub fn bindings() -> Vec<Value> {
-    let binding = |name: &str, role: &str, group: &str| {
+    const RBAC: &str = "rbac.authorization.k8s.io";
+    const NODES: &str = "system:nodes";
+    let role = |name: &str, group: &str, resource: &str, verb: &str| {
         json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "ClusterRoleBinding",
+            "apiVersion": format!("{RBAC}/v1"),
+            "kind": "ClusterRole",
             "metadata": {"name": name},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
-            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": group}],
+            "rules": [{"apiGroups": [group], "resources": [resource], "verbs": [verb]}],
         })
     };
-    let signing = "system:certificates.k8s.io:certificatesigningrequests";
+    let binding = |name: &str, role: &str, group: &str| {
+        json!({
+            "apiVersion": format!("{RBAC}/v1"),
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": role},
+            "subjects": [{"apiGroup": RBAC, "kind": "Group", "name": group}],
+        })
+    };
+    let signing = |what: &str| format!("system:certificates.k8s.io:certificatesigningrequests:{what}");
+    let serving = "certificatesigningrequests/selfnodeserver";
     vec![
         binding("kubeadm:kubelet-bootstrap", "system:node-bootstrapper", token::GROUP),
         binding(
             "kubeadm:node-autoapprove-bootstrap",
-            &format!("{signing}:nodeclient"),
+            &signing("nodeclient"),
             token::GROUP,
         ),
         binding(
             "kubeadm:node-autoapprove-certificate-rotation",
-            &format!("{signing}:selfnodeclient"),
-            "system:nodes",
+            &signing("selfnodeclient"),
+            NODES,
         ),
+        // A node's own serving certificate. Upstream leaves its approval to people; here whoever approves asks for this verb.
+        role(&signing("selfnodeserver"), "certificates.k8s.io", serving, "create"),
+        binding("installer:node-autoapprove-serving", &signing("selfnodeserver"), NODES),
+        // A joining node looks whether its name is taken.
+        role("kubeadm:get-nodes", "", "nodes", "get"),
+        binding("kubeadm:get-nodes", "kubeadm:get-nodes", token::GROUP),
     ]
 }
 
@@ -117,5 +135,26 @@ pub async fn forget_token(run: &Run) -> Result<()> {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         Err(error) => Err(Error::api("taking the bootstrap token away")(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_role_that_is_bound_is_the_servers_own_or_made_before() {
+        let objects = bindings();
+        let mut made: Vec<&str> = vec![
+            "system:node-bootstrapper",
+            "system:certificates.k8s.io:certificatesigningrequests:nodeclient",
+            "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient",
+        ];
+        for object in &objects {
+            match object["roleRef"]["name"].as_str() {
+                Some(role) => assert!(made.contains(&role), "{role}"),
+                None => made.push(object["metadata"]["name"].as_str().unwrap()),
+            }
+        }
     }
 }
