@@ -1,22 +1,18 @@
 //! `application/vnd.kubernetes.protobuf`: objects on the wire as stock clients write them (API concepts, «Alternate
 //! representations of resources»): four magic bytes, then a `runtime.Unknown` that holds the type and the encoded object.
 
-use crate::schema::{Field, Message, Shape, Type, message_of};
-use crate::time;
-use base64::{Engine as _, prelude::BASE64_STANDARD};
-use jiff::Timestamp;
-use serde_json::{Map, Value, json};
+use crate::schema::message_of;
+use serde_json::Value;
 
 #[cfg(test)]
 mod captured;
+mod decode;
+mod encode;
 mod wire;
 use wire::{Reader, Writer};
 
 /// The four bytes that every encoded object begins with.
 pub const MAGIC: &[u8; 4] = b"k8s\0";
-
-/// How deep messages may nest; JSONSchemaProps aside, real ones stay far below.
-const MAX_DEPTH: usize = 64;
 
 /// Why bytes are not an object, or an object cannot be encoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -82,7 +78,7 @@ pub fn decode(bytes: &[u8]) -> Result<Value, ProtoError> {
             api_version: api_version.clone(),
             kind: kind.clone(),
         };
-        Value::Object(decode_message(
+        Value::Object(decode::fields(
             message_of(&api_version, &kind).ok_or_else(unknown)?,
             raw,
             0,
@@ -107,7 +103,7 @@ pub fn encode(object: &Value) -> Result<Vec<u8>, ProtoError> {
         kind: kind.to_owned(),
     };
     let mut raw = Writer::default();
-    encode_message(message_of(api_version, kind).ok_or_else(unknown)?, object, &mut raw)?;
+    encode::fields(message_of(api_version, kind).ok_or_else(unknown)?, object, &mut raw)?;
     let mut meta = Writer::default();
     meta.bytes(1, api_version.as_bytes());
     meta.bytes(2, kind.as_bytes());
@@ -133,358 +129,11 @@ pub fn encode_watch_event(event: &str, object: &Value) -> Result<Vec<u8>, ProtoE
     Ok(writer.finish())
 }
 
-/// Scalars behind pointers in Kubernetes' types: there zero is a value, elsewhere it means absent.
-const POINTERS: &[&str] = &[
-    "activeDeadlineSeconds",
-    "allowPrivilegeEscalation",
-    "allowVolumeExpansion",
-    "allocateLoadBalancerNodePorts",
-    "automountServiceAccountToken",
-    "blockOwnerDeletion",
-    "controller",
-    "defaultMode",
-    "enableServiceLinks",
-    "expirationSeconds",
-    "fsGroup",
-    "gracePeriodSeconds",
-    "hostUsers",
-    "ignoreStoreReadErrorWithClusterBreakingPotential",
-    "immutable",
-    "leaseDurationSeconds",
-    "leaseTransitions",
-    "minDomains",
-    "mode",
-    "optional",
-    "orphanDependents",
-    "partition",
-    "priority",
-    "privileged",
-    "procMount",
-    "progressDeadlineSeconds",
-    "readOnlyRootFilesystem",
-    "ready",
-    "replicas",
-    "revisionHistoryLimit",
-    "runAsGroup",
-    "runAsNonRoot",
-    "runAsUser",
-    "serving",
-    "setHostnameAsFQDN",
-    "shareProcessNamespace",
-    "started",
-    "storageClassName",
-    "terminating",
-    "terminatingReplicas",
-    "terminationGracePeriodSeconds",
-    "timeoutSeconds",
-    "tolerationSeconds",
-    "ttlSecondsAfterFinished",
-];
-
-fn decode_message(message: &'static Message, bytes: &[u8], depth: usize) -> Result<Map<String, Value>, ProtoError> {
-    if depth > MAX_DEPTH {
-        return Err(ProtoError::Malformed("messages nest too deeply"));
-    }
-    let mut out = Map::new();
-    let mut reader = Reader::new(bytes);
-    while let Some((number, value)) = reader.next()? {
-        // Fields that this schema does not know come from newer clients; as in Kubernetes they are dropped.
-        let Some(field) = message.fields.iter().find(|f| f.number == number) else {
-            continue;
-        };
-        if let Some(inner) = field.ty.message().filter(|_| field.inline) {
-            out.extend(decode_message(inner, value.bytes()?, depth + 1)?);
-            continue;
-        }
-        match field.shape {
-            Shape::One => {
-                let decoded = decode_value(field.ty, &value, depth)?;
-                if !is_absent(field, &decoded) {
-                    out.insert(field.name.to_owned(), decoded);
-                }
-            }
-            Shape::List => {
-                let list = out.entry(field.name).or_insert_with(|| json!([]));
-                let items = if let (Type::Int32 | Type::Int64, true) = (field.ty, value.is_bytes()) {
-                    wire::packed(value.bytes()?)?
-                        .into_iter()
-                        .map(|n| json!(signed(n)))
-                        .collect()
-                } else {
-                    vec![decode_value(field.ty, &value, depth)?]
-                };
-                list.as_array_mut()
-                    .into_iter()
-                    .for_each(|list| list.extend(items.iter().cloned()));
-            }
-            Shape::Map => {
-                let (mut key, mut inner) = (String::new(), empty(field.ty));
-                let mut entry = Reader::new(value.bytes()?);
-                while let Some((number, value)) = entry.next()? {
-                    match number {
-                        1 => key = value.text()?,
-                        2 => inner = decode_value(field.ty, &value, depth)?,
-                        _ => {}
-                    }
-                }
-                out.entry(field.name).or_insert_with(|| json!({}))[key] = inner;
-            }
-        }
-    }
-    Ok(out)
-}
-
-fn empty(ty: Type) -> Value {
-    match ty {
-        Type::Message(_) => json!({}),
-        Type::Int32 | Type::Int64 => json!(0),
-        Type::Bool => json!(false),
-        Type::Strings => json!([]),
-        _ => json!(""),
-    }
-}
-
-fn is_absent(field: &Field, value: &Value) -> bool {
-    if field.ty == Type::IntOrString {
-        // Only ports are no pointers: `maxSurge: 0` is a wish, `targetPort: 0` is none.
-        return field.name == "targetPort" && *value == json!(0);
-    }
-    let zero = match value {
-        Value::Null => return true,
-        Value::String(s) => s.is_empty(),
-        Value::Bool(b) => !b,
-        Value::Number(n) => n.as_i64() == Some(0),
-        // Kubernetes' encoder writes empty structs that are not pointers; the server's defaults bring back those that matter.
-        Value::Object(map) => {
-            map.is_empty()
-                && matches!(
-                    field.name,
-                    "metadata"
-                        | "status"
-                        | "resources"
-                        | "source"
-                        | "strategy"
-                        | "updateStrategy"
-                        | "state"
-                        | "lastState"
-                        | "nodeInfo"
-                        | "daemonEndpoints"
-                        | "loadBalancer"
-                )
-        }
-        Value::Array(_) => false,
-    };
-    zero && (value.is_object() || !POINTERS.contains(&field.name))
-}
-
-#[expect(clippy::cast_possible_wrap, reason = "varints carry two's complement")]
-fn signed(n: u64) -> i64 {
-    n as i64
-}
-
-fn decode_value(ty: Type, value: &wire::Wire<'_>, depth: usize) -> Result<Value, ProtoError> {
-    Ok(match ty {
-        Type::String => value.text()?.into(),
-        Type::Int32 | Type::Int64 => signed(value.varint()?).into(),
-        Type::Bool => (value.varint()? != 0).into(),
-        Type::Double => json!(value.double()?),
-        Type::Bytes => BASE64_STANDARD.encode(value.bytes()?).into(),
-        Type::Message(_) => match ty.message() {
-            Some(message) => Value::Object(decode_message(message, value.bytes()?, depth + 1)?),
-            None => Value::Null,
-        },
-        Type::Quantity => first_text(value.bytes()?)?.into(),
-        Type::IntOrString => int_or_string(value.bytes()?)?,
-        Type::Time | Type::MicroTime => decode_time(ty, value.bytes()?)?,
-        Type::Raw | Type::Fields => {
-            let mut inner = Value::Null;
-            let mut reader = Reader::new(value.bytes()?);
-            while let Some((number, value)) = reader.next()? {
-                if number == 1 {
-                    let bytes = value.bytes()?;
-                    inner = if is_protobuf(bytes) {
-                        decode(bytes)?
-                    } else {
-                        serde_json::from_slice(bytes).unwrap_or_default()
-                    };
-                }
-            }
-            inner
-        }
-        Type::Strings => {
-            let mut list = Vec::new();
-            let mut reader = Reader::new(value.bytes()?);
-            while let Some((number, value)) = reader.next()? {
-                if number == 1 {
-                    list.push(Value::String(value.text()?));
-                }
-            }
-            list.into()
-        }
-    })
-}
-
-fn first_text(bytes: &[u8]) -> Result<String, ProtoError> {
-    let mut reader = Reader::new(bytes);
-    while let Some((number, value)) = reader.next()? {
-        if number == 1 {
-            return value.text();
-        }
-    }
-    Ok(String::new())
-}
-
-fn int_or_string(bytes: &[u8]) -> Result<Value, ProtoError> {
-    let (mut kind, mut number_value, mut text_value) = (0, 0, String::new());
-    let mut reader = Reader::new(bytes);
-    while let Some((number, value)) = reader.next()? {
-        match number {
-            1 => kind = value.varint()?,
-            2 => number_value = signed(value.varint()?),
-            3 => text_value = value.text()?,
-            _ => {}
-        }
-    }
-    Ok(if kind == 0 {
-        number_value.into()
-    } else {
-        text_value.into()
-    })
-}
-
-fn decode_time(ty: Type, bytes: &[u8]) -> Result<Value, ProtoError> {
-    let (mut seconds, mut nanos) = (0, 0);
-    let mut reader = Reader::new(bytes);
-    let mut any = false;
-    while let Some((number, value)) = reader.next()? {
-        any = true;
-        match number {
-            1 => seconds = signed(value.varint()?),
-            2 => nanos = i32::try_from(signed(value.varint()?)).unwrap_or(0),
-            _ => {}
-        }
-    }
-    // An empty message is Go's zero time, which JSON writes as null.
-    if !any {
-        return Ok(Value::Null);
-    }
-    let moment = Timestamp::new(seconds, nanos).map_err(|_| ProtoError::Malformed("a time is out of range"))?;
-    Ok(if ty == Type::Time {
-        time::time(moment)
-    } else {
-        time::micro_time(moment)
-    }
-    .into())
-}
-
-fn encode_message(message: &'static Message, object: &Value, out: &mut Writer) -> Result<(), ProtoError> {
-    for field in &message.fields {
-        if let Some(inner) = field.ty.message().filter(|_| field.inline) {
-            let mut part = Writer::default();
-            encode_message(inner, object, &mut part)?;
-            out.bytes(field.number, &part.finish());
-            continue;
-        }
-        let value = &object[field.name];
-        if value.is_null() {
-            continue;
-        }
-        let bad = |why| ProtoError::BadValue {
-            field: field.name.to_owned(),
-            why,
-        };
-        match field.shape {
-            Shape::One => encode_value(field, value, field.number, out)?,
-            Shape::List => {
-                for item in value.as_array().ok_or_else(|| bad("it is no list"))? {
-                    encode_value(field, item, field.number, out)?;
-                }
-            }
-            Shape::Map => {
-                for (key, inner) in value.as_object().ok_or_else(|| bad("it is no map"))? {
-                    let mut entry = Writer::default();
-                    entry.bytes(1, key.as_bytes());
-                    encode_value(field, inner, 2, &mut entry)?;
-                    out.bytes(field.number, &entry.finish());
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-fn encode_value(field: &Field, value: &Value, number: u32, out: &mut Writer) -> Result<(), ProtoError> {
-    let bad = |why| ProtoError::BadValue {
-        field: field.name.to_owned(),
-        why,
-    };
-    let text = || value.as_str().ok_or_else(|| bad("it is no string"));
-    match field.ty {
-        Type::String => out.bytes(number, text()?.as_bytes()),
-        Type::Int32 | Type::Int64 => {
-            out.varint(number, unsigned(value.as_i64().ok_or_else(|| bad("it is no integer"))?))
-        }
-        Type::Bool => out.varint(
-            number,
-            u64::from(value.as_bool().ok_or_else(|| bad("it is no boolean"))?),
-        ),
-        Type::Double => out.double(number, value.as_f64().ok_or_else(|| bad("it is no number"))?),
-        Type::Bytes => out.bytes(
-            number,
-            &BASE64_STANDARD.decode(text()?).map_err(|_| bad("it is no base64"))?,
-        ),
-        Type::Message(_) => {
-            let mut inner = Writer::default();
-            if let Some(message) = field.ty.message() {
-                encode_message(message, value, &mut inner)?;
-            }
-            out.bytes(number, &inner.finish());
-        }
-        Type::Quantity => {
-            let mut inner = Writer::default();
-            let written = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            inner.bytes(1, written.as_bytes());
-            out.bytes(number, &inner.finish());
-        }
-        Type::IntOrString => {
-            let mut inner = Writer::default();
-            inner.varint(1, u64::from(value.is_string()));
-            inner.varint(2, unsigned(value.as_i64().unwrap_or(0)));
-            inner.bytes(3, value.as_str().unwrap_or_default().as_bytes());
-            out.bytes(number, &inner.finish());
-        }
-        Type::Time | Type::MicroTime => {
-            let moment = time::parse(text()?).ok_or_else(|| bad("it is no RFC 3339 time"))?;
-            let mut inner = Writer::default();
-            inner.varint(1, unsigned(moment.as_second()));
-            inner.varint(2, unsigned(i64::from(moment.subsec_nanosecond())));
-            out.bytes(number, &inner.finish());
-        }
-        Type::Raw | Type::Fields => {
-            let mut inner = Writer::default();
-            inner.bytes(1, value.to_string().as_bytes());
-            out.bytes(number, &inner.finish());
-        }
-        Type::Strings => {
-            let mut inner = Writer::default();
-            for item in value.as_array().into_iter().flatten().filter_map(Value::as_str) {
-                inner.bytes(1, item.as_bytes());
-            }
-            out.bytes(number, &inner.finish());
-        }
-    }
-    Ok(())
-}
-
-#[expect(clippy::cast_sign_loss, reason = "varints carry two's complement")]
-fn unsigned(n: i64) -> u64 {
-    n as u64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use serde_json::json;
 
     fn round(object: &Value) -> Value {
         decode(&encode(object).unwrap()).unwrap()
@@ -519,7 +168,7 @@ mod tests {
         ports.varint(2, 0);
         let message = message_of("v1", "ContainerPort").unwrap();
         assert_eq!(
-            Value::Object(decode_message(message, &ports.finish(), 0).unwrap()),
+            Value::Object(decode::fields(message, &ports.finish(), 0).unwrap()),
             json!({})
         );
     }
@@ -542,7 +191,7 @@ mod tests {
             let mut all = MAGIC.to_vec();
             all.extend(&bytes);
             let _ = decode(&all);
-            let _ = decode_message(message_of("v1", "Pod").unwrap(), &bytes, 0);
+            let _ = decode::fields(message_of("v1", "Pod").unwrap(), &bytes, 0);
         }
     }
 }

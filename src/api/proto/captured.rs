@@ -3,8 +3,8 @@
 
 use serde_json::Value;
 
-use super::{BASE64_STANDARD, decode, encode};
-use base64::Engine as _;
+use super::{decode, encode};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 
 /// (body in base64, object)
 const CAPTURED: &[(&str, &str)] = &[

@@ -1,5 +1,8 @@
 //! The cells of every kind: small functions from an object to what people read.
 
+mod network;
+mod storage;
+
 use super::pod;
 use crate::time;
 use jiff::Timestamp;
@@ -17,12 +20,12 @@ pub(super) fn of(group: &str, kind: &str, o: &Value, now: Timestamp) -> Vec<Valu
             name,
             word(&spec["type"], "ClusterIP"),
             word(&spec["clusterIP"], "None"),
-            external_addresses(o).into(),
-            service_ports(spec).into(),
+            network::external_addresses(o).into(),
+            network::service_ports(spec).into(),
             age,
             labels(&spec["selector"]).into(),
         ],
-        ("", "Endpoints") => vec![name, endpoints(&o["subsets"]).into(), age],
+        ("", "Endpoints") => vec![name, network::endpoints(&o["subsets"]).into(), age],
         ("", "Namespace") => vec![name, word(&status["phase"], ""), age],
         ("", "ConfigMap") => vec![name, (size(&o["data"]) + size(&o["binaryData"])).into(), age],
         ("", "Secret") => vec![name, word(&o["type"], ""), size(&o["data"]).into(), age],
@@ -38,8 +41,8 @@ pub(super) fn of(group: &str, kind: &str, o: &Value, now: Timestamp) -> Vec<Valu
             cells.extend(template(spec));
             cells
         }
-        ("", "PersistentVolume") => persistent_volume(o, name, age),
-        ("", "PersistentVolumeClaim") => persistent_volume_claim(o, name, age),
+        ("", "PersistentVolume") => storage::persistent_volume(o, name, age),
+        ("", "PersistentVolumeClaim") => storage::persistent_volume_claim(o, name, age),
         ("", "PodTemplate") => {
             let (containers, images) = containers(&o["template"]["spec"]);
             vec![
@@ -96,8 +99,8 @@ pub(super) fn of(group: &str, kind: &str, o: &Value, now: Timestamp) -> Vec<Valu
             vec![
                 name,
                 word(&o["addressType"], ""),
-                slice_ports(o).into(),
-                slice_addresses(o).into(),
+                network::slice_ports(o).into(),
+                network::slice_addresses(o).into(),
                 age,
             ]
         }
@@ -134,7 +137,7 @@ pub(super) fn of(group: &str, kind: &str, o: &Value, now: Timestamp) -> Vec<Valu
             ]
         }
         ("node.k8s.io", "RuntimeClass") => vec![name, word(&o["handler"], ""), age],
-        ("storage.k8s.io", "StorageClass") => storage_class(o, name, age),
+        ("storage.k8s.io", "StorageClass") => storage::storage_class(o, name, age),
         _ => vec![name, word(&o["metadata"]["creationTimestamp"], "<unknown>")],
     }
 }
@@ -264,90 +267,6 @@ fn node(o: &Value, name: Value, age: Value) -> Vec<Value> {
     ]
 }
 
-fn external_addresses(o: &Value) -> String {
-    let spec = &o["spec"];
-    let given = join(list(&spec["externalIPs"]).iter().filter_map(Value::as_str));
-    match spec["type"].as_str() {
-        Some("ExternalName") => or_none(spec["externalName"].as_str().unwrap_or_default().to_owned()),
-        Some("LoadBalancer") => {
-            let ingress = list(&o["status"]["loadBalancer"]["ingress"]);
-            let addresses = join(
-                ingress
-                    .iter()
-                    .filter_map(|i| i["ip"].as_str().or(i["hostname"].as_str())),
-            );
-            let all = join(
-                [addresses.as_str(), given.as_str()]
-                    .into_iter()
-                    .filter(|s| !s.is_empty()),
-            );
-            if all.is_empty() { "<pending>".to_owned() } else { all }
-        }
-        _ => or_none(given),
-    }
-}
-
-fn service_ports(spec: &Value) -> String {
-    let port = |p: &Value| {
-        let protocol = p["protocol"].as_str().unwrap_or("TCP");
-        match p["nodePort"].as_i64().filter(|n| *n > 0) {
-            Some(node_port) => format!("{}:{node_port}/{protocol}", p["port"]),
-            None => format!("{}/{protocol}", p["port"]),
-        }
-    };
-    or_none(list(&spec["ports"]).iter().map(port).collect::<Vec<_>>().join(","))
-}
-
-/// At most three, then how many more there are.
-fn shortened(mut all: Vec<String>) -> String {
-    let more = all.len().saturating_sub(3);
-    all.truncate(3);
-    let text = or_none(all.join(","));
-    if more > 0 {
-        format!("{text} + {more} more...")
-    } else {
-        text
-    }
-}
-
-fn endpoints(subsets: &Value) -> String {
-    let mut all = Vec::new();
-    for subset in list(subsets) {
-        let ports = list(&subset["ports"]);
-        for address in list(&subset["addresses"]).iter().filter_map(|a| a["ip"].as_str()) {
-            match ports {
-                [] => all.push(address.to_owned()),
-                ports => all.extend(ports.iter().map(|p| format!("{address}:{}", p["port"]))),
-            }
-        }
-    }
-    shortened(all)
-}
-
-fn slice_ports(o: &Value) -> String {
-    let number = |p: &Value| p["port"].as_i64().map_or("*".to_owned(), |n| n.to_string());
-    let ports: Vec<_> = list(&o["ports"]).iter().map(number).collect();
-    if ports.is_empty() {
-        "<unset>".to_owned()
-    } else {
-        shortened(ports)
-    }
-}
-
-fn slice_addresses(o: &Value) -> String {
-    let all: Vec<_> = list(&o["endpoints"])
-        .iter()
-        .flat_map(|e| list(&e["addresses"]))
-        .filter_map(Value::as_str)
-        .map(str::to_owned)
-        .collect();
-    if all.is_empty() {
-        "<unset>".to_owned()
-    } else {
-        shortened(all)
-    }
-}
-
 fn event(o: &Value, name: Value, now: Timestamp) -> Vec<Value> {
     // Core and events.k8s.io spell some fields differently.
     let either = |a: &str, b: &str| if o[a].is_null() { o[b].clone() } else { o[a].clone() };
@@ -427,75 +346,6 @@ fn csr_condition(status: &Value) -> String {
         words.push("Issued");
     }
     words.join(",")
-}
-
-fn access_modes(modes: &Value) -> String {
-    let short = |mode: &str| match mode {
-        "ReadWriteOnce" => "RWO",
-        "ReadOnlyMany" => "ROX",
-        "ReadWriteMany" => "RWX",
-        "ReadWriteOncePod" => "RWOP",
-        _ => "",
-    };
-    join(list(modes).iter().filter_map(Value::as_str).map(short))
-}
-
-fn persistent_volume(o: &Value, name: Value, age: Value) -> Vec<Value> {
-    let (spec, status) = (&o["spec"], &o["status"]);
-    let claim = &spec["claimRef"];
-    let claim = match claim["name"].as_str() {
-        Some(name) => format!("{}/{name}", claim["namespace"].as_str().unwrap_or_default()),
-        None => String::new(),
-    };
-    vec![
-        name,
-        word(&spec["capacity"]["storage"], ""),
-        access_modes(&spec["accessModes"]).into(),
-        word(&spec["persistentVolumeReclaimPolicy"], ""),
-        word(&status["phase"], ""),
-        claim.into(),
-        word(&spec["storageClassName"], ""),
-        word(&spec["volumeAttributesClassName"], "<unset>"),
-        word(&status["reason"], ""),
-        age,
-        word(&spec["volumeMode"], "<unset>"),
-    ]
-}
-
-fn persistent_volume_claim(o: &Value, name: Value, age: Value) -> Vec<Value> {
-    let (spec, status) = (&o["spec"], &o["status"]);
-    let phase = if o["metadata"]["deletionTimestamp"].is_null() {
-        word(&status["phase"], "")
-    } else {
-        "Terminating".into()
-    };
-    vec![
-        name,
-        phase,
-        word(&spec["volumeName"], ""),
-        word(&status["capacity"]["storage"], ""),
-        access_modes(&status["accessModes"]).into(),
-        word(&spec["storageClassName"], ""),
-        word(&spec["volumeAttributesClassName"], "<unset>"),
-        age,
-        word(&spec["volumeMode"], "<unset>"),
-    ]
-}
-
-fn storage_class(o: &Value, name: Value, age: Value) -> Vec<Value> {
-    let is_default = o["metadata"]["annotations"]["storageclass.kubernetes.io/is-default-class"] == "true";
-    let name = match name.as_str() {
-        Some(name) if is_default => format!("{name} (default)").into(),
-        _ => name,
-    };
-    vec![
-        name,
-        word(&o["provisioner"], ""),
-        word(&o["reclaimPolicy"], "Delete"),
-        word(&o["volumeBindingMode"], "Immediate"),
-        o["allowVolumeExpansion"].as_bool().unwrap_or(false).to_string().into(),
-        age,
-    ]
 }
 
 #[cfg(test)]
