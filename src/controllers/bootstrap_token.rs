@@ -11,7 +11,7 @@ use kube::Api;
 use kube::api::{DeleteParams, Preconditions};
 use tracing::info;
 
-use crate::context::{Context, wait_for};
+use crate::context::{Context, known};
 
 /// How long a token still lives; nothing if it has no (readable) end: such a one is left to its owner.
 fn remaining(secret: &Secret, now: Timestamp) -> Option<Duration> {
@@ -29,19 +29,13 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
             add.add(ObjectKey::of(&**c.latest()));
         }
     });
-    let ctx = Arc::clone(ctx);
-    Box::pin(async move {
-        if !wait_for!(ctx, bootstrap_tokens) {
-            return;
-        }
-        let stop = ctx.stop.clone();
-        queue
-            .run(1, stop, move |key| {
-                let ctx = Arc::clone(&ctx);
-                async move { reconcile(&ctx, &key).await }
-            })
-            .await;
-    })
+    ctx.work(
+        known!(ctx, bootstrap_tokens),
+        queue,
+        1,
+        Arc::clone(ctx),
+        |ctx, key| async move { reconcile(&ctx, &key).await },
+    )
 }
 
 async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Requeue, Error> {

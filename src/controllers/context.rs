@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use component::events::Recorder;
 use component::metrics::Metrics;
-use component::{Informer, ObjectKey, Queue};
+use component::{Error, Informer, ObjectKey, Queue, Requeue};
 use futures::future::BoxFuture;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
@@ -179,19 +179,44 @@ impl Context {
         }
     }
 
+    /// The work of a controller: when all it must know is `known`, so many workers `reconcile` the keys of the queue until the
+    /// process stops.
+    pub(crate) fn work<S, F, Fut>(
+        self: &Arc<Self>,
+        known: impl Future<Output = ()> + Send + 'static,
+        queue: Arc<Queue<ObjectKey>>,
+        workers: usize,
+        state: Arc<S>,
+        reconcile: F,
+    ) -> BoxFuture<'static, ()>
+    where
+        S: Send + Sync + 'static,
+        F: Fn(Arc<S>, ObjectKey) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<Requeue, Error>> + Send + 'static,
+    {
+        let ctx = Arc::clone(self);
+        Box::pin(async move {
+            if ctx.synced(known).await {
+                let reconcile = move |key| reconcile(Arc::clone(&state), key);
+                queue.run(workers, ctx.stop.clone(), reconcile).await;
+            }
+        })
+    }
+
     /// The controller-manager's own log line for `what` an object is.
     pub(crate) fn describe(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> String {
         format!("{}/{}", meta::namespace(meta), meta::name(meta))
     }
 }
 
-/// Waits for several caches.
-macro_rules! wait_for {
-    ($ctx:expr, $($cache:ident),+) => {
-        $ctx.synced(async { $($ctx.caches.$cache.synced().await;)+ }).await
-    };
+/// Completes when the first complete lists of several caches are in.
+macro_rules! known {
+    ($ctx:expr, $($cache:ident),+) => {{
+        let ctx = Arc::clone($ctx);
+        async move { $(ctx.caches.$cache.synced().await;)+ }
+    }};
 }
-pub(crate) use wait_for;
+pub(crate) use known;
 
 /// A controller: registers its handlers when called, works while its future is polled.
 pub(crate) type Start = fn(&Arc<Context>) -> BoxFuture<'static, ()>;

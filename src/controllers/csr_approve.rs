@@ -11,7 +11,7 @@ use kube::Api;
 use kube::api::PostParams;
 use tracing::{debug, info};
 
-use crate::context::{Context, wait_for};
+use crate::context::{Context, known};
 use crate::csr::{KUBELET_CLIENT, KUBELET_SERVING, Request, check, foreign_name, is_pending, parse, serving_node};
 use crate::meta::{name, now};
 
@@ -38,19 +38,13 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
             }
         }
     });
-    let ctx = Arc::clone(ctx);
-    Box::pin(async move {
-        if !wait_for!(ctx, requests, nodes) {
-            return;
-        }
-        let stop = ctx.stop.clone();
-        queue
-            .run(2, stop, move |key| {
-                let ctx = Arc::clone(&ctx);
-                async move { reconcile(&ctx, &key).await }
-            })
-            .await;
-    })
+    ctx.work(
+        known!(ctx, requests, nodes),
+        queue,
+        2,
+        Arc::clone(ctx),
+        |ctx, key| async move { reconcile(&ctx, &key).await },
+    )
 }
 
 async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Requeue, Error> {

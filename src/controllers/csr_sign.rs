@@ -18,7 +18,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
 use tracing::info;
 
-use crate::context::{Context, wait_for};
+use crate::context::{Context, known};
 use crate::csr::{CLIENT, KUBELET_CLIENT, KUBELET_SERVING, check, condition, is_issued, parse};
 use crate::meta::{name, now, since};
 
@@ -112,19 +112,13 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
             add.add(ObjectKey::of(&**c.latest()));
         }
     });
-    let ctx = Arc::clone(ctx);
-    Box::pin(async move {
-        if !wait_for!(ctx, requests) {
-            return;
-        }
-        let stop = ctx.stop.clone();
-        queue
-            .run(2, stop, move |key| {
-                let ctx = Arc::clone(&ctx);
-                async move { reconcile(&ctx, &key).await }
-            })
-            .await;
-    })
+    ctx.work(
+        known!(ctx, requests),
+        queue,
+        2,
+        Arc::clone(ctx),
+        |ctx, key| async move { reconcile(&ctx, &key).await },
+    )
 }
 
 fn wants_signature(csr: &CertificateSigningRequest) -> bool {
@@ -190,19 +184,13 @@ pub(crate) fn clean(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
             add.add_after(ObjectKey::of(&**c.latest()), Duration::from_secs(1));
         }
     });
-    let ctx = Arc::clone(ctx);
-    Box::pin(async move {
-        if !wait_for!(ctx, requests) {
-            return;
-        }
-        let stop = ctx.stop.clone();
-        queue
-            .run(1, stop, move |key| {
-                let ctx = Arc::clone(&ctx);
-                async move { expire(&ctx, &key).await }
-            })
-            .await;
-    })
+    ctx.work(
+        known!(ctx, requests),
+        queue,
+        1,
+        Arc::clone(ctx),
+        |ctx, key| async move { expire(&ctx, &key).await },
+    )
 }
 
 /// How much longer a request is kept.

@@ -19,7 +19,7 @@ use kube::api::{DeleteParams, PostParams};
 use serde_json::{Value, json};
 
 use crate::claim::claim;
-use crate::context::{Context, wait_for};
+use crate::context::{Context, known};
 use crate::daemon_placement::{pin, target, wanted};
 use crate::daemon_plan::{HASH_LABEL, Place, Places, Plan, is_updated, manage, min_ready, roll};
 use crate::expectations::Expectations;
@@ -63,19 +63,13 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
     ctx.caches.pods.on_change(move |c| on.pod_changed(c));
     let on = Arc::clone(&controller);
     ctx.caches.nodes.on_change(move |c| on.node_changed(c));
-    let ctx = Arc::clone(ctx);
-    Box::pin(async move {
-        if !wait_for!(ctx, daemon_sets, pods, nodes, revisions) {
-            return;
-        }
-        let stop = ctx.stop.clone();
-        queue
-            .run(WORKERS, stop, move |key| {
-                let controller = Arc::clone(&controller);
-                async move { controller.reconcile(&key).await }
-            })
-            .await;
-    })
+    ctx.work(
+        known!(ctx, daemon_sets, pods, nodes, revisions),
+        queue,
+        WORKERS,
+        controller,
+        |controller, key| async move { controller.reconcile(&key).await },
+    )
 }
 
 fn owner(meta: &ObjectMeta) -> Option<(ObjectKey, &str)> {

@@ -17,7 +17,7 @@ use kube::Api;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 
 use crate::claim::claim;
-use crate::context::{Context, wait_for};
+use crate::context::{Context, known};
 use crate::deployment_plan::{Limits, Set, in_proportion, is_rolling, new_replicas, old_replicas};
 use crate::deployment_sets::{self as sets, numbers, resized, size};
 use crate::deployment_status as status;
@@ -48,19 +48,13 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
     ctx.caches.replica_sets.on_change(move |c| on.set_changed(c));
     let on = Arc::clone(&controller);
     ctx.caches.pods.on_change(move |c| on.pod_changed(c));
-    let ctx = Arc::clone(ctx);
-    Box::pin(async move {
-        if !wait_for!(ctx, deployments, replica_sets, pods) {
-            return;
-        }
-        let stop = ctx.stop.clone();
-        queue
-            .run(WORKERS, stop, move |key| {
-                let controller = Arc::clone(&controller);
-                async move { controller.reconcile(&key).await }
-            })
-            .await;
-    })
+    ctx.work(
+        known!(ctx, deployments, replica_sets, pods),
+        queue,
+        WORKERS,
+        controller,
+        |controller, key| async move { controller.reconcile(&key).await },
+    )
 }
 
 fn owner(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta, kind: &str) -> Option<ObjectKey> {

@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::Api;
 
-use crate::context::{Context, wait_for};
+use crate::context::{Context, known};
 use crate::meta::{controller_of, is_deleting, name, namespace, scaled, since};
 use crate::pods::{is_ready, is_terminal};
 
@@ -55,19 +55,13 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
     ctx.caches
         .replication_controllers
         .on_change(move |c| all_of(&on, &add, namespace(&c.latest().metadata)));
-    let ctx = Arc::clone(ctx);
-    Box::pin(async move {
-        if !wait_for!(ctx, budgets, pods, replica_sets, deployments, replication_controllers) {
-            return;
-        }
-        let stop = ctx.stop.clone();
-        queue
-            .run(2, stop, move |key| {
-                let controller = Arc::clone(&controller);
-                async move { controller.reconcile(&key).await }
-            })
-            .await;
-    })
+    ctx.work(
+        known!(ctx, budgets, pods, replica_sets, deployments, replication_controllers),
+        queue,
+        2,
+        controller,
+        |controller, key| async move { controller.reconcile(&key).await },
+    )
 }
 
 fn all_of(ctx: &Context, queue: &Queue<ObjectKey>, namespace: &str) {

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 
-use crate::context::{Context, wait_for};
+use crate::context::{Context, known};
 use crate::endpoint_facts as facts;
 use crate::endpoint_facts::Port;
 use crate::meta::{is_deleting, name};
@@ -48,19 +48,13 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
     ctx.caches
         .endpoints
         .on_change(move |c| on.queue.add(ObjectKey::of(&**c.latest())));
-    let ctx = Arc::clone(ctx);
-    Box::pin(async move {
-        if !wait_for!(ctx, services, pods, endpoints) {
-            return;
-        }
-        let stop = ctx.stop.clone();
-        queue
-            .run(WORKERS, stop, move |key| {
-                let controller = Arc::clone(&controller);
-                async move { controller.reconcile(&key).await }
-            })
-            .await;
-    })
+    ctx.work(
+        known!(ctx, services, pods, endpoints),
+        queue,
+        WORKERS,
+        controller,
+        |controller, key| async move { controller.reconcile(&key).await },
+    )
 }
 
 impl Controller {

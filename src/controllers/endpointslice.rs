@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 
-use crate::context::{Context, wait_for};
+use crate::context::{Context, known};
 use crate::endpoint_facts as facts;
 use crate::endpoint_facts::Port;
 use crate::endpointslice_plan::{Group, plan, slice_ports};
@@ -61,19 +61,13 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
     });
     let on = Arc::clone(&controller);
     ctx.caches.nodes.on_change(move |c| on.node_changed(c));
-    let ctx = Arc::clone(ctx);
-    Box::pin(async move {
-        if !wait_for!(ctx, services, pods, slices, nodes) {
-            return;
-        }
-        let stop = ctx.stop.clone();
-        queue
-            .run(WORKERS, stop, move |key| {
-                let controller = Arc::clone(&controller);
-                async move { controller.reconcile(&key).await }
-            })
-            .await;
-    })
+    ctx.work(
+        known!(ctx, services, pods, slices, nodes),
+        queue,
+        WORKERS,
+        controller,
+        |controller, key| async move { controller.reconcile(&key).await },
+    )
 }
 
 /// The Service a slice of ours belongs to.

@@ -17,7 +17,7 @@ use kube::core::{DynamicObject, PartialObjectMeta};
 use kube::{Api, Client};
 use serde_json::json;
 
-use crate::context::{Context, wait_for};
+use crate::context::{Context, known};
 use crate::discover::{Kind, kinds};
 use crate::meta::is_deleting;
 
@@ -58,19 +58,13 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
             add.add(ObjectKey::of(&**c.latest()));
         }
     });
-    let ctx = Arc::clone(ctx);
-    Box::pin(async move {
-        if !wait_for!(ctx, namespaces) {
-            return;
-        }
-        let stop = ctx.stop.clone();
-        queue
-            .run(WORKERS, stop, move |key| {
-                let controller = Arc::clone(&controller);
-                async move { controller.reconcile(&key).await }
-            })
-            .await;
-    })
+    ctx.work(
+        known!(ctx, namespaces),
+        queue,
+        WORKERS,
+        controller,
+        |controller, key| async move { controller.reconcile(&key).await },
+    )
 }
 
 impl Controller {

@@ -16,7 +16,7 @@ use serde_json::json;
 use tracing::info;
 
 use crate::cidr::{Cidr, Pool};
-use crate::context::{Context, wait_for};
+use crate::context::{Context, known};
 use crate::meta::{is_deleting, name, uid};
 
 struct State {
@@ -91,19 +91,9 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
             add.add(ObjectKey::of(&**change.latest()));
         }
     });
-    let ctx = Arc::clone(ctx);
-    Box::pin(async move {
-        // Nothing is given away before everything taken is known.
-        if !wait_for!(ctx, nodes) {
-            return;
-        }
-        let stop = ctx.stop.clone();
-        queue
-            .run(4, stop, move |key| {
-                let controller = Arc::clone(&controller);
-                async move { controller.reconcile(&key).await }
-            })
-            .await;
+    // Nothing is given away before everything taken is known.
+    ctx.work(known!(ctx, nodes), queue, 4, controller, |controller, key| async move {
+        controller.reconcile(&key).await
     })
 }
 

@@ -20,7 +20,7 @@ use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use tracing::info;
 
-use crate::context::{Context, wait_for};
+use crate::context::{Context, known};
 use crate::meta::{name, now};
 use crate::node_health::{
     Evict, GRACE, STARTUP_GRACE, ZoneState, condition, eviction_key, eviction_pause, is_ready, readiness, taints,
@@ -79,19 +79,13 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
             on.retell(node);
         }
     });
-    let ctx = Arc::clone(ctx);
-    Box::pin(async move {
-        if !wait_for!(ctx, nodes, node_leases, pods) {
-            return;
-        }
-        let stop = ctx.stop.clone();
-        queue
-            .run(WORKERS, stop, move |key| {
-                let controller = Arc::clone(&controller);
-                async move { controller.reconcile(&key).await }
-            })
-            .await;
-    })
+    ctx.work(
+        known!(ctx, nodes, node_leases, pods),
+        queue,
+        WORKERS,
+        controller,
+        |controller, key| async move { controller.reconcile(&key).await },
+    )
 }
 
 impl Controller {

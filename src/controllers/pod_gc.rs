@@ -11,7 +11,7 @@ use kube::Api;
 use serde_json::json;
 use tracing::info;
 
-use crate::context::{Context, NO_NODE, wait_for};
+use crate::context::{Context, NO_NODE, known};
 use crate::meta::{is_deleting, name, now};
 use crate::pods::{self, is_terminal, phase};
 
@@ -56,29 +56,21 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
             );
         }
     });
-    let ctx = Arc::clone(ctx);
-    Box::pin(async move {
-        if !wait_for!(ctx, pods, nodes) {
-            return;
-        }
-        for pod in ctx.caches.pods.all() {
-            if let Some(node) = pods::node_name(&pod).filter(|n| ctx.caches.nodes.get("", n).is_none()) {
-                queue.add_after(ObjectKey::new("", node), QUARANTINE);
+    let (on, add, known) = (Arc::clone(ctx), Arc::clone(&queue), known!(ctx, pods, nodes));
+    let known = async move {
+        known.await;
+        for pod in on.caches.pods.all() {
+            if let Some(node) = pods::node_name(&pod).filter(|n| on.caches.nodes.get("", n).is_none()) {
+                add.add_after(ObjectKey::new("", node), QUARANTINE);
             }
         }
-        let stop = ctx.stop.clone();
-        queue
-            .run(4, stop, move |key| {
-                let controller = Arc::clone(&controller);
-                async move {
-                    if key.namespace.is_empty() {
-                        controller.node(&key.name).await
-                    } else {
-                        controller.pod(&key).await
-                    }
-                }
-            })
-            .await;
+    };
+    ctx.work(known, queue, 4, controller, |controller, key| async move {
+        if key.namespace.is_empty() {
+            controller.node(&key.name).await
+        } else {
+            controller.pod(&key).await
+        }
     })
 }
 

@@ -23,7 +23,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::claim::claim;
-use crate::context::{Context, wait_for};
+use crate::context::{Context, known};
 use crate::expectations::Expectations;
 use crate::meta::{controller_of, is_controlled_by, is_deleting, namespace, now, uid};
 use crate::pods::{self, availability, is_active, is_ready, is_terminal};
@@ -202,18 +202,13 @@ fn start<K: Replicated>(ctx: &Arc<Context>, queue: &'static str) -> BoxFuture<'s
     });
     let on_pod = Arc::clone(&controller);
     ctx.caches.pods.on_change(move |change| on_pod.pod_changed(change));
-    let ctx = Arc::clone(ctx);
-    Box::pin(async move {
-        if !wait_for!(ctx, pods) || !ctx.synced(K::cache(&ctx).synced()).await {
-            return;
-        }
-        let stop = ctx.stop.clone();
-        queue
-            .run(WORKERS, stop, move |key| {
-                let controller = Arc::clone(&controller);
-                async move { controller.reconcile(&key).await }
-            })
-            .await;
+    let (sets, pods) = (Arc::clone(K::cache(ctx)), known!(ctx, pods));
+    let known = async move {
+        sets.synced().await;
+        pods.await;
+    };
+    ctx.work(known, queue, WORKERS, controller, |controller, key| async move {
+        controller.reconcile(&key).await
     })
 }
 

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use component::patch::{Part, update};
-use component::{ApiErrorExt, Error, ObjectKey, Queue, Requeue};
+use component::{ApiErrorExt, Error, ObjectKey, Requeue};
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::PostParams;
 
-use crate::context::{Context, wait_for};
+use crate::context::{Context, known};
 use crate::meta::{is_deleting, name, namespace};
 
 const WORKERS: usize = 4;
@@ -51,24 +51,13 @@ pub(crate) fn accounts(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
             add.add(ObjectKey::new("", namespace(&c.latest().metadata)));
         }
     });
-    let ctx = Arc::clone(ctx);
-    Box::pin(async move {
-        if !wait_for!(ctx, namespaces, service_accounts) {
-            return;
-        }
-        run(queue, ctx, |ctx, key| async move { ensure_account(&ctx, &key).await }).await;
-    })
-}
-
-async fn run<F, Fut>(queue: Arc<Queue<ObjectKey>>, ctx: Arc<Context>, reconcile: F)
-where
-    F: Fn(Arc<Context>, ObjectKey) -> Fut + Clone + Send + Sync + 'static,
-    Fut: Future<Output = Result<Requeue, Error>> + Send,
-{
-    let stop = ctx.stop.clone();
-    queue
-        .run(WORKERS, stop, move |key| reconcile(Arc::clone(&ctx), key))
-        .await;
+    ctx.work(
+        known!(ctx, namespaces, service_accounts),
+        queue,
+        WORKERS,
+        Arc::clone(ctx),
+        |ctx, key| async move { ensure_account(&ctx, &key).await },
+    )
 }
 
 async fn ensure_account(ctx: &Context, key: &ObjectKey) -> Result<Requeue, Error> {
@@ -101,13 +90,13 @@ pub(crate) fn root_ca(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
     ctx.caches
         .root_cas
         .on_change(move |c| add.add(ObjectKey::new("", namespace(&c.latest().metadata))));
-    let ctx = Arc::clone(ctx);
-    Box::pin(async move {
-        if !wait_for!(ctx, namespaces, root_cas) {
-            return;
-        }
-        run(queue, ctx, |ctx, key| async move { publish(&ctx, &key).await }).await;
-    })
+    ctx.work(
+        known!(ctx, namespaces, root_cas),
+        queue,
+        WORKERS,
+        Arc::clone(ctx),
+        |ctx, key| async move { publish(&ctx, &key).await },
+    )
 }
 
 fn root_ca_map(old: Option<&ConfigMap>, namespace: &str, ca: &str) -> ConfigMap {

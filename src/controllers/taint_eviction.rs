@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
 use serde_json::json;
 
-use crate::context::{Context, wait_for};
+use crate::context::{Context, known};
 use crate::meta::{is_deleting, name, now, since};
 use crate::pods;
 
@@ -41,19 +41,13 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
     ctx.caches.pods.on_change(move |c| on.pod_changed(&add, c));
     let (add, on) = (Arc::clone(&queue), Arc::clone(&controller));
     ctx.caches.nodes.on_change(move |c| on.node_changed(&add, c));
-    let ctx = Arc::clone(ctx);
-    Box::pin(async move {
-        if !wait_for!(ctx, nodes, pods) {
-            return;
-        }
-        let stop = ctx.stop.clone();
-        queue
-            .run(WORKERS, stop, move |key| {
-                let controller = Arc::clone(&controller);
-                async move { controller.reconcile(&key).await }
-            })
-            .await;
-    })
+    ctx.work(
+        known!(ctx, nodes, pods),
+        queue,
+        WORKERS,
+        controller,
+        |controller, key| async move { controller.reconcile(&key).await },
+    )
 }
 
 fn executing(node: &Node) -> Vec<Taint> {

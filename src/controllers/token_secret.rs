@@ -16,7 +16,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::context::{Context, wait_for};
+use crate::context::{Context, known};
 use crate::meta::{annotation, is_deleting, name, namespace, uid};
 
 const ACCOUNT_NAME: &str = "kubernetes.io/service-account.name";
@@ -120,19 +120,13 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
             }
         }
     });
-    let ctx = Arc::clone(ctx);
-    Box::pin(async move {
-        if !wait_for!(ctx, account_tokens, service_accounts) {
-            return;
-        }
-        let stop = ctx.stop.clone();
-        queue
-            .run(2, stop, move |key| {
-                let ctx = Arc::clone(&ctx);
-                async move { reconcile(&ctx, &key).await }
-            })
-            .await;
-    })
+    ctx.work(
+        known!(ctx, account_tokens, service_accounts),
+        queue,
+        2,
+        Arc::clone(ctx),
+        |ctx, key| async move { reconcile(&ctx, &key).await },
+    )
 }
 
 async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Requeue, Error> {
