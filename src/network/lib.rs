@@ -11,6 +11,7 @@ pub mod cni;
 pub mod lb;
 mod nft;
 pub mod proxy;
+mod start;
 #[cfg(test)]
 mod testing;
 

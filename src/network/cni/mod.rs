@@ -13,17 +13,20 @@ mod rules;
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
-use component::{Informer, mirror, probes};
+use component::{Informer, mirror};
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, runtime::watcher};
 use rtnetlink::MulticastGroup;
 use tokio::{sync::Notify, time::timeout};
 
-use crate::{Cidr, nft};
+use crate::{
+    Cidr, nft,
+    start::{Health, Started, start},
+};
 use kernel::Kernel;
 
 /// As whom the API server's logs know this program.
@@ -97,11 +100,14 @@ pub async fn run(args: Args) -> Result<(), Error> {
     if args.cleanup {
         return cleanup(&args.cni_conf_dir).await;
     }
-    let stop = component::signal::stop_token()?;
-    let client = component::client::connect(args.kubeconfig.as_deref(), USER_AGENT).await?;
-    let health = Arc::new(Mutex::new(Err("not done yet".to_owned())));
-    let answers = Arc::clone(&health);
-    probes::serve(args.healthz_bind_address, Arc::new(move |path| answer(&answers, path))).await?;
+    let Started { client, health, stop } = start(
+        USER_AGENT,
+        args.kubeconfig.as_deref(),
+        args.healthz_bind_address,
+        &["/readyz"],
+        "not done yet",
+    )
+    .await?;
     let changed = Arc::new(Notify::new());
     let nodes = mirror(Api::all(client), watcher::Config::default(), Arc::clone(&changed), trim);
     follow_kernel(Arc::clone(&changed)).map_err(kernel::Error::Socket)?;
@@ -118,38 +124,18 @@ pub async fn run(args: Args) -> Result<(), Error> {
     }
 }
 
-type Health = Mutex<Result<(), String>>;
-
-fn answer(health: &Health, path: &str) -> Option<(bool, String)> {
-    match path {
-        // Alive is who answers; what is missing may lie elsewhere and a restart would not mend it.
-        "/livez" | "/healthz" => Some((true, "ok\n".to_owned())),
-        "/readyz" => Some(match &*health.lock().unwrap_or_else(PoisonError::into_inner) {
-            Ok(()) => (true, "ok\n".to_owned()),
-            Err(why) => (false, format!("{why}\n")),
-        }),
-        _ => None,
-    }
-}
-
 async fn keep(mut network: Network, changed: &Notify, health: &Health) {
     loop {
         let done = network.reconcile().await.map_err(|error| error.to_string());
         let failed = done.is_err();
-        show(health, done);
+        if health.set(done.clone()) {
+            match done {
+                Ok(()) => tracing::info!("the node's network is ready"),
+                Err(error) => tracing::warn!(%error, "the node's network is not ready"),
+            }
+        }
         _ = timeout(if failed { RETRY } else { RESYNC }, changed.notified()).await;
         tokio::time::sleep(GATHER).await;
-    }
-}
-
-fn show(health: &Health, done: Result<(), String>) {
-    let mut shown = health.lock().unwrap_or_else(PoisonError::into_inner);
-    if *shown != done {
-        match &done {
-            Ok(()) => tracing::info!("the node's network is ready"),
-            Err(error) => tracing::warn!(%error, "the node's network is not ready"),
-        }
-        *shown = done;
     }
 }
 

@@ -13,11 +13,11 @@ pub mod table;
 use std::{
     net::SocketAddr,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use component::{Error, Informer, mirror, probes};
+use component::{Error, Informer, mirror};
 use k8s_openapi::api::{
     core::v1::{Pod, Service},
     discovery::v1::EndpointSlice,
@@ -25,7 +25,10 @@ use k8s_openapi::api::{
 use kube::{Api, runtime::watcher};
 use tokio::{sync::Notify, time::timeout};
 
-use crate::{Cidr, nft};
+use crate::{
+    Cidr, nft,
+    start::{Health, Started, start},
+};
 use table::Content;
 
 /// The table's name (family `ip`).
@@ -66,11 +69,14 @@ pub struct Args {
 /// # Errors
 /// When it cannot start. Later failures are logged, shown by `/healthz`, and tried again.
 pub async fn run(args: Args) -> Result<(), Error> {
-    let stop = component::signal::stop_token()?;
-    let client = component::client::connect(args.kubeconfig.as_deref(), USER_AGENT).await?;
-    let health = Arc::new(Mutex::new(Err("not synchronised yet".to_owned())));
-    let answers = Arc::clone(&health);
-    probes::serve(args.healthz_bind_address, Arc::new(move |path| answer(&answers, path))).await?;
+    let Started { client, health, stop } = start(
+        USER_AGENT,
+        args.kubeconfig.as_deref(),
+        args.healthz_bind_address,
+        &["/healthz", "/readyz"],
+        "not synchronised yet",
+    )
+    .await?;
     let changed = Arc::new(Notify::new());
     let here = watcher::Config::default().fields(&format!("spec.nodeName={}", args.node_name));
     let told = || Arc::clone(&changed);
@@ -88,19 +94,6 @@ pub async fn run(args: Args) -> Result<(), Error> {
     }
 }
 
-type Health = Mutex<Result<(), String>>;
-
-fn answer(health: &Health, path: &str) -> Option<(bool, String)> {
-    match path {
-        "/livez" => Some((true, "ok\n".to_owned())),
-        "/healthz" | "/readyz" => Some(match &*health.lock().unwrap_or_else(PoisonError::into_inner) {
-            Ok(()) => (true, "ok\n".to_owned()),
-            Err(why) => (false, format!("{why}\n")),
-        }),
-        _ => None,
-    }
-}
-
 async fn keep(mut proxy: Proxy, changed: &Notify, health: &Health) {
     // Rules computed from half the objects would refuse what is served.
     proxy.services.synced().await;
@@ -112,7 +105,7 @@ async fn keep(mut proxy: Proxy, changed: &Notify, health: &Health) {
         if let Err(error) = &done {
             tracing::error!(%error, "services could not be programmed; trying again");
         }
-        *health.lock().unwrap_or_else(PoisonError::into_inner) = done;
+        health.set(done);
         _ = timeout(if failed { RETRY } else { RESYNC }, changed.notified()).await;
         tokio::time::sleep(GATHER).await;
     }
