@@ -16,10 +16,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::PostParams;
 use kube::runtime::watcher::watch_object;
 use kube::{Api, Client};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::health::Health;
+use crate::health::{Health, Server};
 use crate::metrics::Metrics;
 use crate::{ApiErrorExt, Error};
 
@@ -28,8 +29,8 @@ const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(2);
 const NAMESPACE: &str = "kube-system";
 
-/// One candidate.
-pub struct Election {
+/// One candidacy for one lease.
+struct Election {
     api: Api<Lease>,
     name: &'static str,
     identity: String,
@@ -45,7 +46,68 @@ enum Verdict {
     Wait,
 }
 
+/// A control plane component: it answers probes all the time, and works while it leads.
+pub struct Candidate {
+    /// Its name, which is that of its lease too.
+    pub name: &'static str,
+    /// Its client.
+    pub client: Client,
+    /// Where it answers probes.
+    pub server: Server,
+    /// What it counts.
+    pub metrics: Metrics,
+    /// Whether to wait for the lease before working.
+    pub elect: bool,
+}
+
+impl Candidate {
+    /// Calls `work` whenever this process leads, with a token that is cancelled when it must stop writing; until `stop`, then
+    /// gives the lease back.
+    pub async fn run<F, Fut>(self, stop: CancellationToken, work: F)
+    where
+        F: Fn(CancellationToken) -> Fut,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let (health, server_stop) = (Arc::new(Health::default()), CancellationToken::new());
+        let addr = self.server.addr();
+        let mut serving = JoinSet::new();
+        serving.spawn(self.server.serve(
+            Arc::clone(&health),
+            self.metrics.clone(),
+            self.client.clone(),
+            server_stop.clone(),
+        ));
+        info!(%addr, "{} is up", self.name);
+        if self.elect {
+            let election = Election::new(&self.client, self.name, addr, health, self.metrics);
+            election.lead(&stop, work).await;
+        } else {
+            work(stop).await;
+        }
+        server_stop.cancel();
+    }
+}
+
 impl Election {
+    async fn lead<F, Fut>(&self, stop: &CancellationToken, work: F)
+    where
+        F: Fn(CancellationToken) -> Fut,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        while self.acquire(stop).await {
+            let leading = stop.child_token();
+            let working = tokio::spawn(work(leading.clone()));
+            let held = self.hold(stop).await;
+            leading.cancel();
+            // Nothing of ours may write any more when somebody else may lead. What is left is a candidate like any other.
+            let _ = working.await;
+            match held {
+                Ok(()) => self.release().await,
+                Err(error) => warn!(%error, "waiting for the lease again"),
+            }
+        }
+    }
+
     /// A candidate for the lease `name` in `kube-system`; `addr` is where this process serves its health.
     pub fn new(
         client: &Client,

@@ -46,12 +46,11 @@ mod token_secret;
 use std::sync::Arc;
 
 use component::events::Recorder;
-use component::health::{Health, Server};
-use component::leader::Election;
+use component::health::Server;
+use component::leader::Candidate;
 use component::metrics::Metrics;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 
 pub use component::Error;
 pub use options::{Args, Options};
@@ -82,7 +81,8 @@ const CONTROLLERS: [(&str, Start); 20] = [
     ("token-cleaner-controller", bootstrap_token::start),
 ];
 
-const USER_AGENT: &str = "kube-controller-manager";
+/// Its lease, and as whom the API server's logs know it.
+const NAME: &str = "kube-controller-manager";
 
 /// Runs the controller manager until SIGTERM or SIGINT, then gives its lease back.
 ///
@@ -99,44 +99,26 @@ pub async fn run(args: Args) -> Result<(), Error> {
 /// As [`run`].
 pub async fn serve(args: Args, stop: CancellationToken) -> Result<(), Error> {
     let options = Arc::new(Options::read(&args)?);
-    let client = component::client::connect(Some(&args.kubeconfig), USER_AGENT).await?;
+    let client = component::client::connect(Some(&args.kubeconfig), NAME).await?;
     let server = Server::bind((args.bind_address, args.secure_port).into(), args.serving_files()).await?;
-    let addr = server.addr();
-    let (health, metrics) = (Arc::new(Health::default()), Metrics::default());
-    let mut serving = JoinSet::new();
-    let server_stop = CancellationToken::new();
-    serving.spawn(server.serve(
-        Arc::clone(&health),
-        metrics.clone(),
-        client.clone(),
-        server_stop.clone(),
-    ));
-    info!(%addr, "controller manager is up");
-
-    let election = Election::new(&client, "kube-controller-manager", addr, health, metrics.clone());
-    if args.leader_elect {
-        while election.acquire(&stop).await {
-            let work = stop.child_token();
-            let controllers = tokio::spawn(control(
-                client.clone(),
-                metrics.clone(),
-                work.clone(),
-                Arc::clone(&options),
-                args.controllers.clone(),
-            ));
-            let held = election.hold(&stop).await;
-            work.cancel();
-            // Nothing of ours may write any more when somebody else may lead. What is left is a candidate like any other.
-            let _ = controllers.await;
-            match held {
-                Ok(()) => election.release().await,
-                Err(error) => warn!(%error, "waiting for the lease again"),
-            }
-        }
-    } else {
-        control(client, metrics, stop, options, args.controllers.clone()).await;
-    }
-    server_stop.cancel();
+    let metrics = Metrics::default();
+    let candidate = Candidate {
+        name: NAME,
+        client: client.clone(),
+        server,
+        metrics: metrics.clone(),
+        elect: args.leader_elect,
+    };
+    let work = |leading| {
+        control(
+            client.clone(),
+            metrics.clone(),
+            leading,
+            Arc::clone(&options),
+            args.controllers.clone(),
+        )
+    };
+    candidate.run(stop, work).await;
     Ok(())
 }
 

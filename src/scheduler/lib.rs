@@ -19,20 +19,18 @@ pub mod state;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use component::health::{Health, Server};
-use component::leader::Election;
+use component::health::Server;
+use component::leader::Candidate;
 use component::metrics::Metrics;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 
 pub use component::Error;
 
 use engine::Numbers;
 
-const USER_AGENT: &str = "kube-scheduler";
+/// Its lease, and as whom the API server's logs know it.
+const NAME: &str = "kube-scheduler";
 
 /// Flags of the scheduler; names and meanings are those of kube-scheduler.
 #[derive(Clone, Debug, clap::Args)]
@@ -77,39 +75,20 @@ pub async fn run(args: Args) -> Result<(), Error> {
 /// # Errors
 /// As [`run`].
 pub async fn serve(args: Args, stop: CancellationToken) -> Result<(), Error> {
-    let client = component::client::connect(Some(&args.kubeconfig), USER_AGENT).await?;
+    let client = component::client::connect(Some(&args.kubeconfig), NAME).await?;
     let files = args.tls_cert_file.as_deref().zip(args.tls_private_key_file.as_deref());
     let server = Server::bind((args.bind_address, args.secure_port).into(), files).await?;
-    let addr = server.addr();
-    let (health, metrics) = (Arc::new(Health::default()), Metrics::default());
-    let mut serving = JoinSet::new();
-    let server_stop = CancellationToken::new();
-    serving.spawn(server.serve(
-        Arc::clone(&health),
-        metrics.clone(),
-        client.clone(),
-        server_stop.clone(),
-    ));
-    info!(%addr, "scheduler is up");
-
-    let election = Election::new(&client, "kube-scheduler", addr, health, metrics.clone());
+    let metrics = Metrics::default();
     let numbers = Numbers::register(&metrics);
-    if args.leader_elect {
-        while election.acquire(&stop).await {
-            let work = stop.child_token();
-            let scheduling = tokio::spawn(engine::run(client.clone(), numbers.clone(), work.clone()));
-            let held = election.hold(&stop).await;
-            work.cancel();
-            // Nothing of ours may write any more when somebody else may lead. What is left is a candidate like any other.
-            let _ = scheduling.await;
-            match held {
-                Ok(()) => election.release().await,
-                Err(error) => warn!(%error, "waiting for the lease again"),
-            }
-        }
-    } else {
-        engine::run(client, numbers, stop).await;
-    }
-    server_stop.cancel();
+    let candidate = Candidate {
+        name: NAME,
+        client: client.clone(),
+        server,
+        metrics,
+        elect: args.leader_elect,
+    };
+    candidate
+        .run(stop, |leading| engine::run(client.clone(), numbers.clone(), leading))
+        .await;
     Ok(())
 }
