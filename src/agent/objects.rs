@@ -3,9 +3,13 @@
 
 use crate::api_client::{Api, limited};
 use crate::error::{Error, Result};
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, ServiceAccount};
+use kube::Resource;
+use serde::de::DeserializeOwned;
 use std::collections::HashMap;
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -30,6 +34,9 @@ struct Inner {
     secrets: HashMap<Key, Entry<Secret>>,
     tokens: HashMap<TokenKey, Token>,
 }
+
+/// Where objects of a kind are kept.
+type Kept<K> = fn(&mut Inner) -> &mut HashMap<Key, Entry<K>>;
 
 /// Which token: pod UID, audience, seconds.
 type TokenKey = (String, String, i64);
@@ -58,53 +65,37 @@ impl Objects {
 
     /// A ConfigMap not older than `age`; `None` if the API server has none.
     pub async fn config_map(&self, namespace: &str, name: &str, age: Duration) -> Result<Option<Arc<ConfigMap>>> {
-        let key = (namespace.to_owned(), name.to_owned());
-        if let Some(e) = self
-            .lock()
-            .maps
-            .get(&key)
-            .filter(|e| e.value.is_some() && e.at.elapsed() < age)
-        {
-            return Ok(e.value.clone());
-        }
-        let api: kube::Api<ConfigMap> = kube::Api::namespaced(self.api.client()?, namespace);
-        let value = limited(async { Ok(api.get_opt(name).await?) }).await?.map(|mut m| {
-            m.metadata.managed_fields = None;
-            Arc::new(m)
-        });
-        self.lock().maps.insert(
-            key,
-            Entry {
-                value: value.clone(),
-                at: Instant::now(),
-            },
-        );
-        Ok(value)
+        self.object(|inner| &mut inner.maps, namespace, name, age).await
     }
 
     /// A Secret not older than `age`; `None` if the API server has none.
     pub async fn secret(&self, namespace: &str, name: &str, age: Duration) -> Result<Option<Arc<Secret>>> {
+        self.object(|inner| &mut inner.secrets, namespace, name, age).await
+    }
+
+    async fn object<K>(&self, kept: Kept<K>, namespace: &str, name: &str, age: Duration) -> Result<Option<Arc<K>>>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+    {
         let key = (namespace.to_owned(), name.to_owned());
-        if let Some(e) = self
-            .lock()
-            .secrets
+        if let Some(e) = kept(&mut self.lock())
             .get(&key)
             .filter(|e| e.value.is_some() && e.at.elapsed() < age)
         {
             return Ok(e.value.clone());
         }
-        let api: kube::Api<Secret> = kube::Api::namespaced(self.api.client()?, namespace);
-        let value = limited(async { Ok(api.get_opt(name).await?) }).await?.map(|mut s| {
-            s.metadata.managed_fields = None;
-            Arc::new(s)
-        });
-        self.lock().secrets.insert(
-            key,
-            Entry {
-                value: value.clone(),
-                at: Instant::now(),
-            },
-        );
+        let api: kube::Api<K> = kube::Api::namespaced(self.api.client()?, namespace);
+        let value = limited(async { Ok(api.get_opt(name).await?) })
+            .await?
+            .map(|mut object| {
+                object.meta_mut().managed_fields = None;
+                Arc::new(object)
+            });
+        let entry = Entry {
+            value: value.clone(),
+            at: Instant::now(),
+        };
+        kept(&mut self.lock()).insert(key, entry);
         Ok(value)
     }
 

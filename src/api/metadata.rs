@@ -132,6 +132,16 @@ pub fn random_suffix() -> String {
         .collect()
 }
 
+/// The texts of a list; what is no text is left out.
+pub fn strings(list: &Value) -> Vec<String> {
+    list.as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect()
+}
+
 /// `PartialObjectMetadata` of an object.
 pub fn partial(object: &Value) -> Value {
     serde_json::json!({

@@ -67,13 +67,7 @@ impl LabelSelector {
         }
         for e in selector["matchExpressions"].as_array().into_iter().flatten() {
             let key = e["key"].as_str().unwrap_or_default().to_owned();
-            let values: Vec<String> = e["values"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(Value::as_str)
-                .map(str::to_owned)
-                .collect();
+            let values = crate::metadata::strings(&e["values"]);
             requirements.push(match (e["operator"].as_str().unwrap_or_default(), values.is_empty()) {
                 ("In", false) => Requirement::In(key, values),
                 ("NotIn", false) => Requirement::NotIn(key, values),

@@ -22,13 +22,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// # Errors
 /// When hosts or the API server cannot be reached; what is wrong with the cluster is in the checks.
 pub async fn run(clusterfile: &Clusterfile, options: &Options, patience: Duration) -> Result<Vec<Check>> {
-    let targets: Vec<_> = clusterfile
-        .cluster
-        .hosts
-        .iter()
-        .map(|host| (host.ip, host.ssh.clone()))
-        .collect();
-    let sessions = install::connect(&targets, options, None).await?;
+    let sessions = install::connect(&install::targets(clusterfile), options, None).await?;
     let scope = wish::scope(clusterfile);
     let found = install::each(&sessions, |session| {
         let scope = &scope;

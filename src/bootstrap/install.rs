@@ -64,13 +64,7 @@ pub async fn prepare(clusterfile: &Clusterfile, options: &Options) -> Result<Pre
     wish::check(clusterfile)?;
     let opened = open_image(clusterfile, options).await?;
     crate::image::check(&opened.image)?;
-    let targets: Vec<_> = clusterfile
-        .cluster
-        .hosts
-        .iter()
-        .map(|host| (host.ip, host.ssh.clone()))
-        .collect();
-    let sessions = connect(&targets, options, Some(&opened.program)).await?;
+    let sessions = connect(&targets(clusterfile), options, Some(&opened.program)).await?;
     let surveyed = survey(clusterfile, options, opened, &sessions).await;
     if surveyed.is_err() {
         leave_bare(&sessions, |session| session.pushed).await;
@@ -145,6 +139,12 @@ async fn open_image(clusterfile: &Clusterfile, options: &Options) -> Result<Open
     tokio::task::spawn_blocking(move || crate::image::open(&store, &reference, &platform))
         .await
         .map_err(|_| Error::Interrupted("opening the image"))?
+}
+
+/// Every host of the Clusterfile, and how to reach it.
+pub fn targets(clusterfile: &Clusterfile) -> Vec<(Ipv4Addr, clusterfile::Ssh)> {
+    let hosts = clusterfile.cluster.hosts.iter();
+    hosts.map(|host| (host.ip, host.ssh.clone())).collect()
 }
 
 /// Connects to hosts; all failures are told together.

@@ -86,13 +86,7 @@ pub(crate) fn sync_parent(path: &Path) -> Result<()> {
 /// Writes `bytes` so that after a crash the old or the new file is there, whole.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8], mode: u32, owner: Option<(u32, u32)>) -> Result<()> {
     let tmp = temporary(path);
-    sweep(&tmp)?;
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode & 0o7777)
-        .open(&tmp)
-        .map_err(Error::io(&tmp))?;
+    let mut file = fresh(&tmp, mode)?;
     file.write_all(bytes).map_err(Error::io(path))?;
     finish(&file, &tmp, path, mode, owner)
 }
@@ -100,16 +94,21 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8], mode: u32, owner: Option<(
 /// Like [`write_atomic`], from another file of any size.
 pub(crate) fn copy_atomic(from: &Path, path: &Path, mode: u32, owner: Option<(u32, u32)>) -> Result<()> {
     let tmp = temporary(path);
-    sweep(&tmp)?;
     let mut source = File::open(from).map_err(Error::io(from))?;
-    let mut file = fs::OpenOptions::new()
+    let mut file = fresh(&tmp, mode)?;
+    io::copy(&mut source, &mut file).map_err(Error::io(path))?;
+    finish(&file, &tmp, path, mode, owner)
+}
+
+/// An empty file where a crash may have left another.
+fn fresh(tmp: &Path, mode: u32) -> Result<File> {
+    sweep(tmp)?;
+    fs::OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(mode & 0o7777)
-        .open(&tmp)
-        .map_err(Error::io(&tmp))?;
-    io::copy(&mut source, &mut file).map_err(Error::io(path))?;
-    finish(&file, &tmp, path, mode, owner)
+        .open(tmp)
+        .map_err(Error::io(tmp))
 }
 
 fn finish(file: &File, tmp: &Path, path: &Path, mode: u32, owner: Option<(u32, u32)>) -> Result<()> {

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use crate::{
-    Error, Result,
+    Change, Effect, Error, Result,
     facts::collect,
     frame::{self, Frame, Kind},
     fsops::Root,
@@ -237,6 +237,18 @@ fn need(ok: bool, what: &str) -> Result<()> {
     if ok { Ok(()) } else { Err(Error::invalid(what)) }
 }
 
+/// What `act` makes of the effects in turn; a fault says which it was.
+fn changes(effects: &[Effect], mut act: impl FnMut(&Effect) -> Result<Change>) -> Result<Answer, Fault> {
+    let one = |(n, effect)| {
+        act(effect).map_err(|e| Fault {
+            effect: Some(n),
+            ..e.fault()
+        })
+    };
+    let changes = effects.iter().enumerate().map(one).collect::<Result<_, _>>();
+    changes.map(Answer::Changes)
+}
+
 impl Server {
     async fn send(&self, id: u32, answer: &Answer) {
         let frame = Frame::head(id, answer).or_else(|e| {
@@ -321,21 +333,8 @@ impl Server {
                 return Ok(None);
             }
             Request::Preview { effects } => {
-                self.with_gate(false, move |gate| {
-                    let one = |(n, effect)| {
-                        gate.preview(effect).map_err(|e| Fault {
-                            effect: Some(n),
-                            ..e.fault()
-                        })
-                    };
-                    effects
-                        .iter()
-                        .enumerate()
-                        .map(one)
-                        .collect::<Result<_, _>>()
-                        .map(Answer::Changes)
-                })
-                .await?
+                self.with_gate(false, move |gate| changes(&effects, |effect| gate.preview(effect)))
+                    .await?
             }
             Request::Apply { effects } => {
                 self.with_gate(true, move |gate| {
@@ -343,18 +342,7 @@ impl Server {
                         !gate.undoing()?,
                         "a reset was begun on this host and not finished: finish it first (installer reset)",
                     )?;
-                    let one = |(n, effect)| {
-                        gate.apply(effect).map_err(|e| Fault {
-                            effect: Some(n),
-                            ..e.fault()
-                        })
-                    };
-                    effects
-                        .iter()
-                        .enumerate()
-                        .map(one)
-                        .collect::<Result<_, _>>()
-                        .map(Answer::Changes)
+                    changes(&effects, |effect| gate.apply(effect))
                 })
                 .await?
             }

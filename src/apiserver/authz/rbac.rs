@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, RwLock};
 
+use api::metadata::strings;
 use serde_json::Value;
 
 use super::{Attributes, Decision};
@@ -25,15 +26,6 @@ pub struct Rule {
     pub names: Vec<String>,
     /// Paths of non-resource requests; a final `*` matches any tail.
     pub urls: Vec<String>,
-}
-
-fn strings(v: &Value) -> Vec<String> {
-    v.as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .map(str::to_owned)
-        .collect()
 }
 
 impl Rule {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use api::Kind;
+use api::metadata::strings;
 use http::Request;
 use hyper::body::Incoming;
 use jiff::Timestamp;
@@ -42,15 +43,6 @@ pub async fn create(c: &Context, kind: &'static Kind, request: Request<Incoming>
     };
     let response = render::object(kind, format, 201, &value)?;
     Ok(body::warn(response, &warnings))
-}
-
-fn strings(v: &Value) -> Vec<String> {
-    v.as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .map(str::to_owned)
-        .collect()
 }
 
 async fn token(c: &Context, spec: &Value) -> Value {

@@ -30,13 +30,7 @@ pub async fn create(c: &Context, kind: &'static Kind, request: Request<Incoming>
     let namespace = c.namespace(kind);
     let account = objects::read(&c.app, kind, namespace, &c.info.name).await?;
     let spec = &value["spec"];
-    let mut audiences: Vec<String> = spec["audiences"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .map(str::to_owned)
-        .collect();
+    let mut audiences = api::metadata::strings(&spec["audiences"]);
     if audiences.is_empty() {
         audiences.clone_from(&c.app.authn.tokens.audiences);
     }
