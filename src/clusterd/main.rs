@@ -19,8 +19,8 @@ struct Cli {
 enum Role {
     /// Serve the installer on stdin and stdout
     Host(host::Args),
-    /// Serve a host's images
-    Registry(registry::Args),
+    /// Serve container images, and take new ones
+    Registry(Box<registry::Args>),
     /// Serve the Kubernetes API
     Apiserver(Box<apiserver::Args>),
     /// Choose nodes for pods
@@ -78,7 +78,7 @@ fn start(role: Role) -> anyhow::Result<()> {
 async fn run(role: Role) -> anyhow::Result<()> {
     match role {
         Role::Host(args) => host::run(args).await?,
-        Role::Registry(args) => registry::run(args).await?,
+        Role::Registry(args) => registry::run(*args).await?,
         Role::Apiserver(args) => apiserver::run(*args).await?,
         Role::Scheduler(args) => scheduler::run(*args).await?,
         Role::ControllerManager(args) => controllers::run(*args).await?,

@@ -3,6 +3,14 @@
 //! The store keeps every image under its full name, domain included. Requests name images in three ways: a runtime that uses us
 //! as a mirror says the original domain in `?ns=`, a client that was told our own domain says only the path, and a person with
 //! `curl` may write the full name. This file turns one into an ordered list of full names; it knows nothing of stores.
+//!
+//! What is pushed goes to the first of them that is a well-formed reference: under our own first domain, unless the name begins
+//! with another one.
+
+use oci::Reference;
+
+/// The domain of what is pushed when this registry was told no domain of its own, and always one of its own.
+pub const LOCAL: &str = "localhost";
 
 /// The domain that Docker's tools leave out of image names.
 const DOCKER: &str = "docker.io";
@@ -18,10 +26,14 @@ pub fn candidates(name: &str, ns: Option<&str>, own: &[String]) -> Vec<String> {
             found.push(candidate);
         }
     };
-    match ns.filter(|ns| !own.iter().any(|domain| domain == ns)) {
-        Some(ns) if is_docker(ns) => push(docker(name)),
-        Some(ns) => push(format!("{ns}/{name}")),
-        None => {
+    let is_own = |ns: &str| own.iter().any(|domain| domain == ns);
+    match ns {
+        Some(ns) if !is_own(ns) && is_docker(ns) => push(docker(name)),
+        Some(ns) if !is_own(ns) => push(format!("{ns}/{name}")),
+        ns => {
+            if let Some(ns) = ns {
+                push(format!("{ns}/{name}"));
+            }
             if let Some((first, rest)) = name.split_once('/').filter(|(first, _)| is_domain(first)) {
                 push(if is_docker(first) {
                     docker(rest)
@@ -36,6 +48,16 @@ pub fn candidates(name: &str, ns: Option<&str>, own: &[String]) -> Vec<String> {
         }
     }
     found
+}
+
+/// The full repository name under which content is pushed, out of the [`candidates`]: the first one that can be part of a
+/// reference, since references are what the store's index knows images by.
+pub fn target(candidates: &[String]) -> Option<&String> {
+    candidates.iter().find(|candidate| {
+        candidate
+            .parse::<Reference>()
+            .is_ok_and(|reference| reference.repository() == **candidate)
+    })
 }
 
 /// The name under which `_catalog` lists a full repository name: without our own domain, since a client of ours has said it
@@ -142,6 +164,25 @@ mod tests {
         let expected = ["sea.hub:5000/a/b", "10.0.0.1:5000/a/b", "docker.io/a/b"];
         check("a/b", Some("sea.hub:5000"), &expected);
         check("a/b", None, &expected);
+    }
+
+    #[test]
+    fn what_is_pushed_goes_under_our_first_domain_unless_it_names_another() {
+        let own = ["sea.hub:5000".to_owned(), LOCAL.to_owned()];
+        for (name, ns, expected) in [
+            ("app", None, "sea.hub:5000/app"),
+            ("team/app", None, "sea.hub:5000/team/app"),
+            ("quay.io/team/app", None, "quay.io/team/app"),
+            ("docker.io/nginx", None, "docker.io/library/nginx"),
+            ("localhost/app", None, "localhost/app"),
+            ("app", Some("quay.io"), "quay.io/app"),
+            ("app", Some("localhost"), "localhost/app"),
+            ("under_score.d/app", None, "sea.hub:5000/under_score.d/app"),
+        ] {
+            let found = candidates(name, ns, &own);
+            assert_eq!(target(&found).map(String::as_str), Some(expected), "{name} ns={ns:?}");
+        }
+        assert_eq!(target(&candidates("app", Some("a b"), &own)), None);
     }
 
     #[test]

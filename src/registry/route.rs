@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 /// The end points of the distribution spec, and ours for probes.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route<'a> {
     /// `/healthz`
     Health,
@@ -17,8 +17,12 @@ pub enum Route<'a> {
     Manifest(&'a str, &'a str),
     /// `/v2/<name>/blobs/<digest>`
     Blob(&'a str, &'a str),
-    /// `/v2/<name>/blobs/uploads/…`: the push side.
-    Upload,
+    /// `/v2/<name>/blobs/uploads/`: where uploads begin.
+    Uploads(&'a str),
+    /// `/v2/<name>/blobs/uploads/<id>`: one that has begun.
+    Upload(&'a str, &'a str),
+    /// `/v2/<name>/referrers/<digest>`
+    Referrers(&'a str, &'a str),
     /// Nothing we know.
     Unknown,
 }
@@ -40,23 +44,64 @@ pub fn route(path: &str) -> Route<'_> {
     let Some((head, last)) = rest.rsplit_once('/') else {
         return Route::Unknown;
     };
-    if head.ends_with("/blobs/uploads") || (last == "uploads" && head.ends_with("/blobs")) {
-        Route::Upload
-    } else if let Some(name) = head.strip_suffix("/manifests") {
-        Route::Manifest(name, last)
-    } else if let Some(name) = head.strip_suffix("/blobs") {
-        Route::Blob(name, last)
-    } else {
-        Route::Unknown
+    if let Some(name) = head.strip_suffix("/blobs/uploads") {
+        return if last.is_empty() {
+            Route::Uploads(name)
+        } else {
+            Route::Upload(name, last)
+        };
+    }
+    match (head.rsplit_once('/'), last) {
+        (Some((name, "blobs")), "uploads") => Route::Uploads(name),
+        (Some((name, "blobs")), digest) => Route::Blob(name, digest),
+        (Some((name, "manifests")), reference) => Route::Manifest(name, reference),
+        (Some((name, "referrers")), digest) => Route::Referrers(name, digest),
+        _ => Route::Unknown,
+    }
+}
+
+impl<'a> Route<'a> {
+    /// The repository the request is about.
+    pub fn repository(&self) -> Option<&'a str> {
+        match self {
+            Self::Tags(name)
+            | Self::Manifest(name, _)
+            | Self::Blob(name, _)
+            | Self::Uploads(name)
+            | Self::Upload(name, _)
+            | Self::Referrers(name, _) => Some(name),
+            Self::Health | Self::Base | Self::Catalog | Self::Unknown => None,
+        }
+    }
+
+    /// What the route is called in metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Health => "health",
+            Self::Base => "base",
+            Self::Catalog => "catalog",
+            Self::Tags(_) => "tags",
+            Self::Manifest(..) => "manifest",
+            Self::Blob(..) => "blob",
+            Self::Uploads(_) | Self::Upload(..) => "upload",
+            Self::Referrers(..) => "referrers",
+            Self::Unknown => "unknown",
+        }
     }
 }
 
 /// The value of a query parameter, decoded; the first one if it is repeated.
 pub fn parameter<'a>(query: Option<&'a str>, name: &str) -> Option<Cow<'a, str>> {
-    let pairs = query?.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    pairs
-        .into_iter()
-        .find(|(key, _)| *key == name)
+    parameters(query, name).next()
+}
+
+/// All values of a query parameter, decoded.
+pub fn parameters<'a>(query: Option<&'a str>, name: &str) -> impl Iterator<Item = Cow<'a, str>> {
+    query
+        .unwrap_or_default()
+        .split('&')
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .filter(move |(key, _)| *key == name)
         .map(|(_, value)| decode(value))
 }
 
@@ -120,10 +165,11 @@ mod tests {
             ("/v2/a/manifests/1", Route::Manifest("a", "1")),
             ("/v2/a/manifests/manifests/x", Route::Manifest("a/manifests", "x")),
             ("/v2/a/blobs/sha256:1", Route::Blob("a", "sha256:1")),
-            ("/v2/a/blobs/uploads/", Route::Upload),
-            ("/v2/a/blobs/uploads", Route::Upload),
-            ("/v2/a/blobs/uploads/1234", Route::Upload),
-            ("/v2/a/referrers/sha256:1", Route::Unknown),
+            ("/v2/a/blobs/uploads/", Route::Uploads("a")),
+            ("/v2/a/blobs/uploads", Route::Uploads("a")),
+            ("/v2/a/b/blobs/uploads/1234", Route::Upload("a/b", "1234")),
+            ("/v2/a/referrers/sha256:1", Route::Referrers("a", "sha256:1")),
+            ("/v2/blobs/uploads/manifests/1", Route::Manifest("blobs/uploads", "1")),
             ("/v2/x", Route::Unknown),
             ("/v1/", Route::Unknown),
             ("/", Route::Unknown),

@@ -1,313 +1,245 @@
-//! The pull side of the OCI distribution spec (v1.1) over a store, and a clear refusal of the push side.
-//!
-//! Not offered: pushing, deleting, and the referrers API (404, after which clients fall back to tags as the spec says).
+//! One request: who asks, what for, and which part of the registry answers.
 
-use std::sync::Arc;
-
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::BodyExt;
-use oci::Digest;
-use tokio::task::spawn_blocking;
-
-use crate::{
-    answer::{self, Body, Code, Refusal},
-    catalog::MAX_MANIFEST,
-    names,
-    range::{Wanted, wanted},
-    route::{Route, decode, encode, page, parameter, route},
-    store::Store,
-    stream::FileBody,
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
 };
 
-const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
-const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use oci::Digest;
 
-/// Answers one request. Its body, if any, is never read.
-pub async fn serve<B>(store: Arc<Store>, request: Request<B>) -> Response<Body> {
-    let path = decode(request.uri().path()).into_owned();
-    let query = request.uri().query();
-    let mut response = respond(&store, request.method(), &path, query, request.headers()).await;
-    response
-        .headers_mut()
-        .insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
-    tracing::debug!(method = %request.method(), uri = %request.uri(), status = response.status().as_u16(), "request");
-    if request.method() == Method::HEAD {
+use crate::{
+    answer::{self, Answer, Body, Code, Refusal, insert},
+    auth::Auth,
+    listing,
+    metrics::Metrics,
+    names, pull,
+    push::{self, Asked, Push},
+    route::{Route, decode, parameter, route},
+    socket::Outbox,
+    store::Store,
+};
+
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+
+/// A registry: a store, and what may be done with it.
+pub struct Registry {
+    /// What is served.
+    pub store: Arc<Store>,
+    /// The push side, if it is offered.
+    pub push: Option<Arc<Push>>,
+    /// Whether manifests, tags and blobs may be deleted.
+    pub delete: bool,
+    /// Who may do what; without it everybody may.
+    pub auth: Option<Auth>,
+    /// The numbers of what happens.
+    pub metrics: Metrics,
+}
+
+/// The parts of a request that all answers depend on.
+struct Head<'a> {
+    method: &'a Method,
+    path: &'a str,
+    query: Option<&'a str>,
+    ns: Option<&'a str>,
+    headers: &'a HeaderMap,
+    /// Sends files, where the connection can.
+    outbox: Option<&'a Arc<Outbox>>,
+}
+
+/// Answers one request.
+pub async fn serve<B>(registry: Arc<Registry>, outbox: Option<Arc<Outbox>>, request: Request<B>) -> Response<Body>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    let (parts, body) = request.into_parts();
+    let mut body = Counted { body, bytes: 0 };
+    let path = decode(parts.uri.path());
+    let query = parts.uri.query();
+    let ns = parameter(query, "ns").filter(|ns| !ns.is_empty());
+    let sends_files = outbox.filter(|_| parts.version <= Version::HTTP_11);
+    let head = Head {
+        method: &parts.method,
+        path: &path,
+        query,
+        ns: ns.as_deref(),
+        headers: &parts.headers,
+        outbox: sends_files.as_ref(),
+    };
+    let route = route(&path);
+    let answer = match admit(&registry, route, &head).await {
+        Ok(()) => registry.answer(route, &head, &mut body).await,
+        Err(refusal) => Err(refusal),
+    };
+    let mut response = answer.unwrap_or_else(Refusal::answer);
+    // Who waits to be told to go on has sent nothing that could be read away.
+    if !body.is_end_stream() && !parts.headers.contains_key(header::EXPECT) {
+        push::drain(&mut body).await;
+    }
+    let headers = response.headers_mut();
+    headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    if let (Some(ns), Some(_)) = (&ns, route.repository()) {
+        insert(headers, NAMESPACE, ns);
+    }
+    let status = response.status();
+    registry.metrics.answered(&parts.method, route, status);
+    registry.metrics.received(body.bytes);
+    tracing::debug!(method = %parts.method, uri = %parts.uri, status = status.as_u16(), "request");
+    if parts.method == Method::HEAD {
         *response.body_mut() = answer::full(Bytes::new());
     }
     response
 }
 
-async fn respond(
-    store: &Store,
-    method: &Method,
-    path: &str,
-    query: Option<&str>,
-    headers: &HeaderMap,
-) -> Response<Body> {
-    let route = route(path);
-    if route == Route::Unknown {
-        return Refusal::new(Code::NameUnknown, "no such end point", path).answer();
+async fn admit(registry: &Registry, route: Route<'_>, head: &Head<'_>) -> Result<(), Refusal> {
+    match &registry.auth {
+        Some(auth) => auth.admit(route, head.method, head.headers).await,
+        None => Ok(()),
     }
-    if route == Route::Upload || (method != Method::GET && method != Method::HEAD) {
-        let why = "this registry is read-only: images come with the cluster image";
-        return Refusal::new(Code::Unsupported, why, path).answer();
-    }
-    let ns = parameter(query, "ns").filter(|ns| !ns.is_empty());
-    let repository = |name: &str| {
-        names::is_valid(name)
-            .then(|| names::candidates(name, ns.as_deref(), &store.domains))
-            .ok_or_else(|| Refusal::new(Code::NameInvalid, "the repository's name is malformed", name))
-    };
-    let answer = match route {
-        Route::Health => Ok(answer::with_bytes(
-            StatusCode::OK,
-            "text/plain; charset=utf-8",
-            Bytes::from_static(b"ok"),
-        )),
-        Route::Base => Ok(answer::json(StatusCode::OK, &serde_json::json!({}))),
-        Route::Catalog => catalog(store, query).await,
-        Route::Tags(name) => match repository(name) {
-            Ok(candidates) => tags(store, name, &candidates, query).await,
-            Err(refusal) => Err(refusal),
-        },
-        Route::Manifest(name, reference) => match repository(name) {
-            Ok(candidates) => manifest(store, name, &candidates, reference, headers).await,
-            Err(refusal) => Err(refusal),
-        },
-        Route::Blob(name, digest) => match repository(name) {
-            Ok(candidates) => blob(store, &candidates, digest, method, headers).await,
-            Err(refusal) => Err(refusal),
-        },
-        Route::Upload | Route::Unknown => Err(Refusal::new(Code::Unsupported, "not offered", path)),
-    };
-    answer.unwrap_or_else(|refusal| refusal.answer())
 }
 
-type Answer = Result<Response<Body>, Refusal>;
-
-async fn catalog(store: &Store, query: Option<&str>) -> Answer {
-    let catalog = store.catalog().await;
-    let mut names: Vec<&str> = catalog
-        .repositories
-        .keys()
-        .map(|name| names::listed(name, &store.domains))
-        .collect();
-    names.sort_unstable();
-    names.dedup();
-    listing(
-        &names,
-        query,
-        "/v2/_catalog",
-        |names| serde_json::json!({"repositories": names}),
-    )
-}
-
-async fn tags(store: &Store, name: &str, candidates: &[String], query: Option<&str>) -> Answer {
-    let catalog = store.catalog().await;
-    let repository = catalog.find(candidates).ok_or_else(|| {
-        Refusal::new(
-            Code::NameUnknown,
-            "the cluster image carries no such repository",
-            &candidates[0],
-        )
-    })?;
-    let tags: Vec<&str> = repository.tags.keys().map(String::as_str).collect();
-    let path = format!("/v2/{}/tags/list", encode(name));
-    listing(
-        &tags,
-        query,
-        &path,
-        |tags| serde_json::json!({"name": name, "tags": tags}),
-    )
-}
-
-/// A page of a list, with the spec's `Link` to the next one.
-fn listing(
-    sorted: &[&str],
-    query: Option<&str>,
-    path: &str,
-    document: impl Fn(&[&str]) -> serde_json::Value,
-) -> Answer {
-    let limit = match parameter(query, "n") {
-        None => None,
-        Some(n) => Some(n.parse::<usize>().map_err(|_| {
-            Refusal::new(
-                Code::PaginationNumberInvalid,
-                "n must be a number of entries, 0 or more",
-                &n,
-            )
-        })?),
-    };
-    let last = parameter(query, "last");
-    let (entries, more) = page(sorted, limit, last.as_deref());
-    let mut response = answer::json(StatusCode::OK, &document(&entries));
-    if let (true, Some(limit), Some(end)) = (more, limit, entries.last()) {
-        let ns = parameter(query, "ns")
-            .map(|ns| format!("&ns={}", encode(&ns)))
-            .unwrap_or_default();
-        let link = format!("<{path}?n={limit}&last={}{ns}>; rel=\"next\"", encode(end));
-        insert(response.headers_mut(), header::LINK, &link);
-    }
-    Ok(response)
-}
-
-async fn manifest(store: &Store, name: &str, candidates: &[String], reference: &str, headers: &HeaderMap) -> Answer {
-    if reference.contains(':') {
-        parse_digest(reference)?;
-    } else if !names::is_tag(reference) {
-        return Err(Refusal::new(Code::ManifestUnknown, "the tag is malformed", reference));
-    }
-    let catalog = store.catalog().await;
-    // A name may mean several repositories: the first that has this very manifest is meant.
-    let found = candidates
-        .iter()
-        .filter_map(|candidate| catalog.repositories.get(candidate))
-        .find_map(|repository| repository.manifest(reference));
-    let Some((digest, media_type, _)) = found else {
-        let wanted = format!("{name}:{reference}, looked for as {}", candidates.join(", "));
-        return Err(Refusal::new(
-            Code::ManifestUnknown,
-            "the cluster image carries no such image",
-            &wanted,
-        ));
-    };
-    if is_cached(headers, digest) {
-        return Ok(not_modified(digest));
-    }
-    let (blobs, wanted) = (store.layout().blobs().clone(), digest.clone());
-    let bytes = spawn_blocking(move || blobs.read(&wanted, MAX_MANIFEST)).await;
-    let bytes = bytes.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
-    let length = bytes.len() as u64;
-    let mut response = answer::with_bytes(StatusCode::OK, media_type, Bytes::from(bytes));
-    content_headers(response.headers_mut(), digest, length);
-    Ok(response)
-}
-
-async fn blob(store: &Store, candidates: &[String], text: &str, method: &Method, headers: &HeaderMap) -> Answer {
-    let digest = parse_digest(text)?;
-    let unknown = || Refusal::new(Code::BlobUnknown, "the blob is in no image of this repository", text);
-    let catalog = store.catalog().await;
-    let carried = candidates
-        .iter()
-        .filter_map(|name| catalog.repositories.get(name))
-        .any(|repository| repository.blobs.contains(&digest) || repository.manifests.contains_key(&digest));
-    if !carried {
-        return Err(unknown());
-    }
-    if is_cached(headers, &digest) {
-        return Ok(not_modified(&digest));
-    }
-    // Memory is bounded by waiting here, before the file is opened.
-    let permit = Arc::clone(&store.streams)
-        .acquire_owned()
-        .await
-        .map_err(|error| failed(&error))?;
-    let (blobs, wanted_digest) = (store.layout().blobs().clone(), digest.clone());
-    let opened = spawn_blocking(move || {
-        let file = blobs.open(&wanted_digest)?;
-        let size = file
-            .metadata()
-            .map_err(|source| oci::Error::io(blobs.path(&wanted_digest), source))?
-            .len();
-        Ok((file, size))
-    });
-    let (file, size) = match opened.await.map_err(|error| failed(&error))? {
-        Ok(opened) => opened,
-        Err(oci::Error::Missing(_)) => return Err(unknown()),
-        Err(error) => return Err(failed(&error)),
-    };
-    let part = if may_be_partial(headers, &digest) {
-        headers.get(header::RANGE)
-    } else {
-        None
-    };
-    let (status, first, length) = match wanted(part.and_then(|value| value.to_str().ok()), size) {
-        Wanted::Whole => (StatusCode::OK, 0, size),
-        Wanted::Part { first, last } => (StatusCode::PARTIAL_CONTENT, first, last - first + 1),
-        Wanted::Unsatisfiable => {
-            let refusal = Refusal::new(Code::RangeInvalid, "no byte of the blob lies in the range", text);
-            let mut answer = refusal.answer();
-            insert(answer.headers_mut(), header::CONTENT_RANGE, &format!("bytes */{size}"));
-            return Ok(answer);
+impl Registry {
+    async fn answer<B>(&self, route: Route<'_>, head: &Head<'_>, body: &mut B) -> Answer
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+        B::Error: std::fmt::Display,
+    {
+        if route == Route::Unknown {
+            return Err(Refusal::new(Code::NameUnknown, "no such end point", head.path));
         }
-    };
-    let mut response = answer::empty(status);
-    if method == Method::GET {
-        *response.body_mut() = FileBody::new(file, first, length, permit).boxed_unsync();
+        self.offers(route, head)?;
+        let store = &self.store;
+        match route {
+            Route::Health => {
+                let text = Bytes::from_static(b"ok");
+                return Ok(answer::with_bytes(StatusCode::OK, "text/plain; charset=utf-8", text));
+            }
+            Route::Base => return Ok(answer::json(StatusCode::OK, &serde_json::json!({}))),
+            Route::Catalog => return listing::catalog(store, head.query).await,
+            _ => {}
+        }
+        let name = route.repository().filter(|name| names::is_valid(name)).ok_or_else(|| {
+            let message = "the repository's name is malformed";
+            Refusal::new(Code::NameInvalid, message, route.repository().unwrap_or(head.path))
+        })?;
+        let candidates = names::candidates(name, head.ns, &store.domains);
+        let reads = matches!(*head.method, Method::GET | Method::HEAD);
+        let push = self.push.as_deref();
+        match route {
+            Route::Tags(_) => listing::tags(store, name, &candidates, head.query).await,
+            Route::Referrers(_, digest) => listing::referrers(store, name, &candidates, digest, head.query).await,
+            Route::Manifest(_, reference) if reads => {
+                pull::manifest(store, &candidates, reference, head.method, head.headers).await
+            }
+            Route::Blob(_, digest) if reads => {
+                let asked = (head.method, head.headers);
+                pull::blob((store, push), &candidates, digest, asked, head.outbox).await
+            }
+            route => self.write(route, head, name, &candidates, body).await,
+        }
     }
-    let answered = response.headers_mut();
-    answered.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/octet-stream"),
-    );
-    answered.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    if status == StatusCode::PARTIAL_CONTENT {
-        insert(
-            answered,
-            header::CONTENT_RANGE,
-            &format!("bytes {first}-{}/{size}", first + length - 1),
-        );
+
+    async fn write<B>(
+        &self,
+        route: Route<'_>,
+        head: &Head<'_>,
+        name: &str,
+        candidates: &[String],
+        body: &mut B,
+    ) -> Answer
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+        B::Error: std::fmt::Display,
+    {
+        let (Some(push), Some(repository)) = (self.push.as_deref(), names::target(candidates)) else {
+            let message = "no image can be pushed under this name";
+            return Err(Refusal::new(Code::NameInvalid, message, name));
+        };
+        let asked = Asked {
+            name,
+            repository,
+            ns: head.ns,
+            query: head.query,
+            headers: head.headers,
+        };
+        match route {
+            Route::Uploads(_) => push::begin(push, asked, body, &self.store.domains).await,
+            Route::Upload(_, id) => push::upload(push, asked, head.method, id, body).await,
+            Route::Manifest(_, reference) if head.method == Method::PUT => {
+                push::put_manifest(push, asked, reference, body).await
+            }
+            Route::Manifest(_, reference) => push::delete_manifest(push, repository, reference).await,
+            Route::Blob(_, digest) => push::delete_blob(push, repository, digest).await,
+            _ => Err(Refusal::new(Code::Unsupported, "not offered", head.path)),
+        }
     }
-    content_headers(answered, &digest, length);
-    Ok(response)
+
+    /// Whether the method is offered at the route.
+    fn offers(&self, route: Route<'_>, head: &Head<'_>) -> Result<(), Refusal> {
+        let offered = allowed(route, self.push.is_some(), self.delete);
+        if offered.split(", ").any(|method| method == head.method.as_str()) {
+            return Ok(());
+        }
+        let message = match *head.method {
+            _ if self.push.is_none() => "this registry is read-only (it takes pushes with --writable)",
+            Method::DELETE => "this registry deletes nothing (it does with --delete)",
+            _ => "the method is not offered here",
+        };
+        let refusal = Refusal::new(Code::Unsupported, message, &format!("{} {}", head.method, head.path));
+        Err(refusal.with(header::ALLOW, offered))
+    }
 }
 
-fn parse_digest(text: &str) -> Result<Digest, Refusal> {
+/// The methods of a route.
+fn allowed(route: Route<'_>, writable: bool, delete: bool) -> &'static str {
+    match (route, writable, delete) {
+        (Route::Uploads(_), true, _) => "POST",
+        (Route::Upload(..), true, _) => "GET, HEAD, PATCH, PUT, DELETE",
+        (Route::Uploads(_) | Route::Upload(..), false, _) => "",
+        (Route::Manifest(..), true, true) => "GET, HEAD, PUT, DELETE",
+        (Route::Manifest(..), true, false) => "GET, HEAD, PUT",
+        (Route::Blob(..), true, true) => "GET, HEAD, DELETE",
+        _ => "GET, HEAD",
+    }
+}
+
+/// Reads a digest of a path or query.
+///
+/// # Errors
+/// When it is malformed or not of an algorithm we know.
+pub fn parse_digest(text: &str) -> Result<Digest, Refusal> {
     text.parse()
-        .map_err(|error: oci::Error| Refusal::new(Code::DigestInvalid, "the digest is malformed", &error.to_string()))
+        .map_err(|error: oci::Error| Refusal::new(Code::DigestInvalid, "the digest is refused", &error.to_string()))
 }
 
-/// A failure of ours: the log says why, the client that it is not its fault.
-fn failed(error: &dyn std::error::Error) -> Refusal {
-    tracing::error!(error = %error, "reading the store failed");
-    Refusal::new(
-        Code::Unknown,
-        "reading the store failed; the registry's log says why",
-        "",
-    )
+/// A body, and how much of it has arrived.
+struct Counted<B> {
+    body: B,
+    bytes: u64,
 }
 
-fn content_headers(headers: &mut HeaderMap, digest: &Digest, length: u64) {
-    insert(headers, CONTENT_DIGEST, digest.as_str());
-    insert(headers, header::ETAG, &etag(digest));
-    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-}
+impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Counted<B> {
+    type Data = Bytes;
+    type Error = B::Error;
 
-fn etag(digest: &Digest) -> String {
-    format!("\"{digest}\"")
-}
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            self.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
+        }
+        polled
+    }
 
-fn is_cached(headers: &HeaderMap, digest: &Digest) -> bool {
-    let tag = etag(digest);
-    headers
-        .get(header::IF_NONE_MATCH)
-        .and_then(|value| value.to_str().ok())
-        .is_some_and(|value| {
-            value
-                .split(',')
-                .map(str::trim)
-                .any(|known| known == "*" || known.trim_start_matches("W/") == tag)
-        })
-}
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
 
-/// `If-Range`: a part is only sent of the content that the client has begun with.
-fn may_be_partial(headers: &HeaderMap, digest: &Digest) -> bool {
-    headers
-        .get(header::IF_RANGE)
-        .is_none_or(|value| value.as_bytes() == etag(digest).as_bytes())
-}
-
-fn not_modified(digest: &Digest) -> Response<Body> {
-    let mut response = answer::empty(StatusCode::NOT_MODIFIED);
-    insert(response.headers_mut(), header::ETAG, &etag(digest));
-    insert(response.headers_mut(), CONTENT_DIGEST, digest.as_str());
-    response
-}
-
-fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
-    match HeaderValue::from_str(value) {
-        Ok(value) => _ = headers.insert(name, value),
-        Err(error) => tracing::warn!(%name, %error, "header left out"),
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

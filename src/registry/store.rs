@@ -7,33 +7,29 @@ use std::{
 };
 
 use oci::Layout;
-use tokio::{
-    sync::{Mutex, Semaphore},
-    task::spawn_blocking,
-};
+use tokio::{sync::Mutex, task::spawn_blocking};
 
-use crate::catalog::Catalog;
+use crate::{catalog::Catalog, names, stream::Streams};
 
 /// How long a catalogue with missing images is believed before the store is asked again.
 const RETRY_MISSING: Duration = Duration::from_secs(1);
-
-/// Blobs sent at once; further requests wait for their turn. With two pieces each this bounds the memory of streams.
-const MAX_STREAMS: usize = 64;
 
 /// What tells one `index.json` from another: inode, modification time in nanoseconds and size.
 type Stamp = Option<(u64, i64, i64, u64)>;
 
 /// A store that is being served.
+#[derive(Debug)]
 pub struct Store {
     layout: Layout,
-    /// The domains this registry answers to itself.
+    /// The domains this registry answers to itself, and [`names::LOCAL`].
     pub domains: Vec<String>,
-    /// One permit per blob that is being sent.
-    pub streams: Arc<Semaphore>,
+    /// Bounds the blobs that are read to be sent.
+    pub streams: Streams,
     loaded: RwLock<Loaded>,
     reload: Mutex<()>,
 }
 
+#[derive(Debug)]
 struct Loaded {
     catalog: Arc<Catalog>,
     stamp: Stamp,
@@ -45,14 +41,17 @@ impl Store {
     ///
     /// # Errors
     /// When `index.json` is there and cannot be read.
-    pub fn open(layout: Layout, domains: Vec<String>) -> Result<Self, oci::Error> {
+    pub fn open(layout: Layout, mut domains: Vec<String>) -> Result<Self, oci::Error> {
+        if !domains.iter().any(|domain| domain == names::LOCAL) {
+            domains.push(names::LOCAL.to_owned());
+        }
         let stamp = stamp(&layout);
-        let catalog = Arc::new(Catalog::load(&layout)?);
+        let catalog = Arc::new(Catalog::load(&layout, &Catalog::default())?);
         report(&catalog);
         Ok(Self {
             layout,
             domains,
-            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            streams: Streams::default(),
             loaded: RwLock::new(Loaded {
                 catalog,
                 stamp,
@@ -76,9 +75,9 @@ impl Store {
         if let Some(catalog) = self.current() {
             return catalog;
         }
-        let layout = self.layout.clone();
+        let (layout, last) = (self.layout.clone(), self.last());
         let stamp = stamp(&layout);
-        let found = match spawn_blocking(move || Catalog::load(&layout)).await {
+        let found = match spawn_blocking(move || Catalog::load(&layout, &last)).await {
             Ok(Ok(catalog)) => {
                 report(&catalog);
                 Some(Arc::new(catalog))
@@ -99,6 +98,22 @@ impl Store {
             loaded.catalog = catalog;
         }
         Arc::clone(&loaded.catalog)
+    }
+
+    /// The catalogue that was read last, whether or not `index.json` has changed since.
+    pub fn last(&self) -> Arc<Catalog> {
+        let loaded = self.loaded.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&loaded.catalog)
+    }
+
+    /// Serves the catalogue of an `index.json` that was just written by who holds its lock.
+    pub fn publish(&self, catalog: Catalog) {
+        let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
+        *loaded = Loaded {
+            catalog: Arc::new(catalog),
+            stamp: stamp(&self.layout),
+            at: Instant::now(),
+        };
     }
 
     fn current(&self) -> Option<Arc<Catalog>> {

@@ -1,80 +1,10 @@
-//! The contract, seen by clients: a plain HTTP client for the details of the spec, skopeo as the tool others use.
+//! Pulling from a store that somebody else fills, as in a cluster.
 
-use std::process::Command;
-
-use bytes::Bytes;
-use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt, Empty};
-use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use http::StatusCode;
 use oci::Index;
-use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 
-use crate::{Args, acceptor, serve_on, testing::Store};
-
-struct Server {
-    port: u16,
-    stop: Option<oneshot::Sender<()>>,
-    task: JoinHandle<Result<(), crate::Error>>,
-}
-
-impl Server {
-    async fn start(store: &Store, tls: Option<tokio_rustls::TlsAcceptor>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (stop, stopped) = oneshot::channel();
-        let args = Args {
-            store: store.layout.root().to_owned(),
-            listen: ([127, 0, 0, 1], port).into(),
-            tls_cert: None,
-            tls_key: None,
-            domains: vec!["sea.hub:5000".to_owned()],
-        };
-        let task = tokio::spawn(serve_on(listener, tls, args, async move { _ = stopped.await }));
-        Self {
-            port,
-            stop: Some(stop),
-            task,
-        }
-    }
-
-    async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Response<Bytes> {
-        let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
-        let mut request = Request::builder()
-            .method(method)
-            .uri(format!("http://127.0.0.1:{}{path}", self.port));
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let response = client.request(request.body(Empty::new()).unwrap()).await.unwrap();
-        let (parts, body) = response.into_parts();
-        Response::from_parts(parts, body.collect().await.unwrap().to_bytes())
-    }
-
-    async fn get(&self, path: &str) -> Response<Bytes> {
-        self.ask("GET", path, &[]).await
-    }
-
-    async fn stop(mut self) {
-        self.stop.take().unwrap().send(()).unwrap();
-        self.task.await.unwrap().unwrap();
-    }
-}
-
-fn header<'a>(response: &'a Response<Bytes>, name: &str) -> &'a str {
-    response.headers().get(name).map_or("", |value| value.to_str().unwrap())
-}
-
-fn code(response: &Response<Bytes>) -> String {
-    let document: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
-    document["errors"][0]["code"].as_str().unwrap_or_default().to_owned()
-}
-
-/// Larger than two pieces of the stream, so that reading ahead is exercised.
-fn large() -> Vec<u8> {
-    (0..900_001u32)
-        .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
-        .collect()
-}
+use super::{Pki, Server, args, code, header, large, run_beside};
+use crate::testing::Store;
 
 #[tokio::test]
 async fn a_manifest_is_found_by_tag_and_digest_under_each_of_its_names() {
@@ -87,7 +17,7 @@ async fn a_manifest_is_found_by_tag_and_digest_under_each_of_its_names() {
         Store::named(&pause, "installer.internal/pause:v0.1.0"),
         Store::named(&own, "sea.hub:5000/team/app:2"),
     ]);
-    let server = Server::start(&store, None).await;
+    let server = Server::start(args(store.layout.root())).await;
     for (path, digest) in [
         ("/v2/library/nginx/manifests/1?ns=docker.io".to_owned(), &image.digest),
         ("/v2/nginx/manifests/1".to_owned(), &image.digest),
@@ -126,7 +56,7 @@ async fn blobs_are_sent_whole_in_part_or_not_at_all_as_asked() {
     store.list(vec![Store::named(&image, "a.b/c:1")]);
     let digest = oci::Digest::of(&content);
     let path = format!("/v2/c/blobs/{digest}?ns=a.b");
-    let server = Server::start(&store, None).await;
+    let server = Server::start(args(store.layout.root())).await;
 
     let whole = server.get(&path).await;
     assert_eq!((whole.status(), whole.body().len()), (StatusCode::OK, content.len()));
@@ -171,7 +101,7 @@ async fn what_is_not_offered_is_refused_by_the_specs_codes() {
     let rootfs = store.image(b"secret configuration");
     let image = store.image(b"layer");
     store.list(vec![rootfs.clone(), Store::named(&image, "a.b/c:1")]);
-    let server = Server::start(&store, None).await;
+    let server = Server::start(args(store.layout.root())).await;
     let layer = oci::Digest::of(b"secret configuration");
     let elsewhere = format!("/v2/d/blobs/{}?ns=a.b", oci::Digest::of(b"layer"));
     for (method, path, status, expected) in [
@@ -192,7 +122,9 @@ async fn what_is_not_offered_is_refused_by_the_specs_codes() {
             "MANIFEST_UNKNOWN",
         ),
         ("GET", &elsewhere, 404, "BLOB_UNKNOWN"),
-        ("GET", "/v2/c/referrers/x", 404, "NAME_UNKNOWN"),
+        ("GET", "/v2/c/referrers/x", 400, "DIGEST_INVALID"),
+        ("GET", "/v2/c/blobs/uploads/1", 405, "UNSUPPORTED"),
+        ("GET", "/v2/c/nothing/x", 404, "NAME_UNKNOWN"),
         ("GET", "/v2/_catalog?n=x", 400, "PAGINATION_NUMBER_INVALID"),
     ] {
         let answer = server.ask(method, path, &[]).await;
@@ -201,7 +133,12 @@ async fn what_is_not_offered_is_refused_by_the_specs_codes() {
             (status, expected),
             "{method} {path}"
         );
-        assert_eq!(header(&answer, "allow"), if status == 405 { "GET, HEAD" } else { "" });
+        let allow = if status == 405 && !path.contains("uploads") {
+            "GET, HEAD"
+        } else {
+            ""
+        };
+        assert_eq!(header(&answer, "allow"), allow, "{method} {path}");
     }
     server.stop().await;
 }
@@ -218,7 +155,7 @@ async fn lists_are_sorted_and_paged() {
         "docker.io/library/x:1",
     ];
     store.list(names.iter().map(|name| Store::named(&image, name)).collect());
-    let server = Server::start(&store, None).await;
+    let server = Server::start(args(store.layout.root())).await;
     let catalog = server.get("/v2/_catalog").await;
     assert_eq!(
         *catalog.body(),
@@ -244,7 +181,7 @@ async fn lists_are_sorted_and_paged() {
 async fn a_changed_index_is_served_at_once_and_a_broken_one_never() {
     let store = Store::new();
     store.list(vec![]);
-    let server = Server::start(&store, None).await;
+    let server = Server::start(args(store.layout.root())).await;
     assert_eq!(
         server.get("/v2/c/manifests/1?ns=a.b").await.status(),
         StatusCode::NOT_FOUND
@@ -255,19 +192,6 @@ async fn a_changed_index_is_served_at_once_and_a_broken_one_never() {
     std::fs::write(store.layout.index_path(), "{").unwrap();
     assert_eq!(server.get("/v2/c/manifests/1?ns=a.b").await.status(), StatusCode::OK);
     server.stop().await;
-}
-
-fn skopeo(arguments: &[&str]) -> String {
-    let output = Command::new("skopeo")
-        .args(arguments)
-        .output()
-        .expect("these tests need skopeo");
-    assert!(
-        output.status.success(),
-        "{arguments:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -292,24 +216,13 @@ async fn skopeo_copies_images_over_http() {
         Store::named(&image, "sea.hub:5000/a/b:1"),
         Store::named(&multi, "docker.io/library/multi:1"),
     ]);
-    let server = Server::start(&store, None).await;
+    let server = Server::start(args(store.layout.root())).await;
     let target = tempfile::tempdir().unwrap();
     for (name, digest) in [("a/b:1", &image.digest), ("multi:1", &multi.digest)] {
-        let from = format!("docker://127.0.0.1:{}/{name}", server.port);
+        let from = format!("docker://{}/{name}", server.address);
         let to = format!("oci:{}:x", target.path().join(digest.short()).display());
-        tokio::task::spawn_blocking(move || {
-            skopeo(&[
-                "copy",
-                "--all",
-                "--quiet",
-                "--preserve-digests",
-                "--src-tls-verify=false",
-                &from,
-                &to,
-            ])
-        })
-        .await
-        .unwrap();
+        let copy = "skopeo copy --all --quiet --preserve-digests --src-tls-verify=false";
+        run_beside(format!("{copy} {from} {to}")).await.unwrap();
         let copied = oci::Layout::open(target.path().join(digest.short()));
         copied
             .blobs()
@@ -324,39 +237,56 @@ async fn skopeo_copies_images_over_http() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn skopeo_reads_images_over_tls() {
+async fn skopeo_copies_images_over_tls() {
     let store = Store::new();
-    let image = store.image(b"layer");
+    let content = large();
+    let image = store.image(&content);
     store.list(vec![Store::named(&image, "sea.hub:5000/a/b:1")]);
-    let pki = tempfile::tempdir().unwrap();
-    let key = rcgen::KeyPair::generate().unwrap();
-    let certificate = rcgen::CertificateParams::new(["127.0.0.1".to_owned()])
-        .unwrap()
-        .self_signed(&key)
-        .unwrap();
-    let (cert_file, key_file) = (pki.path().join("ca.crt"), pki.path().join("tls.private"));
-    std::fs::write(&cert_file, certificate.pem()).unwrap();
-    std::fs::write(&key_file, key.serialize_pem()).unwrap();
-    let server = Server::start(&store, Some(acceptor(&cert_file, &key_file).unwrap())).await;
-    let from = format!("docker://127.0.0.1:{}/a/b:1", server.port);
-    let certificates = format!("--cert-dir={}", pki.path().display());
-    let found = tokio::task::spawn_blocking(move || skopeo(&["inspect", "--raw", &certificates, &from]))
-        .await
-        .unwrap();
-    assert_eq!(oci::Digest::of(found.as_bytes()), image.digest);
+    let pki = Pki::new();
+    let server = Server::start(pki.protect(args(store.layout.root()))).await;
+    let target = tempfile::tempdir().unwrap();
+    let from = format!("docker://{}/a/b:1", server.address);
+    let to = format!("oci:{}:x", target.path().join("copy").display());
+    let copy = format!("skopeo copy --quiet --preserve-digests --src-cert-dir={}", pki.folder());
+    run_beside(format!("{copy} {from} {to}")).await.unwrap();
+    let copied = oci::Layout::open(target.path().join("copy"));
+    let digest = oci::Digest::of(&content);
+    copied.blobs().verify(&digest, content.len() as u64).unwrap();
     server.stop().await;
 }
 
-#[test]
-fn flags_are_consistent() {
-    use clap::{CommandFactory, Parser};
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        args: Args,
+#[tokio::test]
+async fn parts_of_many_files_follow_each_other_on_one_connection() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let store = Store::new();
+    let content = large();
+    let image = store.image(&content);
+    store.list(vec![Store::named(&image, "a.b/c:1")]);
+    let server = Server::start(args(store.layout.root())).await;
+    let mut stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    let path = format!("/v2/c/blobs/{}?ns=a.b", oci::Digest::of(&content));
+    // All of them at once: the answers wait for each other in the server.
+    let ranges: Vec<(usize, usize)> = (0..20).map(|i| (i * 31_337, i * 31_337 + 200_000)).collect();
+    let mut requests = String::new();
+    for (number, (first, last)) in ranges.iter().enumerate() {
+        let close = if number + 1 == ranges.len() {
+            "connection: close\r\n"
+        } else {
+            ""
+        };
+        requests += &format!("GET {path} HTTP/1.1\r\nhost: x\r\nrange: bytes={first}-{last}\r\n{close}\r\n");
     }
-    Cli::command().debug_assert();
-    let line = "registry --store /s --listen 10.0.0.1:5000 --tls-cert c --tls-key k --domain sea.hub:5000 --domain 10.0.0.1:5000";
-    assert_eq!(Cli::parse_from(line.split(' ')).args.domains.len(), 2);
-    assert!(Cli::try_parse_from(["registry", "--store", "/s", "--tls-cert", "c"]).is_err());
+    stream.write_all(requests.as_bytes()).await.unwrap();
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).await.unwrap();
+    let mut rest = received.as_slice();
+    for (first, last) in ranges {
+        let end = rest.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
+        assert!(rest.starts_with(b"HTTP/1.1 206"));
+        let (body, after) = rest[end..].split_at(last - first + 1);
+        assert!(body == &content[first..=last], "{first}-{last}");
+        rest = after;
+    }
+    assert!(rest.is_empty());
+    server.stop().await;
 }
