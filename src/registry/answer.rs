@@ -121,7 +121,7 @@ impl Refusal {
     }
 
     /// A failure of ours: the log says why, the client that it is not its fault.
-    pub fn failed(error: &dyn std::error::Error) -> Self {
+    fn failed(error: &dyn std::error::Error) -> Self {
         tracing::error!(error = %error, "the store failed");
         let message = "the registry's store failed; its log says why";
         Self::new(Code::Unknown, message, "")
@@ -162,6 +162,26 @@ impl Refusal {
         response
     }
 }
+
+/// Failures of ours, by what went wrong.
+macro_rules! failures {
+    ($($error:ty),*) => {$(
+        impl From<$error> for Refusal {
+            fn from(error: $error) -> Self {
+                Self::failed(&error)
+            }
+        }
+    )*};
+}
+
+failures!(
+    std::io::Error,
+    oci::Error,
+    serde_json::Error,
+    tokio::task::JoinError,
+    tokio::sync::AcquireError,
+    tokio::sync::oneshot::error::RecvError
+);
 
 /// A JSON answer.
 pub fn json(status: StatusCode, value: &serde_json::Value) -> Response<Body> {

@@ -170,15 +170,14 @@ impl Auth {
             let refusal = Refusal::new(Code::TooManyRequests, "too many log-ins at once", "");
             refusal.with(header::RETRY_AFTER, "30")
         })?;
-        let _turn = turn.map_err(|error| Refusal::failed(&error))?;
+        let _turn = turn?;
         // Who waited for the same pair need not compute it again.
         if let Some(right) = self.remembered(&pair) {
             return Ok(right);
         }
         let users = Arc::clone(&self.known().users);
         let (checked, of) = (Arc::clone(&users), user.clone());
-        let right = spawn_blocking(move || verify(&checked, &of, &password)).await;
-        let right = right.map_err(|error| Refusal::failed(&error))?;
+        let right = spawn_blocking(move || verify(&checked, &of, &password)).await?;
         if !right {
             tracing::warn!(?user, "a log-in was refused");
         }

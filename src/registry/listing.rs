@@ -100,9 +100,8 @@ pub async fn referrers(store: &Store, name: &str, candidates: &[String], digest:
         let read = |document: &Document| blobs.read(&document.digest, MAX_MANIFEST);
         described(&found, filter.as_deref(), read)
     });
-    let described = described.await.map_err(|error| Refusal::failed(&error))?;
-    let (descriptors, next) = described.map_err(|error| Refusal::failed(&error))?;
-    let mut index = serde_json::to_value(Index::default()).map_err(|error| Refusal::failed(&error))?;
+    let (descriptors, next) = described.await??;
+    let mut index = serde_json::to_value(Index::default())?;
     index["manifests"] = descriptors.into();
     let mut response = answer::with_bytes(StatusCode::OK, media_type::INDEX, Bytes::from(index.to_string()));
     let headers = response.headers_mut();

@@ -59,8 +59,7 @@ pub async fn manifest(
     } else {
         let (blobs, wanted) = (store.layout().blobs().clone(), digest.clone());
         let bytes = spawn_blocking(move || blobs.read(&wanted, MAX_MANIFEST)).await;
-        let bytes = bytes.map_err(|error| Refusal::failed(&error))?;
-        bytes.map_err(|error| Refusal::failed(&error))?.into()
+        bytes??.into()
     };
     let mut response = answer::with_bytes(StatusCode::OK, &document.media_type, bytes);
     content_headers(response.headers_mut(), digest, document.size);
@@ -135,10 +134,10 @@ async fn open(store: &Store, digest: &Digest) -> Result<Option<(File, u64)>, Ref
             .map_err(|source| oci::Error::io(blobs.path(&wanted), source))?;
         Ok((file, metadata.len()))
     });
-    match opened.await.map_err(|error| Refusal::failed(&error))? {
+    match opened.await? {
         Ok(opened) => Ok(Some(opened)),
         Err(oci::Error::Missing(_)) => Ok(None),
-        Err(error) => Err(Refusal::failed(&error)),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -157,7 +156,7 @@ async fn content(
         },
     };
     // Memory is bounded by waiting here.
-    let place = store.streams.enter().await.map_err(|error| Refusal::failed(&error))?;
+    let place = store.streams.enter().await?;
     Ok(FileBody::new(file, first, length, place).boxed_unsync())
 }
 

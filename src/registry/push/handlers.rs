@@ -101,7 +101,7 @@ where
         .transpose()?;
     let (uploads, repository) = (Arc::clone(&push.uploads), asked.repository.to_owned());
     let begun = spawn_blocking(move || uploads.begin(&repository)).await;
-    let id = begun.map_err(|error| Refusal::failed(&error))??.to_string();
+    let id = begun??.to_string();
     let Some(digest) = whole else {
         return Ok(asked.under_way(StatusCode::ACCEPTED, &id, 0));
     };
@@ -137,7 +137,7 @@ async fn mount(
     if !found || push.desk.store.layout().blobs().size(digest).is_none() {
         return Ok(false);
     }
-    links.add(&id, repository).map_err(|error| Refusal::failed(&error))?;
+    links.add(&id, repository)?;
     Ok(true)
 }
 
@@ -214,8 +214,7 @@ where
     if body.is_end_stream() && exactly.is_none() {
         return Ok((held, Ok(0)));
     }
-    let permit = Arc::clone(&push.writing).acquire_owned().await;
-    let _writing = permit.map_err(|error| Refusal::failed(&error))?;
+    let _writing = push.writing.acquire().await?;
     receive::into_upload(body, held, bounds).await
 }
 
@@ -234,7 +233,7 @@ async fn finish(push: &Push, asked: Asked<'_>, mut held: Held, digest: Digest) -
             desk.store.layout().blobs().adopt(path, &wanted)
         })
     });
-    finished.await.map_err(|error| Refusal::failed(&error))??;
+    finished.await??;
     Ok(asked.blob(&digest))
 }
 
@@ -248,11 +247,7 @@ where
     B::Error: std::fmt::Display,
 {
     let (digest, tags) = named(asked, reference)?;
-    let _in_memory = push
-        .manifests
-        .acquire()
-        .await
-        .map_err(|error| Refusal::failed(&error))?;
+    let _in_memory = push.manifests.acquire().await?;
     let bytes = receive::into_memory(body, manifest::LARGEST).await?;
     let found = Digest::of(&bytes);
     if let Some(digest) = digest.filter(|digest| *digest != found) {
@@ -319,8 +314,7 @@ async fn store_manifest(push: &Push, repository: &str, digest: Digest, bytes: By
         std::fs::write(&path, &bytes).map_err(failed)?;
         layout.blobs().adopt(&path, &digest)
     });
-    let written = written.await.map_err(|error| Refusal::failed(&error))?;
-    written.map_err(|error| Refusal::failed(&error))
+    Ok(written.await??)
 }
 
 /// `DELETE …/manifests/<reference>`: takes a tag away, or a manifest with all its tags.

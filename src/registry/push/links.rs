@@ -55,6 +55,18 @@ impl Links {
         file.set_modified(SystemTime::now())
     }
 
+    /// Makes a link new again; `false` if there is none.
+    ///
+    /// # Errors
+    /// When it is there and cannot be changed.
+    pub fn renew(&self, id: &Id, repository: &str) -> io::Result<bool> {
+        match File::options().append(true).open(self.path(id, repository)) {
+            Ok(file) => file.set_modified(SystemTime::now()).map(|()| true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether the repository has the blob by a link.
     pub fn has(&self, id: &Id, repository: &str) -> bool {
         self.path(id, repository).is_file()
@@ -73,19 +85,21 @@ impl Links {
         self.unlink(&self.path(id, repository))
     }
 
-    /// Removes one of [`Linked::ages`]' files, and the blob's folder with the last one.
+    /// Removes one of [`Linked::ages`]' files; `false` if it is gone.
     ///
     /// # Errors
     /// When it is there and cannot be removed.
     pub fn unlink(&self, link: &Path) -> io::Result<bool> {
         match fs::remove_file(link) {
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(error),
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
         }
-        // Fails while there are other links.
-        let _ = link.parent().map(fs::remove_dir);
-        Ok(true)
+    }
+
+    /// Removes a blob's empty folder; `false` if the blob has links. Nobody may add links meanwhile.
+    pub fn tidy(&self, id: &Id) -> bool {
+        fs::remove_dir(self.of_blob(id)).is_ok() || !self.any(id)
     }
 
     /// All linked blobs with the ages of their links.
@@ -144,6 +158,24 @@ mod tests {
         assert!(!links.remove(&id, "localhost/a").unwrap());
         assert!(links.any(&id));
         links.unlink(&links.list().unwrap()[0].ages[0].0).unwrap();
-        assert!(!links.any(&id) && links.list().unwrap().is_empty());
+        assert!(!links.any(&id) && links.tidy(&id) && links.list().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_link_is_renewed_only_where_there_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let links = Links::new(dir.path());
+        let id = Id::from(&Digest::of(b"blob"));
+        assert!(!links.renew(&id, "localhost/a").unwrap());
+        links.add(&id, "localhost/a").unwrap();
+        let link = File::options()
+            .append(true)
+            .open(links.path(&id, "localhost/a"))
+            .unwrap();
+        link.set_modified(SystemTime::now() - Duration::from_secs(100)).unwrap();
+        assert!(links.list().unwrap()[0].ages[0].1 >= Duration::from_secs(100));
+        assert!(links.renew(&id, "localhost/a").unwrap());
+        assert!(links.list().unwrap()[0].ages[0].1 < Duration::from_secs(100));
+        assert!(!links.tidy(&id), "a link is there");
     }
 }

@@ -4,10 +4,12 @@
 //! belongs to. Blobs and `index.json` themselves are at every moment those of a valid OCI image layout.
 
 mod chunk;
+mod editing;
 mod handlers;
 mod links;
 mod manifest;
 mod receive;
+mod removal;
 mod uploads;
 mod writer;
 
@@ -50,7 +52,7 @@ pub struct Push {
     desk: Arc<writer::Desk>,
     writer: writer::Writer,
     limits: Limits,
-    writing: Arc<Semaphore>,
+    writing: Semaphore,
     manifests: Semaphore,
     /// Held as long as we are: two registries must not write to one store.
     _alone: File,
@@ -84,7 +86,7 @@ impl Push {
             writer: writer::Writer::start(Arc::clone(&desk)),
             desk,
             limits,
-            writing: Arc::new(Semaphore::new(WRITERS)),
+            writing: Semaphore::new(WRITERS),
             manifests: Semaphore::new(MANIFESTS),
             _alone: alone,
         })
@@ -93,14 +95,14 @@ impl Push {
     /// Whether one of these repositories has the blob although no manifest names it. Asking keeps it for longer.
     pub fn has_blob(&self, digest: &Digest, repositories: &[String]) -> bool {
         let id = Id::from(digest);
-        let links = &self.desk.links;
-        let Some(repository) = repositories.iter().find(|repository| links.has(&id, repository)) else {
-            return false;
-        };
-        if let Err(error) = links.add(&id, repository) {
-            tracing::warn!(%digest, %error, "a link does not become new");
-        }
-        self.desk.store.layout().blobs().size(digest).is_some()
+        let is_linked = repositories.iter().any(|repository| {
+            let renewed = self.desk.links.renew(&id, repository);
+            renewed.unwrap_or_else(|error| {
+                tracing::warn!(%digest, %error, "a link does not become new");
+                true
+            })
+        });
+        is_linked && self.desk.store.layout().blobs().size(digest).is_some()
     }
 
     /// How many uploads are open.

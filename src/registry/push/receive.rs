@@ -54,8 +54,8 @@ where
         (held, written)
     });
     let arrived = forward(body, sender, bounds).await;
-    let (held, written) = writing.await.map_err(|error| Refusal::failed(&error))?;
-    Ok((held, written.map_err(|error| disk(&error)).and(arrived)))
+    let (held, written) = writing.await?;
+    Ok((held, written.map_err(disk).and(arrived)))
 }
 
 fn write(held: &mut Held, mut steps: mpsc::Receiver<Step>) -> io::Result<()> {
@@ -196,9 +196,10 @@ fn wrong_size(bounds: Bounds, arrived: u64) -> Refusal {
     )
 }
 
-fn disk(error: &io::Error) -> Refusal {
-    let refusal = Refusal::failed(error);
-    if error.kind() == io::ErrorKind::StorageFull {
+fn disk(error: io::Error) -> Refusal {
+    let is_full = error.kind() == io::ErrorKind::StorageFull;
+    let refusal = Refusal::from(error);
+    if is_full {
         return Refusal::new(Code::Unknown, "the registry's disk is full", "");
     }
     refusal

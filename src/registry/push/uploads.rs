@@ -104,7 +104,7 @@ impl Uploads {
             let refusal = Refusal::new(Code::TooManyRequests, message, &format!("{} uploads", open.len()));
             return Err(refusal.with(http::header::RETRY_AFTER, "30"));
         }
-        File::create_new(&path).map_err(|error| Refusal::failed(&error))?;
+        File::create_new(&path)?;
         let upload = Upload {
             path: path.clone(),
             size: 0,
@@ -165,12 +165,9 @@ impl Uploads {
         let Some(upload) = held.as_mut() else {
             return Err(Refusal::new(Code::BlobUploadUnknown, "the upload has ended", ""));
         };
-        let found = match upload.hasher() {
-            Ok(hasher) => hasher.clone().finish(),
-            Err(error) => return Err(Refusal::failed(&error)),
-        };
+        let found = upload.hasher()?.clone().finish();
         let result = if found == *digest {
-            adopt(&upload.path).map_err(|error| Refusal::failed(&error))
+            adopt(&upload.path).map_err(Refusal::from)
         } else {
             let detail = format!("{} bytes with the digest {found} came for {digest}", upload.size);
             Err(Refusal::new(

@@ -3,18 +3,18 @@
 //! Pushes that come together are written together: one sync to disk serves them all. Everything that takes content away goes
 //! through here too, one at a time, so that nothing is removed which a push has just been promised.
 
-use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use oci::{Descriptor, Digest, Index, Layout};
+use oci::{Descriptor, Digest};
 use tokio::{
     sync::{RwLock, mpsc, oneshot},
     task::spawn_blocking,
 };
 
-use super::{links::Links, manifest::Part};
+use super::{editing::Editing, links::Links, manifest::Part, removal::take_away};
 use crate::{
     answer::{Code, Refusal},
-    catalog::{Catalog, Id, is_pushed},
+    catalog::{Id, is_pushed},
     index,
     store::Store,
 };
@@ -98,11 +98,9 @@ impl Writer {
     /// When the change is refused, or the disk refuses.
     pub async fn change(&self, change: Change) -> Result<(), Refusal> {
         let (answer, answered) = oneshot::channel();
-        self.0
-            .send((change, answer))
-            .await
-            .map_err(|error| Refusal::failed(&error))?;
-        answered.await.map_err(|error| Refusal::failed(&error))?
+        // Nobody to take it drops the answer, and that is noticed.
+        let _ = self.0.send((change, answer)).await;
+        answered.await?
     }
 }
 
@@ -138,11 +136,8 @@ async fn work(desk: Arc<Desk>, mut jobs: mpsc::Receiver<Job>) {
         if !puts.is_empty() {
             let (puts, answers): (Vec<_>, Vec<_>) = puts.into_iter().unzip();
             let results = blocking(&desk, move |desk| put_all(desk, &puts)).await;
-            for (number, answer) in answers.into_iter().enumerate() {
-                let result = match &results {
-                    Ok(results) => results.get(number).cloned().unwrap_or(Ok(())),
-                    Err(refusal) => Err(refusal.clone()),
-                };
+            let results = results.unwrap_or_else(|refusal| vec![Err(refusal); answers.len()]);
+            for (result, answer) in results.into_iter().zip(answers) {
                 let _ = answer.send(result);
             }
         }
@@ -154,61 +149,7 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce(&Desk) -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
     let desk = Arc::clone(desk);
-    spawn_blocking(move || work(&desk))
-        .await
-        .map_err(|error| Refusal::failed(&error))?
-}
-
-/// `index.json` while nobody else changes it: the installer's own commands take the same lock.
-struct Editing<'a> {
-    desk: &'a Desk,
-    index: Index,
-    catalog: Catalog,
-    _locks: [File; 2],
-}
-
-impl<'a> Editing<'a> {
-    fn begin(desk: &'a Desk) -> Result<Self, Refusal> {
-        let layout = desk.store.layout();
-        let locks = locks(layout).map_err(|error| Refusal::failed(&error))?;
-        let index = layout.read_index().map_err(|error| Refusal::failed(&error))?;
-        let catalog = Catalog::of(layout, &index, &desk.store.last());
-        Ok(Self {
-            desk,
-            index,
-            catalog,
-            _locks: locks,
-        })
-    }
-
-    fn layout(&self) -> &Layout {
-        self.desk.store.layout()
-    }
-
-    /// The catalogue as it is after the changes so far.
-    fn look(&mut self) {
-        self.catalog = Catalog::of(self.layout(), &self.index, &self.catalog);
-    }
-
-    fn save(mut self) -> Result<(), Refusal> {
-        self.layout()
-            .write_index(&self.index)
-            .map_err(|error| Refusal::failed(&error))?;
-        self.look();
-        self.desk.store.publish(self.catalog);
-        Ok(())
-    }
-}
-
-/// The two locks of a store of images: nobody removes unnamed blobs, nobody else writes the index.
-fn locks(layout: &Layout) -> Result<[File; 2], oci::Error> {
-    let lock = |name: &str, take: fn(&File) -> std::io::Result<()>| {
-        let path: PathBuf = layout.root().join(name);
-        let file = File::options().create(true).append(true).open(&path);
-        let locked = file.and_then(|file| take(&file).map(|()| file));
-        locked.map_err(|error| oci::Error::io(&path, error))
-    };
-    Ok([lock(".lock", File::lock_shared)?, lock(".index.lock", File::lock)?])
+    spawn_blocking(move || work(&desk)).await?
 }
 
 fn put_all(desk: &Desk, puts: &[Box<Put>]) -> Result<Vec<Result<(), Refusal>>, Refusal> {
@@ -216,7 +157,7 @@ fn put_all(desk: &Desk, puts: &[Box<Put>]) -> Result<Vec<Result<(), Refusal>>, R
     let mut changed = false;
     let mut results = Vec::with_capacity(puts.len());
     for put in puts {
-        let result = check(&editing, put);
+        let result = check(desk, &editing, put);
         if result.is_ok() {
             index::put(&mut editing.index, &put.repository, &put.tags, &put.manifest);
             changed = true;
@@ -244,14 +185,14 @@ fn unlink(links: &Links, put: &Put) {
 }
 
 /// Whether a manifest may become known: all it needs is there, and its tags are not names of something else.
-fn check(editing: &Editing<'_>, put: &Put) -> Result<(), Refusal> {
+fn check(desk: &Desk, editing: &Editing<'_>, put: &Put) -> Result<(), Refusal> {
     let blobs = editing.layout().blobs();
     let repository = editing.catalog.repositories.get(&put.repository);
     let mut unknown = Vec::new();
     for part in &put.blobs {
         let id = Id::from(&part.digest);
         let is_known = repository.is_some_and(|repository| repository.has_blob(&id))
-            || editing.desk.links.has(&id, &put.repository)
+            || desk.links.has(&id, &put.repository)
             || editing.catalog.has_blob(&id);
         match blobs.size(&part.digest).filter(|_| is_known) {
             None => unknown.push(part.digest.to_string()),
@@ -309,155 +250,4 @@ fn is_taken(editing: &Editing<'_>, repository: &str, tag: &str) -> bool {
                 .reference()
                 .is_some_and(|reference| reference.repository() == repository && reference.tag() == Some(tag))
     })
-}
-
-fn take_away(desk: &Desk, change: &Change) -> Result<(), Refusal> {
-    match change {
-        Change::Put(_) => Ok(()),
-        Change::Untag { repository, tag } => untag(desk, repository, tag),
-        Change::Remove { repository, digest } => remove(desk, repository, digest),
-        Change::DropBlob { repository, digest } => drop_blob(desk, repository, digest),
-        Change::Sweep(age) => sweep(desk, *age),
-    }
-}
-
-fn untag(desk: &Desk, repository: &str, tag: &str) -> Result<(), Refusal> {
-    let mut editing = Editing::begin(desk)?;
-    let found = editing
-        .catalog
-        .repositories
-        .get(repository)
-        .and_then(|found| found.manifest(tag));
-    if found.is_none() {
-        return Err(unknown(repository, tag));
-    }
-    if !index::untag(&mut editing.index, repository, tag) {
-        return Err(carried(tag));
-    }
-    editing.look();
-    let repositories = &editing.catalog.repositories;
-    if repositories
-        .get(repository)
-        .is_some_and(|found| found.tags.contains_key(tag))
-    {
-        return Err(carried(tag));
-    }
-    editing.save()
-}
-
-fn remove(desk: &Desk, repository: &str, digest: &Digest) -> Result<(), Refusal> {
-    let mut editing = Editing::begin(desk)?;
-    let id = Id::from(digest);
-    let Some(found) = editing.catalog.repositories.get(repository) else {
-        return Err(unknown(repository, digest.as_str()));
-    };
-    let Some(document) = found.manifest(digest.as_str()).map(Arc::clone) else {
-        return Err(unknown(repository, digest.as_str()));
-    };
-    if let Some(parent) = found.needing(&id) {
-        let message = "an index of this repository needs the manifest: delete that first";
-        return Err(Refusal::new(Code::Unsupported, message, parent.digest.as_str()));
-    }
-    index::remove(&mut editing.index, repository, digest);
-    editing.look();
-    let repositories = &editing.catalog.repositories;
-    if repositories
-        .get(repository)
-        .is_some_and(|found| found.has_manifest(&id))
-    {
-        return Err(carried(digest.as_str()));
-    }
-    // Its blobs stay in the repository for a while, as if they had just been pushed.
-    for blob in &document.blobs {
-        desk.links
-            .add(blob, repository)
-            .map_err(|error| Refusal::failed(&error))?;
-    }
-    let needed = editing
-        .catalog
-        .reachable(editing.layout(), &editing.index)
-        .map_err(|error| Refusal::failed(&error))?;
-    editing.save()?;
-    if needed.contains(&id) || desk.links.any(&id) {
-        return Ok(());
-    }
-    discard(desk, digest)
-}
-
-fn drop_blob(desk: &Desk, repository: &str, digest: &Digest) -> Result<(), Refusal> {
-    let editing = Editing::begin(desk)?;
-    let id = Id::from(digest);
-    let parent = editing
-        .catalog
-        .repositories
-        .get(repository)
-        .and_then(|found| found.needing(&id));
-    if let Some(parent) = parent {
-        let message = "a manifest of this repository needs the blob: delete that first";
-        return Err(Refusal::new(Code::Unsupported, message, parent.digest.as_str()));
-    }
-    let was_linked = desk
-        .links
-        .remove(&id, repository)
-        .map_err(|error| Refusal::failed(&error))?;
-    if !was_linked {
-        let message = "the blob is not in this repository";
-        return Err(Refusal::new(Code::BlobUnknown, message, digest.as_str()));
-    }
-    let needed = editing
-        .catalog
-        .reachable(editing.layout(), &editing.index)
-        .map_err(|error| Refusal::failed(&error))?;
-    if needed.contains(&id) || desk.links.any(&id) {
-        return Ok(());
-    }
-    discard(desk, digest)
-}
-
-fn sweep(desk: &Desk, age: Duration) -> Result<(), Refusal> {
-    let editing = Editing::begin(desk)?;
-    let mut needed = None;
-    let mut removed = 0;
-    for linked in desk.links.list().map_err(|error| Refusal::failed(&error))? {
-        let id = Id::from(&linked.digest);
-        let old = linked.ages.iter().filter(|(_, link_age)| *link_age >= age);
-        for (link, _) in old {
-            desk.links.unlink(link).map_err(|error| Refusal::failed(&error))?;
-        }
-        if desk.links.any(&id) {
-            continue;
-        }
-        let needed = match &mut needed {
-            Some(needed) => needed,
-            none => none.insert(
-                editing
-                    .catalog
-                    .reachable(editing.layout(), &editing.index)
-                    .map_err(|error| Refusal::failed(&error))?,
-            ),
-        };
-        if !needed.contains(&id) {
-            discard(desk, &linked.digest)?;
-            removed += 1;
-        }
-    }
-    if removed > 0 {
-        tracing::info!(blobs = removed, "removed what was pushed and never used");
-    }
-    Ok(())
-}
-
-fn discard(desk: &Desk, digest: &Digest) -> Result<(), Refusal> {
-    let removed = desk.store.layout().blobs().remove(digest);
-    removed.map_err(|error| Refusal::failed(&error))
-}
-
-fn unknown(repository: &str, reference: &str) -> Refusal {
-    let message = "no such manifest in this repository";
-    Refusal::new(Code::ManifestUnknown, message, &format!("{repository}:{reference}"))
-}
-
-fn carried(reference: &str) -> Refusal {
-    let message = "the image belongs to a cluster image of this store and goes with that";
-    Refusal::new(Code::Unsupported, message, reference)
 }

@@ -8,12 +8,20 @@ use serde_json::{Value, json};
 use super::{MANIFEST, OCTETS, Server, code, header, image, large, listed, open_args, with};
 use crate::{Args, Error, testing::Store};
 
-/// The files of a layout that are no blobs in use: nothing may be left behind.
+/// The files of a layout that are neither blobs nor its index: nothing may be left behind.
 fn leftovers(store: &Path) -> Vec<String> {
     let mut found = Vec::new();
-    for folder in [".registry/uploads", ".registry/manifests", ".registry/links"] {
-        for entry in std::fs::read_dir(store.join(folder)).into_iter().flatten() {
-            found.push(entry.unwrap().path().display().to_string());
+    let mut ahead = ["uploads", "manifests", "links"]
+        .map(|name| store.join(".registry").join(name))
+        .to_vec();
+    while let Some(folder) = ahead.pop() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                ahead.push(path);
+            } else {
+                found.push(path.display().to_string());
+            }
         }
     }
     found
