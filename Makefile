@@ -15,7 +15,8 @@ IMAGE ?= local/native:dev
 export INSTALLER_STORE ?= $(CURDIR)/target/store
 export DEBIAN_FRONTEND := noninteractive
 PACKAGES := build-essential protobuf-compiler libprotobuf-dev mmdebstrap patchelf busybox-static iproute2 nftables openssh-client openssh-server \
-	python3-pip unzip zstd skopeo containerd runc etcd-server containernetworking-plugins bind9-dnsutils
+	python3-pip unzip zstd skopeo containerd runc etcd-server containernetworking-plugins bind9-dnsutils \
+	docker-registry umoci podman
 NEXTEST := $(shell command -v cargo-nextest)
 
 # Installs those of the given Debian packages that are missing, without starting their services.
@@ -40,7 +41,7 @@ target/deps.stamp: Makefile
 
 # The rivals that only the benchmark needs.
 target/bench-deps.stamp: target/deps.stamp
-	$(call install,docker-registry)
+	$(call install,nginx-light procps)
 	@touch $@
 
 target/tools/kubectl: | target/deps.stamp

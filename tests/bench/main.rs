@@ -1,6 +1,7 @@
 //! `bench`: what the product costs, beside what a user would otherwise pick, in one run on one machine.
 //!
 //! It prints ratios and asserts nothing. It needs the release programs and the default image (`make bench` builds them).
+//! `bench registry` compares only the registries.
 
 use anyhow::{Context, Result, ensure};
 use lab::{Host, Lab, Options};
@@ -13,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod load;
 mod registry;
 
 const IMAGE: &str = "local/native:dev";
@@ -46,6 +48,9 @@ fn run() -> Result<()> {
         store,
         dir: tempfile::tempdir_in("target")?,
     };
+    if std::env::args().nth(1).as_deref() == Some("registry") {
+        return bench.registry();
+    }
     bench.sizes()?;
     bench.build()?;
     bench.registry()?;
@@ -142,13 +147,24 @@ impl Bench {
     }
 
     fn registry(&self) -> Result<()> {
-        println!("\n## Pull of {:.1} MB by skopeo", mb(registry::BYTES));
-        let pulls = registry::compare(&self.bin.join("clusterd"), self.dir.path())?;
-        versus("clusterd registry", pulls.ours, "docker-registry", pulls.rival);
-        println!(
-            "{:<34} {:>7.1} MB  docker-registry {:>7.1} MB",
-            "resident after the pulls", pulls.resident.0, pulls.resident.1
-        );
+        println!("\n## Registry: an image of {:.1} MB", mb(registry::BYTES));
+        let found = registry::compare(&self.bin.join("clusterd"), self.dir.path())?;
+        for row in &found.rows {
+            let Some(((_, ours), rivals)) = row.runs.split_first() else {
+                continue;
+            };
+            let what = format!("{} by {} client(s)", row.what, row.clients);
+            print!("{what:<34} {:>7.0} MB/s {:>6.1} MB peak", ours.rate, ours.peak);
+            for (name, rival) in rivals {
+                let ratio = ours.rate / rival.rate;
+                print!(
+                    "   {name} {:>7.0} MB/s {:>6.1} MB   {ratio:>5.2} ×",
+                    rival.rate, rival.peak
+                );
+            }
+            println!();
+        }
+        versus("pull by skopeo", found.skopeo.0, "docker-registry", found.skopeo.1);
         Ok(())
     }
 
