@@ -13,7 +13,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use oci::{BlobStore, Descriptor};
+use oci::{BlobStore, Bounded, Descriptor};
 use tar::EntryType;
 
 use crate::{CURRENT, Error, Result, fsops};
@@ -36,9 +36,12 @@ pub(crate) fn rootfs(blobs: &BlobStore, layers: &[Descriptor], dest: &Path, clos
         match layer.media_type.rsplit('+').next() {
             Some("zstd") => {
                 let reader = zstd::Decoder::with_buffer(blob).map_err(Error::io(&tmp))?;
-                unpack(reader, &tmp, closing).map_err(refuse)?;
+                unpack(Bounded::layer(reader, layer), &tmp, closing).map_err(refuse)?;
             }
-            Some("gzip") => unpack(flate2::bufread::MultiGzDecoder::new(blob), &tmp, closing).map_err(refuse)?,
+            Some("gzip") => {
+                let reader = flate2::bufread::MultiGzDecoder::new(blob);
+                unpack(Bounded::layer(reader, layer), &tmp, closing).map_err(refuse)?;
+            }
             _ if layer.media_type.ends_with(".tar") => unpack(blob, &tmp, closing).map_err(refuse)?,
             _ => {
                 return Err(Error::invalid(format!(
@@ -403,6 +406,31 @@ mod tests {
         );
         assert!(!at("gone").exists() && !at("d/old").exists());
         assert_eq!(fs::read_link(at("bin")).unwrap(), Path::new("d"));
+    }
+
+    #[test]
+    fn a_layer_that_unpacks_to_more_than_it_declares_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = BlobStore::new(dir.path().join("blobs"));
+        let content = "0".repeat(1 << 20);
+        let archive = layer(&[E::File("zeros", &content)]);
+        let packed = zstd::encode_all(&archive[..], 1).unwrap();
+        let digest = blobs.put(&packed).unwrap();
+        for (declared, good) in [(archive.len(), true), (archive.len() - 1024, false), (4096, false)] {
+            let mut bomb = Descriptor::new(oci::media_type::LAYER_ZSTD, digest.clone(), packed.len() as u64);
+            bomb.annotations
+                .insert(oci::UNCOMPRESSED_SIZE.into(), declared.to_string());
+            let dest = dir.path().join(format!("rootfs/{declared}"));
+            let result = rootfs(&blobs, &[bomb], &dest, &AtomicBool::new(false));
+            assert_eq!((result.is_ok(), dest.exists()), (good, good), "{result:?}");
+            if let Err(error) = result {
+                let text = error.to_string();
+                assert!(
+                    text.contains(digest.as_str()) && text.contains(&format!("{declared} bytes")),
+                    "{text}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Content-addressed blobs in a folder: `<dir>/sha256/<hex>`.
 //!
 //! A blob's file appears only when it is whole and verified. What has arrived of an unfinished one is kept beside it as
-//! `.<hex>.partial`, so that a transfer can go on where it stopped.
+//! `.<hex>.partial`, so that a transfer can go on where it stopped. Its writer holds a lock on that file, so a second one
+//! waits, in whatever process it is.
 
 use crate::{Digest, Error, Hasher};
 use std::{
     fs::{self, File, OpenOptions},
-    io::{ErrorKind, Read, Write},
+    io::{ErrorKind, Read, Seek as _, Write},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -115,40 +117,32 @@ impl BlobStore {
 
     /// Begins to receive a blob, or goes on with it where `resume` is set and some of it has arrived.
     ///
-    /// What has arrived is hashed again, so a damaged part is found at [`BlobWriter::commit`]. Two writers of one blob must not
-    /// work at once; the callers hold a lock.
+    /// What has arrived is hashed again, so a damaged part is found at [`BlobWriter::commit`]. Waits while another process
+    /// or thread writes the same blob; the caller then looks again whether the blob is there.
     ///
     /// # Errors
-    /// When the folder or file cannot be made or read.
+    /// When the folder or file cannot be made, locked or read.
     pub fn writer(&self, digest: &Digest, size: u64, resume: bool) -> Result<BlobWriter, Error> {
         fs::create_dir_all(&self.dir).map_err(|e| Error::io(&self.dir, e))?;
         let partial = self.partial_path(digest);
-        let io = |e| Error::io(&partial, e);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(!resume)
-            .open(&partial)
-            .map_err(io)?;
-        let mut hasher = Hasher::default();
-        let mut written = 0;
-        if resume {
-            if file.metadata().map_err(io)?.len() > size {
-                file.set_len(0).map_err(io)?;
-            }
-            written = hash_into(&mut file, &mut hasher).map_err(io)?;
-        }
-        let path = self.path(digest);
-        Ok(BlobWriter {
+        let file = lock_partial(&partial).map_err(|e| Error::io(&partial, e))?;
+        let mut writer = BlobWriter {
             file,
-            hasher,
-            written,
+            hasher: Hasher::default(),
+            written: 0,
             size,
             digest: digest.clone(),
+            path: self.path(digest),
             partial,
-            path,
-        })
+        };
+        let length = writer.file.metadata().map_err(|e| Error::io(&writer.partial, e))?.len();
+        if !resume || length > size {
+            writer.restart()?;
+        } else {
+            let found = hash_into(&mut writer.file, &mut writer.hasher);
+            writer.written = found.map_err(|e| Error::io(&writer.partial, e))?;
+        }
+        Ok(writer)
     }
 
     /// Moves a finished file into the store under the digest that its content was already found to have.
@@ -174,11 +168,48 @@ impl BlobStore {
         check(digest, size, found, hasher.finish())
     }
 
+    /// Makes sure that blobs which came before are found after a power failure.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn sync(&self) -> Result<(), Error> {
+        match File::open(&self.dir).and_then(|dir| dir.sync_all()) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io(&self.dir, e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// What has arrived of unfinished blobs: digest and bytes so far.
+    ///
+    /// # Errors
+    /// When the folder cannot be read; an absent one holds nothing.
+    pub fn list_partial(&self) -> Result<Vec<(Digest, u64)>, Error> {
+        let name = |name: &str| name.strip_prefix('.')?.strip_suffix(".partial").map(str::to_owned);
+        let mut partial = Vec::new();
+        for digest in self.names(name)? {
+            partial.push((digest.clone(), self.partial_size(&digest)));
+        }
+        Ok(partial)
+    }
+
+    /// Forgets what has arrived of an unfinished blob; nothing is no error. The caller makes sure that nobody writes it.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be removed.
+    pub fn remove_partial(&self, digest: &Digest) -> Result<(), Error> {
+        remove_file(&self.partial_path(digest))
+    }
+
     /// The digests of all whole blobs.
     ///
     /// # Errors
     /// When the folder cannot be read; an absent one holds nothing.
     pub fn list(&self) -> Result<Vec<Digest>, Error> {
+        self.names(|name| Some(name.to_owned()))
+    }
+
+    /// The digests in the names of files, sorted; `hex` takes them out of the names.
+    fn names(&self, hex: impl Fn(&str) -> Option<String>) -> Result<Vec<Digest>, Error> {
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -187,9 +218,8 @@ impl BlobStore {
         let mut digests = Vec::new();
         for entry in entries {
             let entry = entry.map_err(|e| Error::io(&self.dir, e))?;
-            if let Ok(digest) = format!("sha256:{}", entry.file_name().to_string_lossy()).parse() {
-                digests.push(digest);
-            }
+            let hex = hex(&entry.file_name().to_string_lossy());
+            digests.extend(hex.and_then(|hex| format!("sha256:{hex}").parse().ok()));
         }
         digests.sort();
         Ok(digests)
@@ -200,13 +230,36 @@ impl BlobStore {
     /// # Errors
     /// When the file is there and cannot be removed.
     pub fn remove(&self, digest: &Digest) -> Result<(), Error> {
-        for path in [self.path(digest), self.partial_path(digest)] {
-            match fs::remove_file(&path) {
-                Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io(&path, e)),
-                _ => {}
-            }
+        remove_file(&self.path(digest))?;
+        self.remove_partial(digest)
+    }
+}
+
+fn remove_file(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io(path, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Opens the file and waits until nobody else writes it.
+fn lock_partial(path: &Path) -> std::io::Result<File> {
+    loop {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
+        file.lock()?;
+        // Whoever was waited for has moved the file away, or removed it: a lock on that one is worth nothing.
+        let same = fs::symlink_metadata(path).is_ok_and(|now| match file.metadata() {
+            Ok(held) => (held.dev(), held.ino()) == (now.dev(), now.ino()),
+            Err(_) => false,
+        });
+        if same {
+            return Ok(file);
         }
-        Ok(())
     }
 }
 
@@ -279,6 +332,26 @@ impl BlobWriter {
         Ok(())
     }
 
+    /// Forgets what has arrived and begins again.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn restart(&mut self) -> Result<(), Error> {
+        let emptied = self.file.set_len(0).and_then(|()| self.file.rewind());
+        emptied.map_err(|e| Error::io(&self.partial, e))?;
+        self.hasher = Hasher::default();
+        self.written = 0;
+        Ok(())
+    }
+
+    /// Forgets what has arrived, and ends.
+    ///
+    /// # Errors
+    /// When the file can't be removed.
+    pub fn discard(self) -> Result<(), Error> {
+        remove_file(&self.partial)
+    }
+
     /// Verifies the content and makes the blob visible, durably.
     ///
     /// # Errors
@@ -325,6 +398,51 @@ mod tests {
         writer.commit().unwrap();
         assert_eq!(store.read(&digest, 100).unwrap(), content);
         assert_eq!((store.partial_size(&digest), store.list().unwrap()), (0, vec![digest]));
+    }
+
+    #[test]
+    fn a_second_writer_of_one_blob_waits_for_the_first_and_then_finds_the_blob() {
+        let (_dir, store) = store();
+        let digest = Digest::of(b"content");
+        let mut first = store.writer(&digest, 7, true).unwrap();
+        first.write(b"con").unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                sender.send(None).unwrap();
+                let second = store.writer(&digest, 7, true).unwrap();
+                sender.send(Some((store.has(&digest, 7), second.offset()))).unwrap();
+                second.discard().unwrap();
+            });
+            assert_eq!(receiver.recv().unwrap(), None);
+            let waited = receiver.recv_timeout(std::time::Duration::from_millis(100));
+            assert!(waited.is_err(), "the second one did not wait");
+            first.write(b"tent").unwrap();
+            first.commit().unwrap();
+            assert_eq!(receiver.recv().unwrap(), Some((true, 0)));
+        });
+        assert_eq!(store.read(&digest, 10).unwrap(), b"content");
+        assert!(store.list_partial().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_has_arrived_is_listed_started_again_and_forgotten() {
+        let (_dir, store) = store();
+        let digest = Digest::of(b"content");
+        let mut writer = store.writer(&digest, 7, false).unwrap();
+        writer.write(b"xyz").unwrap();
+        assert_eq!(store.list_partial().unwrap(), [(digest.clone(), 3)]);
+        assert!(store.list().unwrap().is_empty());
+        writer.restart().unwrap();
+        writer.write(b"content").unwrap();
+        writer.commit().unwrap();
+        assert_eq!(store.read(&digest, 10).unwrap(), b"content");
+        drop(store.writer(&digest, 7, false).unwrap());
+        store.remove_partial(&digest).unwrap();
+        assert_eq!(
+            (store.list_partial().unwrap(), store.list().unwrap()),
+            (vec![], vec![digest])
+        );
     }
 
     #[test]

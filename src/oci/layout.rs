@@ -3,8 +3,9 @@
 use crate::{BlobStore, Error, Index};
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 /// The largest `index.json` that is read, in bytes.
@@ -25,14 +26,16 @@ impl Layout {
     pub fn create(root: impl Into<PathBuf>) -> Result<Self, Error> {
         let layout = Self::open(root);
         fs::create_dir_all(layout.blobs.dir()).map_err(|e| Error::io(layout.blobs.dir(), e))?;
-        let marker = layout.root.join("oci-layout");
-        if !marker.exists() {
-            write_atomic(&marker, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-        }
-        if !layout.index_path().exists() {
-            layout.write_index(&Index::default())?;
-        }
+        write_new(&layout.root.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        write_new(&layout.index_path(), &layout.encode(&Index::default())?)?;
         Ok(layout)
+    }
+
+    fn encode(&self, index: &Index) -> Result<Vec<u8>, Error> {
+        serde_json::to_vec(index).map_err(|source| Error::Json {
+            path: self.index_path().display().to_string(),
+            source,
+        })
     }
 
     /// Names the layout at `root` without touching the disk.
@@ -65,7 +68,7 @@ impl Layout {
         let path = self.index_path();
         let file = match fs::File::open(&path) {
             Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Index::default()),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Index::default()),
             Err(e) => return Err(Error::io(&path, e)),
         };
         let mut text = Vec::new();
@@ -90,26 +93,50 @@ impl Layout {
     /// # Errors
     /// When it cannot be written.
     pub fn write_index(&self, index: &Index) -> Result<(), Error> {
-        let path = self.index_path();
-        let text = serde_json::to_vec(index).map_err(|source| Error::Json {
-            path: path.display().to_string(),
-            source,
-        })?;
-        write_atomic(&path, &text)
+        write_atomic(&self.index_path(), &self.encode(index)?)
     }
+}
+
+/// Writes a synced file beside `path`, whose name nobody else uses.
+fn write_beside(path: &Path, bytes: &[u8]) -> Result<PathBuf, Error> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let tmp = path.with_extension(format!("tmp{}-{number}", std::process::id()));
+    let mut file = fs::File::create(&tmp).map_err(|e| Error::io(path, e))?;
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .map_err(|e| Error::io(path, e))?;
+    Ok(tmp)
+}
+
+fn sync_parent(path: &Path) -> Result<(), Error> {
+    let Some(dir) = path.parent() else { return Ok(()) };
+    let dir = fs::File::open(dir).and_then(|d| d.sync_all());
+    dir.map_err(|e| Error::io(path, e))
 }
 
 /// Writes a file so that after a crash it is wholly the old or wholly the new one.
 fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let io = |e| Error::io(path, e);
-    let tmp = path.with_extension(format!("tmp{}", std::process::id()));
-    let mut file = fs::File::create(&tmp).map_err(io)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io)?;
-    fs::rename(&tmp, path).map_err(io)?;
-    if let Some(dir) = path.parent() {
-        fs::File::open(dir).and_then(|d| d.sync_all()).map_err(io)?;
+    let tmp = write_beside(path, bytes)?;
+    fs::rename(&tmp, path).map_err(|e| Error::io(path, e))?;
+    sync_parent(path)
+}
+
+/// The same for a file that stays as it is if somebody else has made it already.
+fn write_new(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    if path.exists() {
+        return Ok(());
     }
-    Ok(())
+    let tmp = write_beside(path, bytes)?;
+    let linked = fs::hard_link(&tmp, path);
+    let made = match linked {
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
+        // Not every removable medium has links; then the last one wins.
+        Err(_) => return fs::rename(&tmp, path).map_err(|e| Error::io(path, e)),
+        Ok(()) => sync_parent(path),
+    };
+    fs::remove_file(&tmp).map_err(|e| Error::io(&tmp, e))?;
+    made
 }
 
 #[cfg(test)]

@@ -5,12 +5,14 @@
 //! cluster is.
 
 mod blobs;
+mod bounded;
 mod descriptor;
 mod digest;
 mod layout;
 mod reference;
 
 pub use blobs::{BlobStore, BlobWriter};
+pub use bounded::{Bounded, UNCOMPRESSED_SIZE};
 pub use descriptor::{Descriptor, Index, Platform, media_type};
 pub use digest::{Digest, Hasher};
 pub use layout::Layout;
