@@ -36,6 +36,8 @@ pub struct Opened {
     pub program: Program,
     /// The store's blobs.
     pub blobs: oci::BlobStore,
+    /// Keeps them there meanwhile, whoever removes images.
+    pub in_use: image::InUse,
 }
 
 /// Opens an image of the store for hosts of `platform`.
@@ -48,6 +50,7 @@ pub fn open(store_dir: &Path, reference: &str, platform: &Platform) -> Result<Op
         message,
     };
     let store = Store::open(store_dir).map_err(|e| bad(e.to_string()))?;
+    let in_use = store.hold().map_err(|e| bad(e.to_string()))?;
     let image = ClusterImage::open(&store, reference, platform).map_err(|e| bad(e.to_string()))?;
     let report = image.verify(false);
     if !report.problems.is_empty() {
@@ -83,6 +86,7 @@ pub fn open(store_dir: &Path, reference: &str, platform: &Platform) -> Result<Op
         image: opened,
         program,
         blobs: store.blobs().clone(),
+        in_use,
     })
 }
 

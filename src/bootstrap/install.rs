@@ -125,6 +125,7 @@ async fn survey(
         sessions: sessions.to_vec(),
         observer: Arc::clone(&options.observer),
         blobs: opened.blobs,
+        in_use: opened.in_use,
         record,
         learned: Mutex::new(learned),
         cluster,

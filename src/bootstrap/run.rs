@@ -26,6 +26,8 @@ pub struct Run {
     pub observer: Arc<dyn Observer>,
     /// The blobs' place on this machine.
     pub blobs: oci::BlobStore,
+    /// Keeps them there until the run ends, whoever removes images.
+    pub in_use: image::InUse,
     /// The Clusterfile without its secrets, to be stored in the cluster.
     pub record: serde_json::Value,
     /// Whether the cluster already answers: what is then skipped is only the waiting.

@@ -106,7 +106,7 @@ impl ImageConfig {
 }
 
 /// Labels with this prefix belong to the cluster image format.
-const PREFIX: &str = "installer.internal/";
+pub(crate) const PREFIX: &str = "installer.internal/";
 
 /// What a cluster image says about itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]

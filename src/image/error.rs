@@ -5,6 +5,11 @@ use std::path::{Path, PathBuf};
 use clusterfile::Problems;
 use oci::Reference;
 
+use crate::merge::Conflict;
+
+/// An error shows no more contradictions than this.
+const MOST_LINES: usize = 40;
+
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -89,6 +94,17 @@ pub enum Error {
         /// The registry's or network's answer.
         reason: String,
     },
+    /// A registry refused something or could not be reached.
+    #[error("cannot {action}: {reason}")]
+    Remote {
+        /// What was tried, with the repository.
+        action: String,
+        /// The registry's or network's answer.
+        reason: String,
+    },
+    /// Several images can't become one.
+    #[error("{}", conflicts_text(.0))]
+    Conflicts(Vec<Conflict>),
     /// What was asked for cannot be done.
     #[error("{0}")]
     Refused(String),
@@ -140,6 +156,17 @@ impl Error {
 
 fn tail_text(tail: &[String]) -> String {
     tail.iter().map(|line| format!("\n  {line}")).collect()
+}
+
+fn conflicts_text(conflicts: &[Conflict]) -> String {
+    let mut lines: Vec<String> = conflicts.iter().take(MOST_LINES).map(ToString::to_string).collect();
+    if conflicts.len() > MOST_LINES {
+        lines.push(format!("and {} more", conflicts.len() - MOST_LINES));
+    }
+    format!(
+        "the images contradict each other; `--prefer first` or `--prefer last` would decide:\n  {}",
+        lines.join("\n  ")
+    )
 }
 
 fn missing_text(missing: &[MissingImage]) -> String {

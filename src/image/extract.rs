@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Read;
+use std::ops::ControlFlow;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,7 @@ use crate::error::Error;
 use crate::io;
 use crate::layer::open_layer;
 use crate::store::Store;
+use crate::tarball;
 use crate::tree::{Change, Changes, Entry, Kind, Source, Tree, normalize};
 
 /// Calls `take` with every wanted regular file of a layer, as it streams by.
@@ -23,20 +25,21 @@ pub(crate) fn files_of_layer(
     mut take: impl FnMut(&str, &mut dyn Read) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let cannot = |error| Error::io("cannot read the layer", blobs.path(&layer.digest))(error);
-    let mut archive = tar::Archive::new(open_layer(blobs, layer)?);
     let mut left = wanted.len();
-    for entry in archive.entries().map_err(cannot)? {
-        if left == 0 {
-            break;
-        }
-        let mut entry = entry.map_err(cannot)?;
-        let path = normalize(&String::from_utf8_lossy(&entry.path_bytes()))?;
-        if wanted.contains(&path) && entry.header().entry_type().is_file() {
-            left -= 1;
-            take(&path, &mut entry)?;
-        }
+    if left == 0 {
+        return Ok(());
     }
-    Ok(())
+    tarball::visit(open_layer(blobs, layer)?, cannot, |item, reader| {
+        let path = normalize(&item.path_text())?;
+        if wanted.contains(&path) && item.kind.is_file() {
+            left -= 1;
+            take(&path, reader)?;
+        }
+        Ok(match left {
+            0 => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        })
+    })
 }
 
 /// A folder on disk that is made equal to a tree.

@@ -5,18 +5,18 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
+use std::ops::ControlFlow;
 
-use oci::{Descriptor, Digest, media_type};
+use oci::{Bounded, Descriptor, Digest, UNCOMPRESSED_SIZE, media_type};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::io::{self, HashReader, HashWriter};
 use crate::progress::{Event, Progress};
 use crate::store::Store;
+use crate::tarball::{self, Item};
 use crate::tree::{Change, Changes, Entry, Kind, Record, Source, normalize};
 
-/// Annotation of a layer's descriptor: the size of its tar archive in bytes.
-pub const UNCOMPRESSED_SIZE: &str = "installer.internal/uncompressed-size";
 /// Part of every layer's key: changes when the same changes would give other bytes.
 const FORMAT: &str = "tar+zstd-3/1\n";
 const LEVEL: i32 = 3;
@@ -24,6 +24,8 @@ const LEVEL: i32 = 3;
 const WORKERS: u32 = 2;
 const WHITEOUT: &str = ".wh.";
 const OPAQUE: &str = ".wh..wh..opq";
+/// A layer with more entries is refused: they are kept in memory.
+const MOST_ENTRIES: usize = 4_000_000;
 
 /// A layer in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,17 +141,18 @@ fn append<W: Write>(builder: &mut tar::Builder<W>, path: &str, change: &Change) 
     }
 }
 
-/// The uncompressed archive of a layer blob.
+/// The uncompressed archive of a layer blob, at most as large as the layer declares.
 pub(crate) fn open_layer(store: &oci::BlobStore, descriptor: &Descriptor) -> Result<Box<dyn Read>, Error> {
     let file = store.open(&descriptor.digest)?;
     let cannot = Error::io("cannot read", store.path(&descriptor.digest));
-    Ok(match descriptor.media_type.as_str() {
+    let reader: Box<dyn Read> = match descriptor.media_type.as_str() {
         kind if kind.ends_with("+zstd") => Box::new(zstd::stream::Decoder::new(file).map_err(cannot)?),
         kind if kind.ends_with("gzip") => Box::new(flate2::bufread::MultiGzDecoder::new(
             std::io::BufReader::with_capacity(io::CHUNK, file),
         )),
         _ => Box::new(std::io::BufReader::with_capacity(io::CHUNK, file)),
-    })
+    };
+    Ok(Box::new(Bounded::layer(reader, descriptor)))
 }
 
 /// What a layer in the store changes; remembered, so that a big layer is read only once.
@@ -165,23 +168,25 @@ pub(crate) fn layer_changes(store: &Store, descriptor: &Descriptor) -> Result<Ch
 /// Reads a layer blob's entries, hashing every file.
 pub(crate) fn read_records(blobs: &oci::BlobStore, descriptor: &Descriptor) -> Result<Vec<Record>, Error> {
     let cannot = |error| Error::io("cannot read the layer", blobs.path(&descriptor.digest))(error);
-    let mut archive = tar::Archive::new(open_layer(blobs, descriptor)?);
     let mut records = Vec::new();
-    for entry in archive.entries().map_err(cannot)? {
-        let mut entry = entry.map_err(cannot)?;
-        let path = normalize(&String::from_utf8_lossy(&entry.path_bytes()))?;
-        if let Some(record) = record(&mut entry, path).map_err(cannot)? {
-            records.push(record);
+    tarball::visit(open_layer(blobs, descriptor)?, cannot, |item, reader| {
+        let path = normalize(&item.path_text())?;
+        records.extend(record(&item, path, reader).map_err(cannot)?);
+        if records.len() > MOST_ENTRIES {
+            let digest = descriptor.digest.clone();
+            let what = format!("it has more than {MOST_ENTRIES} entries");
+            return Err(oci::Error::Corrupt { digest, what }.into());
         }
-    }
+        Ok(ControlFlow::Continue(()))
+    })?;
     Ok(records)
 }
 
-fn record<R: Read>(entry: &mut tar::Entry<'_, R>, path: String) -> std::io::Result<Option<Record>> {
-    let mode = entry.header().mode()? & 0o7777;
+fn record(item: &Item, path: String, reader: &mut dyn Read) -> std::io::Result<Option<Record>> {
+    let mode = item.mode;
     let name = path.rsplit('/').next().unwrap_or_default();
     let refused = |what: &str| Err(std::io::Error::other(format!("{path}: {what}")));
-    Ok(match entry.header().entry_type() {
+    Ok(match item.kind {
         _ if path.is_empty() => None,
         _ if name == OPAQUE => return refused("opaque folders are not supported"),
         _ if name.starts_with(WHITEOUT) => {
@@ -191,7 +196,7 @@ fn record<R: Read>(entry: &mut tar::Entry<'_, R>, path: String) -> std::io::Resu
         }
         tar::EntryType::Directory => Some(Record::Dir { path, mode }),
         tar::EntryType::Regular | tar::EntryType::Continuous => {
-            let (digest, size) = io::digest(entry)?;
+            let (digest, size) = io::digest(reader)?;
             Some(Record::File {
                 path,
                 mode,
@@ -200,15 +205,15 @@ fn record<R: Read>(entry: &mut tar::Entry<'_, R>, path: String) -> std::io::Resu
             })
         }
         tar::EntryType::Symlink => {
-            let target = entry
-                .link_name_bytes()
-                .map(|name| String::from_utf8_lossy(&name).into_owned());
+            let target = item
+                .link
+                .as_ref()
+                .map(|name| String::from_utf8_lossy(name).into_owned());
             Some(Record::Link {
                 path,
                 target: target.unwrap_or_default(),
             })
         }
-        tar::EntryType::XGlobalHeader => None,
         _ => return refused("only files, folders and symbolic links are allowed"),
     })
 }

@@ -4,17 +4,31 @@
 //! every container image the cluster will pull. Same inputs give the same bytes. Nothing here speaks to hosts.
 
 mod archive;
+#[cfg(test)]
+mod archive_tests;
 mod build;
 mod closure;
 mod config;
 mod container;
 mod context;
+#[cfg(test)]
+mod contract_tests;
+#[cfg(test)]
+mod crash_tests;
+mod describe;
+mod diff;
 mod error;
 mod extract;
 mod filesystem;
+mod garbage;
 mod io;
 mod layer;
+mod listing;
+mod load;
 mod manifest;
+mod merge;
+#[cfg(test)]
+mod merge_tests;
 mod progress;
 mod pull;
 #[cfg(test)]
@@ -22,20 +36,41 @@ mod pull_tests;
 mod referrers;
 #[cfg(test)]
 mod referrers_tests;
+#[cfg(test)]
+mod registry_double;
+mod remote;
 mod run;
+mod save;
+mod split;
 mod store;
 #[cfg(test)]
+mod store_tests;
+mod tarball;
+#[cfg(test)]
 mod tests;
+mod transfer;
+#[cfg(test)]
+mod transfer_tests;
 mod tree;
 mod view;
 
-pub use archive::{Loaded, load, save};
 pub use build::{BuildOptions, Built, build};
 pub use config::{AppMeta, ClusterConfig};
+pub use describe::{ArtifactDescription, CarriedDescription, Description, History, PlatformDescription, Step};
+pub use diff::{Change, Difference, FileShape, PlatformDifference, diff};
 pub use error::{Error, MissingImage};
-pub use layer::UNCOMPRESSED_SIZE;
+pub use garbage::{Damaged, Freed, PruneOptions, Pruned, Removed};
+pub use listing::ImageSummary;
+pub use load::{Loaded, load, load_stream};
 pub use manifest::host_platform;
+pub use merge::{Conflict, MergeOptions, Merged, Prefer, merge};
+pub use oci::UNCOMPRESSED_SIZE;
 pub use progress::{Event, NoProgress, Progress};
 pub use referrers::{Artifact, Attached, Document};
-pub use store::{ImageSummary, Removed, Store};
+pub use remote::{
+    Access, Anonymous, Credentials, Login, Remote, RemoteManifest, RemoteOptions, Repository, Retry, fallback_tag,
+};
+pub use save::{Save, Saved, save};
+pub use store::{InUse, Store};
+pub use transfer::{PulledImage, Pushed, pull, push};
 pub use view::{Carried, ClusterImage, FileEntry, FileKind, Rootfs, VerifyReport};

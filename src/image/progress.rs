@@ -25,6 +25,8 @@ pub enum Event {
         /// Whether it was there before.
         cached: bool,
     },
+    /// Something else must end first; says what.
+    Waiting(String),
     /// An image is being fetched or built to be carried.
     Image(String),
     /// Bytes were moved.

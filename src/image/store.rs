@@ -1,24 +1,23 @@
 //! The local store: an OCI image layout that several processes may use at once.
 //!
-//! Blobs appear whole under their digest; `index.json` is replaced in one step under a lock. Whoever adds blobs holds
-//! the store shared, whoever removes some holds it alone, so nothing is removed under a build's feet.
+//! Blobs appear whole under their digest; `index.json` is replaced in one step under a lock. Whoever adds or uses blobs
+//! holds the store shared, whoever removes some holds it alone, so nothing is removed under anybody's feet. A process
+//! that is killed leaves temporary files and unnamed blobs, never a visible blob that isn't whole; `garbage.rs` removes
+//! both.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
-use oci::{BlobStore, Descriptor, Digest, Index, Layout, REF_NAME, Reference, media_type};
-use rustix::fs::{FlockOperation, flock};
+use oci::{BlobStore, Descriptor, Digest, Index, Layout, REF_NAME, Reference};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tempfile::NamedTempFile;
 
 use crate::error::Error;
-use crate::layer::Layer;
-use crate::manifest::{self, Manifest};
-use crate::referrers::{is_artifact_entry, retain_artifacts};
+use crate::manifest;
+use crate::referrers::is_artifact_entry;
 
 /// A folder of cluster images.
 #[derive(Debug, Clone)]
@@ -26,36 +25,17 @@ pub struct Store {
     layout: Layout,
 }
 
-/// One line of `installer images`.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ImageSummary {
-    /// The image's name in its short form.
-    pub name: String,
-    /// The index digest.
-    pub digest: Digest,
-    /// Bytes of all its blobs, each counted once.
-    pub size: u64,
-    /// `os/architecture` of each rootfs.
-    pub platforms: Vec<String>,
-    /// How many container images it carries.
-    pub carried: usize,
-    /// When it came into the store, seconds since 1970.
-    pub stored: u64,
-}
+/// The file that is locked shared by who uses blobs, and alone by who removes some.
+const LOCK: &str = ".lock";
+/// The file that is locked by who replaces `index.json`.
+const INDEX_LOCK: &str = ".index.lock";
 
-/// What removing an image freed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Removed {
-    /// How many blobs went.
-    pub blobs: usize,
-    /// Their bytes.
-    pub bytes: u64,
-}
-
-/// Held while blobs are added or removed; ends with its scope.
+/// Held while blobs are used, added or removed; ends with its scope, and with the process whatever happens to it.
 #[must_use]
-pub(crate) struct Lock(#[allow(dead_code)] File);
+#[derive(Debug)]
+pub struct InUse {
+    _file: File,
+}
 
 impl Store {
     /// Opens the store at `root`, making it if it is not there.
@@ -87,27 +67,74 @@ impl Store {
         &self.layout
     }
 
-    pub(crate) fn lock_shared(&self) -> Result<Lock, Error> {
-        self.lock(".lock", FlockOperation::LockShared)
+    /// Keeps every blob where it is until the result is dropped, whoever removes images meanwhile.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn hold(&self) -> Result<InUse, Error> {
+        self.lock_shared()
     }
 
-    fn lock(&self, name: &str, operation: FlockOperation) -> Result<Lock, Error> {
+    pub(crate) fn lock_shared(&self) -> Result<InUse, Error> {
+        self.lock(LOCK, File::lock_shared)
+    }
+
+    /// Waits until nobody uses the store.
+    pub(crate) fn lock_alone(&self) -> Result<InUse, Error> {
+        self.lock(LOCK, File::lock)
+    }
+
+    /// Waits until nobody replaces `index.json`.
+    pub(crate) fn lock_index(&self) -> Result<InUse, Error> {
+        self.lock(INDEX_LOCK, File::lock)
+    }
+
+    /// None if somebody uses the store.
+    pub(crate) fn try_lock_alone(&self) -> Result<Option<InUse>, Error> {
+        let (path, file) = self.lock_file(LOCK)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(InUse { _file: file })),
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            Err(fs::TryLockError::Error(error)) => Err(Error::io("cannot lock", path)(error)),
+        }
+    }
+
+    fn lock(&self, name: &str, lock: impl Fn(&File) -> std::io::Result<()>) -> Result<InUse, Error> {
+        let (path, file) = self.lock_file(name)?;
+        loop {
+            match lock(&file) {
+                Ok(()) => return Ok(InUse { _file: file }),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::io("cannot lock", path)(error)),
+            }
+        }
+    }
+
+    fn lock_file(&self, name: &str) -> Result<(PathBuf, File), Error> {
         let path = self.root().join(name);
         let file = OpenOptions::new().create(true).append(true).open(&path);
         let file = file.map_err(Error::io("cannot lock", &path))?;
-        loop {
-            match flock(&file, operation) {
-                Ok(()) => return Ok(Lock(file)),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(Error::io("cannot lock", &path)(error.into())),
-            }
-        }
+        Ok((path, file))
     }
 
     /// A file that will become a blob, or vanish.
     pub(crate) fn temporary(&self) -> Result<NamedTempFile, Error> {
         let folder = self.root().join("tmp");
         NamedTempFile::new_in(&folder).map_err(Error::io("cannot write in", &folder))
+    }
+
+    /// Refuses what is sure to fill the disk, before anything is moved.
+    pub(crate) fn check_room(&self, bytes: u64) -> Result<(), Error> {
+        let stat = rustix::fs::statvfs(self.root());
+        let stat = stat.map_err(|error| Error::io("cannot look at the disk of", self.root())(error.into()))?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if bytes > free {
+            let store = self.root().display();
+            return Err(Error::Refused(format!(
+                "{bytes} bytes are needed for the store {store}, its disk has {free} left; `installer prune` frees some"
+            )));
+        }
+        Ok(())
     }
 
     /// A folder for a build's work; it vanishes with the value.
@@ -169,17 +196,26 @@ impl Store {
         Ok(())
     }
 
-    fn cache_path(&self, kind: &str, key: &Digest) -> PathBuf {
+    pub(crate) fn cache_path(&self, kind: &str, key: &Digest) -> PathBuf {
         self.root().join("cache").join(kind).join(key.hex())
     }
 
-    /// Gives an index in the store a name; the name's old image keeps its blobs until it's removed.
+    /// Gives an index in the store a name; the name's old image keeps its blobs until it's removed. The caller holds the
+    /// store since before it found the index there ([`Store::hold`]).
     ///
     /// # Errors
-    /// When `index.json` can't be replaced.
+    /// When the name asks for another digest than the index has, or `index.json` can't be replaced.
     pub fn tag(&self, reference: &Reference, index: &Descriptor) -> Result<(), Error> {
+        if let Some(wanted) = reference.digest().filter(|wanted| **wanted != index.digest) {
+            let found = &index.digest;
+            return Err(Error::Refused(format!(
+                "{reference}: the image has the digest {found}, not {wanted}"
+            )));
+        }
         let mut entry = Descriptor::new(index.media_type.clone(), index.digest.clone(), index.size);
         entry.annotations.insert(REF_NAME.to_string(), reference.familiar());
+        // A name must not outlive a power failure that its blobs don't.
+        self.blobs().sync()?;
         self.change_index(|root| {
             root.manifests
                 .retain(|entry| entry.reference().as_ref() != Some(reference));
@@ -189,7 +225,7 @@ impl Store {
 
     /// Replaces `index.json` by what `change` makes of it, names in order, artifacts after them.
     pub(crate) fn change_index(&self, change: impl FnOnce(&mut Index)) -> Result<(), Error> {
-        let _lock = self.lock(".index.lock", FlockOperation::LockExclusive)?;
+        let _lock = self.lock_index()?;
         let mut root = self.layout.read_index()?;
         change(&mut root);
         root.manifests.sort_by_cached_key(|entry| {
@@ -202,26 +238,36 @@ impl Store {
     /// The index that a name, a digest, or the beginning of a digest stands for.
     ///
     /// # Errors
-    /// [`Error::NotFound`] with the nearest name.
+    /// [`Error::NotFound`] with the nearest name; [`Error::Refused`] if the beginning fits several digests.
     pub fn resolve(&self, name: &str) -> Result<Descriptor, Error> {
         let root = self.layout.read_index()?;
+        let bare = |entry: &Descriptor| Descriptor {
+            annotations: Default::default(),
+            ..entry.clone()
+        };
+        let reference = name.parse::<Reference>().ok();
+        let named = |entry: &&Descriptor| reference.is_some() && entry.reference() == reference;
+        if let Some(entry) = root.manifests.iter().find(named) {
+            return Ok(bare(entry));
+        }
         let hex = name.strip_prefix("sha256:").unwrap_or(name);
         let is_hex = hex.len() >= 6 && hex.bytes().all(|b| b.is_ascii_hexdigit());
-        let reference = name.parse::<Reference>().ok();
-        let found = root
-            .manifests
-            .iter()
-            .find(|entry| reference.is_some() && entry.reference() == reference);
-        let by_digest = || {
-            root.manifests
-                .iter()
-                .find(|entry| is_hex && !is_artifact_entry(entry) && entry.digest.hex().starts_with(hex))
-        };
-        if let Some(entry) = found.or_else(by_digest) {
-            return Ok(Descriptor {
-                annotations: Default::default(),
-                ..entry.clone()
-            });
+        let images = root.manifests.iter().filter(|entry| !is_artifact_entry(entry));
+        let mut fitting: Vec<_> = images
+            .filter(|entry| is_hex && entry.digest.hex().starts_with(hex))
+            .collect();
+        fitting.sort_by_key(|entry| &entry.digest);
+        fitting.dedup_by_key(|entry| &entry.digest);
+        match fitting.as_slice() {
+            [entry] => return Ok(bare(entry)),
+            [] => {}
+            several => {
+                let digests: Vec<_> = several.iter().map(|entry| entry.digest.short()).collect();
+                let digests = digests.join(", ");
+                return Err(Error::Refused(format!(
+                    "{name} is the beginning of several digests: {digests}"
+                )));
+            }
         }
         let known: Vec<String> = root
             .manifests
@@ -231,44 +277,6 @@ impl Store {
         let hint = clusterfile::names::did_you_mean(name, known.iter().map(String::as_str));
         let (reference, store) = (name.to_string(), self.root().to_path_buf());
         Err(Error::NotFound { reference, store, hint })
-    }
-
-    /// All images that have a name, sorted by it.
-    ///
-    /// # Errors
-    /// When `index.json` or an index can't be read.
-    pub fn list(&self) -> Result<Vec<ImageSummary>, Error> {
-        let root = self.layout.read_index()?;
-        let images = root.manifests.iter().filter(|entry| !is_artifact_entry(entry));
-        images.map(|entry| self.summary(entry)).collect()
-    }
-
-    fn summary(&self, entry: &Descriptor) -> Result<ImageSummary, Error> {
-        let index = self.read_index(entry)?;
-        let rootfs = index.manifests.iter().filter(|m| manifest::is_rootfs(m));
-        let platforms = rootfs
-            .filter_map(|m| m.platform.as_ref())
-            .map(manifest::platform_text)
-            .collect();
-        let carried = index.manifests.iter().filter(|m| m.reference().is_some());
-        let carried: BTreeSet<_> = carried.filter_map(Descriptor::reference).collect();
-        let sizes: std::collections::BTreeMap<_, _> = self
-            .reachable(entry)?
-            .into_iter()
-            .map(|blob| (blob.digest, blob.size))
-            .collect();
-        let modified = fs::metadata(self.blobs().path(&entry.digest))
-            .and_then(|meta| meta.modified())
-            .ok();
-        let stored = modified.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
-        Ok(ImageSummary {
-            name: entry.annotations.get(REF_NAME).cloned().unwrap_or_default(),
-            digest: entry.digest.clone(),
-            size: sizes.values().sum(),
-            platforms,
-            carried: carried.len(),
-            stored: stored.map_or(0, |time| time.as_secs()),
-        })
     }
 
     pub(crate) fn read_index(&self, descriptor: &Descriptor) -> Result<Index, Error> {
@@ -281,89 +289,14 @@ impl Store {
 
     /// Every blob an index or manifest needs, itself included; a digest may come more than once.
     pub(crate) fn reachable(&self, descriptor: &Descriptor) -> Result<Vec<Descriptor>, Error> {
-        let mut blobs = vec![descriptor.clone()];
-        if descriptor.is_index() {
-            for entry in self.read_index(descriptor)?.manifests {
-                blobs.extend(self.reachable(&entry)?);
-            }
-        } else if matches!(
-            descriptor.media_type.as_str(),
-            media_type::MANIFEST | media_type::DOCKER_MANIFEST
-        ) {
-            let manifest: Manifest = self.read_json(descriptor)?;
-            blobs.push(manifest.config);
-            blobs.extend(manifest.layers);
-        }
-        Ok(blobs)
+        let read = |document: &Descriptor| Ok(self.blobs().read(&document.digest, manifest::MAX_JSON)?);
+        manifest::reachable(descriptor, &read)
     }
 
-    /// Takes a name away, and every blob that no remaining name needs.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], or when something can't be removed.
-    pub fn remove(&self, name: &str) -> Result<Removed, Error> {
-        let alone = self.lock(".lock", FlockOperation::LockExclusive)?;
-        let target = self.resolve(name)?;
-        let reference = name.parse::<Reference>().ok();
-        self.change_index(|root| {
-            let named = reference.is_some() && root.manifests.iter().any(|entry| entry.reference() == reference);
-            root.manifests.retain(|entry| match named {
-                true => entry.reference() != reference,
-                false => entry.digest != target.digest,
-            });
-        })?;
-        let removed = self.collect_garbage();
-        drop(alone);
-        removed
-    }
-
-    /// Drops what is remembered of layers that are gone; what can't be dropped is only ignored later.
-    fn forget_lost_layers(&self) {
-        let Ok(entries) = fs::read_dir(self.root().join("cache/layers")) else {
-            return;
-        };
-        for entry in entries.flatten() {
-            let layer = fs::read(entry.path())
-                .ok()
-                .and_then(|bytes| serde_json::from_slice::<Layer>(&bytes).ok());
-            if layer.is_none_or(|layer| self.blobs().size(&layer.descriptor.digest).is_none()) {
-                let _ = fs::remove_file(entry.path());
-            }
-        }
-    }
-
-    /// Removes what nothing names; the caller holds the store alone.
-    fn collect_garbage(&self) -> Result<Removed, Error> {
-        let mut wanted = BTreeSet::new();
-        let root = self.layout.read_index()?;
-        for entry in root.manifests.iter().filter(|entry| !is_artifact_entry(entry)) {
-            wanted.extend(self.reachable(entry)?.into_iter().map(|blob| blob.digest));
-        }
-        let attached = self.attached_or_lost(wanted.clone())?;
-        let kept = attached
-            .iter()
-            .map(|artifact| artifact.manifest.digest.clone())
-            .collect();
-        self.change_index(|root| retain_artifacts(root, &kept))?;
-        let blobs = attached.into_iter().flat_map(|artifact| artifact.blobs);
-        wanted.extend(blobs.map(|blob| blob.digest));
-        let mut removed = Removed::default();
-        for digest in self.blobs().list()? {
-            if !wanted.contains(&digest) {
-                removed.bytes += self.blobs().size(&digest).unwrap_or(0);
-                removed.blobs += 1;
-                self.blobs().remove(&digest)?;
-                let _ = fs::remove_file(self.cache_path("files", &digest));
-            }
-        }
-        self.forget_lost_layers();
-        // Nobody else is at work, so what lies here was left by a crash. A failure only leaves it for the next time.
-        if let Ok(left) = fs::read_dir(self.root().join("tmp")) {
-            for entry in left.flatten() {
-                let _ = fs::remove_dir_all(entry.path()).or_else(|_| fs::remove_file(entry.path()));
-            }
-        }
-        Ok(removed)
+    /// The same, each blob once and with its size.
+    pub(crate) fn sizes(&self, descriptor: &Descriptor) -> Result<BTreeMap<Digest, u64>, Error> {
+        let blobs = self.reachable(descriptor)?.into_iter();
+        Ok(blobs.map(|blob| (blob.digest, blob.size)).collect())
     }
 }
 

@@ -8,18 +8,18 @@ use std::sync::Arc;
 
 use crate::{BuildOptions, Built, ClusterImage, Error, FileKind, NoProgress, Store, build, host_platform, load, save};
 
-struct Bench {
-    dir: tempfile::TempDir,
-    store: Store,
+pub(crate) struct Bench {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) store: Store,
 }
 
-const MANIFEST: &str = "apiVersion: v1\nkind: Pod\nspec:\n  containers:\n  - image: a.b/web:v1\n";
-const KUBEFILE: &str = "FROM scratch\nENV A=1\nLABEL vendor=me\nCOPY bin bin\nCOPY --from=more m.txt etc/\nCOPY manifests manifests\n\
+pub(crate) const MANIFEST: &str = "apiVersion: v1\nkind: Pod\nspec:\n  containers:\n  - image: a.b/web:v1\n";
+pub(crate) const KUBEFILE: &str = "FROM scratch\nENV A=1\nLABEL vendor=me\nCOPY bin bin\nCOPY --from=more m.txt etc/\nCOPY manifests manifests\n\
                         APP web app.yaml\nAPPENV web X=1\nLAUNCH [\"web\"]\nIMAGE a.b/web:v1 FROM web\n";
 
 impl Bench {
     /// A context that builds, as [`KUBEFILE`] describes.
-    fn new() -> Bench {
+    pub(crate) fn new() -> Bench {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("store")).unwrap();
         let bench = Bench { dir, store };
@@ -38,34 +38,26 @@ impl Bench {
         bench
     }
 
-    fn context(&self) -> PathBuf {
+    pub(crate) fn context(&self) -> PathBuf {
         self.dir.path().join("context")
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.context().join(name)
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub(crate) fn write(&self, name: &str, text: &str) {
         let path = self.path(name);
         fs::create_dir_all(self.context()).unwrap();
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     }
 
-    fn options(&self, tag: &str) -> BuildOptions {
-        BuildOptions {
-            kubefile: self.path("Kubefile"),
-            context: self.context(),
-            build_contexts: BTreeMap::from([("more".to_string(), self.dir.path().join("more"))]),
-            build_args: BTreeMap::new(),
-            tag: tag.parse().unwrap(),
-            platform: host_platform(),
-            insecure_registries: Vec::new(),
-        }
+    pub(crate) fn options(&self, tag: &str) -> BuildOptions {
+        options_in(self.dir.path(), tag)
     }
 
-    fn try_build(&self, tag: &str) -> Result<Built, Error> {
+    pub(crate) fn try_build(&self, tag: &str) -> Result<Built, Error> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -73,13 +65,18 @@ impl Bench {
         runtime.block_on(build(&self.store, self.options(tag), Arc::new(NoProgress)))
     }
 
-    fn build(&self, tag: &str, kubefile: &str) -> ClusterImage {
+    pub(crate) fn try_build_from(&self, kubefile: &str) -> Result<Built, Error> {
+        self.write("Kubefile", kubefile);
+        self.try_build("t:1")
+    }
+
+    pub(crate) fn build(&self, tag: &str, kubefile: &str) -> ClusterImage {
         self.write("Kubefile", kubefile);
         self.try_build(tag).unwrap();
         self.open(tag)
     }
 
-    fn open(&self, tag: &str) -> ClusterImage {
+    pub(crate) fn open(&self, tag: &str) -> ClusterImage {
         ClusterImage::open(&self.store, tag, &host_platform()).unwrap()
     }
 
@@ -91,7 +88,20 @@ impl Bench {
     }
 }
 
-fn text(image: &ClusterImage, path: &str) -> String {
+/// What to build in the folder of a bench, for processes that don't own it.
+pub(crate) fn options_in(dir: &Path, tag: &str) -> BuildOptions {
+    BuildOptions {
+        kubefile: dir.join("context/Kubefile"),
+        context: dir.join("context"),
+        build_contexts: BTreeMap::from([("more".to_string(), dir.join("more"))]),
+        build_args: BTreeMap::new(),
+        tag: tag.parse().unwrap(),
+        platform: host_platform(),
+        insecure_registries: Vec::new(),
+    }
+}
+
+pub(crate) fn text(image: &ClusterImage, path: &str) -> String {
     String::from_utf8(image.read_file(path).unwrap().to_vec()).unwrap()
 }
 
@@ -310,9 +320,9 @@ fn save_and_load_give_the_same_image_and_the_same_bytes() {
 }
 
 /// One entry of an archive to be made.
-struct Entry<'a>(&'a str, tar::EntryType, &'a [u8]);
+pub(crate) struct Entry<'a>(pub(crate) &'a str, pub(crate) tar::EntryType, pub(crate) &'a [u8]);
 
-fn archive(path: &Path, entries: &[Entry<'_>]) {
+pub(crate) fn archive(path: &Path, entries: &[Entry<'_>]) {
     let mut builder = tar::Builder::new(fs::File::create(path).unwrap());
     for Entry(name, kind, content) in entries {
         let mut header = tar::Header::new_gnu();

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{Read as _, Write};
 use std::sync::{Arc, Mutex};
 
-use oci::{Descriptor, Digest, Index, Platform, Reference};
+use oci::{Descriptor, Digest, Index, Platform, Reference, UNCOMPRESSED_SIZE};
 use serde::Serialize;
 
 use crate::config::{ClusterConfig, ImageConfig};
 use crate::error::Error;
 use crate::extract::files_of_layer;
-use crate::layer::{UNCOMPRESSED_SIZE, layer_changes};
+use crate::layer::layer_changes;
 use crate::manifest::{Manifest, fits, is_rootfs, platform_text};
 use crate::store::Store;
 use crate::tree::{Kind, Source, Tree, normalize};

@@ -1,0 +1,454 @@
+//! Reading a cluster image from outside: an archive, an archive in parts, a stream, or a folder.
+//!
+//! What is read is first put aside; only when every blob has its digest and nothing is missing does it become part of
+//! the store, by renaming. What is refused leaves nothing.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use oci::{Descriptor, Digest, Index, Layout, Platform, REF_NAME, Reference};
+use tempfile::TempPath;
+
+use crate::archive::{DELTA, Delta, Entry, entry_of, refused};
+use crate::error::Error;
+use crate::io::{self, HashWriter};
+use crate::manifest::{self, MAX_JSON, Manifest, fits};
+use crate::progress::{Event, NoProgress, Progress};
+use crate::referrers::is_artifact_entry;
+use crate::split::{Parts, PartsReader};
+use crate::store::Store;
+use crate::tarball;
+
+/// Compressed files begin like this, and this unpacks them.
+const COMPRESSIONS: [(&[u8], &str); 4] = [
+    (&[0x1f, 0x8b], "gzip -dc"),
+    (&[0x28, 0xb5, 0x2f, 0xfd], "zstd -dc"),
+    (b"BZh", "bzip2 -dc"),
+    (&[0xfd, b'7', b'z', b'X', b'Z'], "xz -dc"),
+];
+
+/// What came in.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Loaded {
+    /// The names its images now have in the store, with their index digests.
+    pub images: Vec<(Reference, Digest)>,
+    /// Blobs the store didn't have.
+    pub new_blobs: usize,
+    /// Their bytes.
+    pub new_bytes: u64,
+}
+
+/// Reads images into the store: from an archive, a list of parts or the first of them, or a folder. `tag` names an image
+/// that has no name of its own.
+///
+/// # Errors
+/// [`Error::Archive`] with what is wrong with it; the store is then as before.
+pub fn load(store: &Store, from: &Path, tag: Option<&Reference>, progress: &dyn Progress) -> Result<Loaded, Error> {
+    let _in_use = store.hold()?;
+    Staged::open(store, from, progress)?.finish(store, tag)
+}
+
+/// Reads images into the store from an archive that comes as a stream, called `name` in messages.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_stream(
+    store: &Store,
+    stream: impl Read,
+    name: &Path,
+    tag: Option<&Reference>,
+    progress: &dyn Progress,
+) -> Result<Loaded, Error> {
+    let _in_use = store.hold()?;
+    Staged::read(store, name, stream, None, progress)?.finish(store, tag)
+}
+
+/// Takes one container image out of an archive: the only one, or the one named `name`.
+pub(crate) fn import(store: &Store, file: &Path, name: Option<&str>, platform: &Platform) -> Result<Descriptor, Error> {
+    let staged = Staged::open(store, file, &NoProgress)?;
+    let named = |entry: &&Descriptor| name.is_none() || entry.annotations.get(REF_NAME).map(String::as_str) == name;
+    let mut found = Vec::new();
+    for entry in staged.index.manifests.iter().filter(named) {
+        if !staged.is_artifact(entry)? {
+            found.push(entry);
+        }
+    }
+    let [entry] = found.as_slice() else {
+        let names = staged
+            .index
+            .manifests
+            .iter()
+            .filter_map(|e| e.annotations.get(REF_NAME));
+        let names: Vec<_> = names.cloned().collect();
+        let reason = format!(
+            "{} images fit, exactly one must; it has: {}",
+            found.len(),
+            names.join(", ")
+        );
+        return Err(refused(file, reason));
+    };
+    let mut entry = (*entry).clone();
+    staged.check_complete(&entry)?;
+    if entry.is_index() {
+        let list: Index = staged.json(&entry)?;
+        let fitting = |e: &&Descriptor| e.platform.as_ref().is_some_and(|offered| fits(offered, platform));
+        let inner = list.manifests.iter().find(fitting).cloned();
+        entry = inner.ok_or_else(|| refused(file, "it has no image for the platform"))?;
+    }
+    staged.adopt(store)?;
+    Ok(Descriptor {
+        platform: Some(platform.clone()),
+        annotations: BTreeMap::new(),
+        ..entry
+    })
+}
+
+/// What came from outside, verified blob by blob, not yet part of the store.
+struct Staged<'a> {
+    store: &'a Store,
+    from: &'a Path,
+    index: Index,
+    /// Size, and the file if the store lacks the blob.
+    blobs: BTreeMap<Digest, (u64, Option<TempPath>)>,
+}
+
+impl<'a> Staged<'a> {
+    fn new(store: &'a Store, from: &'a Path) -> Staged<'a> {
+        Staged {
+            store,
+            from,
+            index: Index::default(),
+            blobs: BTreeMap::new(),
+        }
+    }
+
+    fn open(store: &'a Store, from: &'a Path, progress: &dyn Progress) -> Result<Staged<'a>, Error> {
+        if from.is_dir() {
+            return Staged::read_folder(store, from, progress);
+        }
+        if let Some(parts) = Parts::find(from)? {
+            return Staged::read_parts(store, from, parts, progress);
+        }
+        let file = File::open(from).map_err(Error::io("cannot open", from))?;
+        let meta = file.metadata().map_err(Error::io("cannot read", from))?;
+        let total = meta.is_file().then_some(meta.len());
+        Staged::read(store, from, file, total, progress)
+    }
+
+    fn read_parts(
+        store: &'a Store,
+        from: &'a Path,
+        parts: Parts,
+        progress: &dyn Progress,
+    ) -> Result<Staged<'a>, Error> {
+        let (list, total) = (parts.list.clone(), parts.size());
+        let mut reader: PartsReader = parts.reader();
+        let staged = Staged::read(store, from, &mut reader, Some(total), progress);
+        // What follows the archive's end belongs to the last part's checksum, and a damaged part is why it looks wrong.
+        let damaged = reader.damaged();
+        if !damaged.is_empty() {
+            return Err(refused(
+                &list,
+                format!("damaged, by their checksums: {}", damaged.join(", ")),
+            ));
+        }
+        staged
+    }
+
+    fn read(
+        store: &'a Store,
+        from: &'a Path,
+        stream: impl Read,
+        total: Option<u64>,
+        progress: &dyn Progress,
+    ) -> Result<Staged<'a>, Error> {
+        let mut staged = Staged::new(store, from);
+        let damaged = |error: std::io::Error| refused(from, format!("it is damaged or no oci-archive: {error}"));
+        let mut stream = BufReader::with_capacity(io::CHUNK, stream);
+        let begin = stream.fill_buf().map_err(damaged)?;
+        if let Some((_, unpack)) = COMPRESSIONS.iter().find(|(magic, _)| begin.starts_with(magic)) {
+            let why = format!("it is compressed; unpack it on the way: {unpack} FILE | installer load -i -");
+            return Err(refused(from, why));
+        }
+        let (mut seen_index, mut seen_layout) = (false, false);
+        let mut done = 0;
+        tarball::visit(stream, damaged, |item, reader| {
+            let (name, size) = (item.path_text(), item.size);
+            if let Some(total) = total
+                && size > total.saturating_sub(done)
+            {
+                let why = format!("the entry {name:?} claims {size} bytes, more than the file has");
+                return Err(refused(from, why));
+            }
+            match entry_of(&name, item.kind).map_err(|why| refused(from, why))? {
+                Entry::Folder => {}
+                Entry::Layout => seen_layout = true,
+                Entry::Index if seen_index => return Err(refused(from, "it has two index.json")),
+                Entry::Index => {
+                    staged.index = staged.read_json("index.json", reader, size)?;
+                    staged.check_names()?;
+                    seen_index = true;
+                }
+                Entry::Delta => staged.check_delta(&staged.read_json(DELTA, reader, size)?)?,
+                Entry::Blob(digest) => staged.read_blob(reader, digest, size)?,
+            }
+            done += size;
+            let total = total.unwrap_or(0);
+            progress.event(Event::Bytes { done, total });
+            Ok(ControlFlow::Continue(()))
+        })?;
+        if !seen_index || !seen_layout {
+            let missing = if seen_index { "oci-layout" } else { "index.json" };
+            let why = format!("it has no {missing}: it is cut off or no oci-archive");
+            return Err(refused(from, why));
+        }
+        Ok(staged)
+    }
+
+    /// Reads an OCI image layout; only what the store lacks, and only what its images need.
+    fn read_folder(store: &'a Store, from: &'a Path, progress: &dyn Progress) -> Result<Staged<'a>, Error> {
+        let mut staged = Staged::new(store, from);
+        let layout = Layout::open(from);
+        for name in ["oci-layout", "index.json"] {
+            if !from.join(name).is_file() {
+                return Err(refused(
+                    from,
+                    format!("the folder has no {name}: it is no OCI image layout"),
+                ));
+            }
+        }
+        staged.index = layout.read_index()?;
+        staged.check_names()?;
+        let delta = from.join(DELTA);
+        if delta.is_file() {
+            let file = File::open(&delta).map_err(Error::io("cannot open", &delta))?;
+            let size = file.metadata().map_err(Error::io("cannot read", &delta))?.len();
+            staged.check_delta(&staged.read_json(DELTA, &mut file.take(size), size)?)?;
+        }
+        let mut wanted: BTreeMap<Digest, u64> = BTreeMap::new();
+        for entry in &staged.index.manifests {
+            let blobs = manifest::reachable(entry, &|document: &Descriptor| {
+                let from = match layout.blobs().size(&document.digest) {
+                    Some(_) => layout.blobs(),
+                    None => store.blobs(),
+                };
+                Ok::<_, Error>(from.read(&document.digest, MAX_JSON)?)
+            });
+            let blobs = blobs.map_err(|error| refused(from, error.to_string()))?;
+            wanted.extend(blobs.into_iter().map(|blob| (blob.digest, blob.size)));
+        }
+        wanted.retain(|digest, size| !store.blobs().has(digest, *size));
+        let total = wanted.values().sum();
+        let mut done = 0;
+        for (digest, size) in wanted {
+            // A link to a device or pipe is no file, and has no size.
+            if layout.blobs().size(&digest) != Some(size) {
+                return Err(refused(
+                    from,
+                    format!("blob {digest} is missing or has not {size} bytes"),
+                ));
+            }
+            let file = layout.blobs().open(&digest)?;
+            staged.read_blob(&mut BufReader::with_capacity(io::CHUNK, file).take(size), digest, size)?;
+            done += size;
+            progress.event(Event::Bytes { done, total });
+        }
+        Ok(staged)
+    }
+
+    /// Reads one of the small documents beside the blobs.
+    fn read_json<T: serde::de::DeserializeOwned>(
+        &self,
+        name: &str,
+        reader: &mut dyn Read,
+        size: u64,
+    ) -> Result<T, Error> {
+        if size > MAX_JSON {
+            return Err(refused(
+                self.from,
+                format!("{name} has {size} bytes, more than {MAX_JSON}"),
+            ));
+        }
+        let mut text = Vec::new();
+        let damaged = |error: String| refused(self.from, format!("{name}: {error}"));
+        reader
+            .read_to_end(&mut text)
+            .map_err(|error| damaged(error.to_string()))?;
+        serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))
+    }
+
+    fn check_names(&self) -> Result<(), Error> {
+        match manifest::ambiguous(&self.index.manifests) {
+            Some(what) => Err(refused(self.from, format!("two images have one name: {what}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn check_delta(&self, delta: &Delta) -> Result<(), Error> {
+        let has = |digest: &Digest, size| self.store.blobs().has(digest, size);
+        delta.lacks(has).map_or(Ok(()), |why| Err(refused(self.from, why)))
+    }
+
+    fn read_blob(&mut self, reader: &mut dyn Read, digest: Digest, size: u64) -> Result<(), Error> {
+        let known = self.store.blobs().has(&digest, size);
+        let damaged = |error: std::io::Error| refused(self.from, format!("blob {digest}: {error}"));
+        let (found, found_size, path) = if known {
+            let (found, size) = io::digest(reader).map_err(damaged)?;
+            (found, size, None)
+        } else {
+            let mut writer = HashWriter::new(self.store.temporary()?);
+            copy(reader, &mut writer, &damaged, self.store)?;
+            let (file, found, size) = writer.finish();
+            (found, size, Some(file.into_temp_path()))
+        };
+        if found_size != size {
+            let why = format!("blob {digest} is cut off after {found_size} of {size} bytes");
+            return Err(refused(self.from, why));
+        }
+        if found != digest {
+            let why = format!("blob {digest} is corrupt: its content has the digest {found}");
+            return Err(refused(self.from, why));
+        }
+        if self.blobs.insert(digest.clone(), (size, path)).is_some() {
+            return Err(refused(self.from, format!("it has blob {digest} twice")));
+        }
+        Ok(())
+    }
+
+    fn bytes(&self, descriptor: &Descriptor) -> Result<Vec<u8>, Error> {
+        let large = |size: u64| {
+            let why = format!("{}: a document of {size} bytes is too large", descriptor.digest);
+            refused(self.from, why)
+        };
+        if descriptor.size > MAX_JSON {
+            return Err(large(descriptor.size));
+        }
+        match self.blobs.get(&descriptor.digest) {
+            Some((size, _)) if *size > MAX_JSON => Err(large(*size)),
+            Some((_, Some(path))) => fs::read(path).map_err(Error::io("cannot read", path)),
+            _ => Ok(self.store.blobs().read(&descriptor.digest, MAX_JSON)?),
+        }
+    }
+
+    fn json<T: serde::de::DeserializeOwned>(&self, descriptor: &Descriptor) -> Result<T, Error> {
+        let bytes = self.bytes(descriptor)?;
+        let bad = |error: serde_json::Error| refused(self.from, format!("{}: {error}", descriptor.digest));
+        serde_json::from_slice(&bytes).map_err(bad)
+    }
+
+    /// Whether an entry is a document about an image, not an image.
+    fn is_artifact(&self, entry: &Descriptor) -> Result<bool, Error> {
+        if !is_artifact_entry(entry) {
+            return Ok(false);
+        }
+        self.check_complete(entry)?;
+        Ok(self.json::<Manifest>(entry)?.subject.is_some())
+    }
+
+    /// Everything below a descriptor is there, in what came or in the store.
+    fn check_complete(&self, descriptor: &Descriptor) -> Result<(), Error> {
+        let check = |blob: &Descriptor| {
+            let size = self.blobs.get(&blob.digest).map(|(size, _)| *size);
+            match size.or_else(|| self.store.blobs().size(&blob.digest)) {
+                None => Err(refused(self.from, format!("blob {} is missing", blob.digest))),
+                Some(size) if size != blob.size => {
+                    let reason = format!("blob {} has {size} bytes instead of {}", blob.digest, blob.size);
+                    Err(refused(self.from, reason))
+                }
+                Some(_) => Ok(()),
+            }
+        };
+        let read = |document: &Descriptor| {
+            check(document)?;
+            self.bytes(document)
+        };
+        let reachable = manifest::reachable(descriptor, &read).map_err(|error| match error {
+            error @ Error::Archive { .. } => error,
+            other => refused(self.from, other.to_string()),
+        })?;
+        reachable.iter().try_for_each(check)
+    }
+
+    fn check_cluster_image(&self, entry: &Descriptor) -> Result<(), Error> {
+        self.check_complete(entry)?;
+        let why = match entry.is_index() {
+            true => manifest::check_cluster_index(&self.json(entry)?),
+            false => Err("it is a container image, not a cluster image (it has no rootfs)".to_string()),
+        };
+        why.map_err(|why| refused(self.from, why))
+    }
+
+    /// Makes what came part of the store, after the last check.
+    fn finish(self, store: &Store, tag: Option<&Reference>) -> Result<Loaded, Error> {
+        let (mut images, mut artifacts) = (Vec::new(), Vec::new());
+        for entry in &self.index.manifests {
+            if self.is_artifact(entry)? {
+                artifacts.push(entry.clone());
+                continue;
+            }
+            let name = entry.reference().or_else(|| tag.cloned());
+            let why = "it holds an image without a name; give one with --tag";
+            images.push((name.ok_or_else(|| refused(self.from, why))?, entry.clone()));
+            self.check_cluster_image(entry)?;
+        }
+        let unnamed = images.iter().filter(|(_, entry)| entry.reference().is_none()).count();
+        if unnamed > 1 {
+            return Err(refused(
+                self.from,
+                "it holds several images without a name; one --tag can't name them all",
+            ));
+        }
+        if images.is_empty() {
+            return Err(refused(self.from, "its index.json lists no image"));
+        }
+        let (new_blobs, new_bytes) = self.adopt(store)?;
+        for (reference, entry) in &images {
+            store.tag(reference, entry)?;
+        }
+        for artifact in &artifacts {
+            store.keep_artifact(artifact)?;
+        }
+        let images = images.into_iter().map(|(reference, entry)| (reference, entry.digest));
+        Ok(Loaded {
+            images: images.collect(),
+            new_blobs,
+            new_bytes,
+        })
+    }
+
+    /// Moves the blobs into the store.
+    fn adopt(self, store: &Store) -> Result<(usize, u64), Error> {
+        let (mut count, mut bytes) = (0, 0);
+        for (digest, (size, path)) in self.blobs {
+            let Some(path) = path else { continue };
+            store.adopt_path(path, &digest)?;
+            count += 1;
+            bytes += size;
+        }
+        Ok((count, bytes))
+    }
+}
+
+/// Copies a blob into a temporary file. What can't be read is the archive's fault, what can't be written is not.
+fn copy(
+    reader: &mut dyn Read,
+    writer: &mut impl std::io::Write,
+    damaged: &dyn Fn(std::io::Error) -> Error,
+    store: &Store,
+) -> Result<(), Error> {
+    let mut buffer = vec![0; io::CHUNK];
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(read) => {
+                let written = writer.write_all(&buffer[..read]);
+                written.map_err(Error::io("cannot write in", store.root().join("tmp")))?;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(damaged(error)),
+        }
+    }
+}
