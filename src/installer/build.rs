@@ -44,7 +44,8 @@ fn pair(text: &str) -> Result<(String, String), String> {
     }
 }
 
-fn platform(text: &str) -> Result<oci::Platform, String> {
+/// `linux/amd64`.
+pub fn platform(text: &str) -> Result<oci::Platform, String> {
     match text.split('/').collect::<Vec<_>>().as_slice() {
         ["linux", architecture] => Ok(oci::Platform {
             architecture: (*architecture).to_string(),

@@ -4,9 +4,9 @@
 //! `main::run`. A command that can print JSON flattens [`FormatArg`] into its `Args` and gets an arm in [`Command::format`].
 
 use crate::{
-    apply, build, check, completion, exec, images, inspect, join, kubeconfig, load,
+    apply, build, check, completion, diff, exec, history, images, inspect, join, kubeconfig, load, merge,
     output::{Format, FormatArg},
-    plan, reset, rmi, save, tag, version,
+    plan, prune, pull, push, reset, rmi, save, tag, version,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -65,14 +65,26 @@ pub enum Command {
     Images(images::Args),
     /// Show what a cluster image holds and says about itself
     Inspect(inspect::Args),
-    /// Write a cluster image to a file
+    /// Show the steps that made a cluster image
+    History(history::Args),
+    /// Show what differs between two cluster images
+    Diff(diff::Args),
+    /// Make one cluster image of several
+    Merge(merge::Args),
+    /// Send a cluster image to a registry
+    Push(push::Args),
+    /// Fetch a cluster image from a registry
+    Pull(pull::Args),
+    /// Write a cluster image to a file, files, a folder or a pipe
     Save(save::Args),
-    /// Read a cluster image from a file
+    /// Read a cluster image from a file, files, a folder or a pipe
     Load(load::Args),
     /// Give an image one more name
     Tag(tag::Args),
     /// Remove images from the store
     Rmi(rmi::Args),
+    /// Free what no image of the store needs
+    Prune(prune::Args),
     /// Show what an apply would do
     Plan(plan::Args),
     /// Make the cluster what the Clusterfile says
@@ -105,9 +117,16 @@ impl Command {
             Command::Reset(args) => Some(&args.format),
             Command::Exec(args) => Some(&args.format),
             Command::Build(args) => Some(&args.format),
-            Command::Images(args) => Some(&args.format),
             Command::Load(args) => Some(&args.format),
-            Command::Inspect(_) | Command::Save(_) | Command::Tag(_) | Command::Rmi(_) => None,
+            Command::Push(args) => Some(&args.format),
+            Command::Pull(args) => Some(&args.format),
+            Command::Merge(args) => Some(&args.format),
+            Command::Images(args) => return args.format.format(),
+            Command::Inspect(args) => return args.format.format(),
+            Command::History(args) => return args.format.format(),
+            Command::Diff(args) => return args.format.format(),
+            Command::Prune(args) => return args.format.format(),
+            Command::Save(_) | Command::Tag(_) | Command::Rmi(_) => None,
             Command::Completion(_) | Command::Kubeconfig(_) => None,
         };
         arg.map_or(Format::Text, |arg| arg.output)

@@ -1,6 +1,6 @@
 //! `installer images`: what the store holds.
 
-use crate::{context::Context, failure::Exit, output::FormatArg, table};
+use crate::{context::Context, document::DocumentArg, failure::Exit, table};
 use image::Store;
 
 /// Flags of `images`.
@@ -8,23 +8,46 @@ use image::Store;
 pub struct Args {
     /// How to print.
     #[command(flatten)]
-    pub format: FormatArg,
+    pub format: DocumentArg,
 }
 
 /// Lists the cluster images.
-pub fn run(_args: &Args, context: &Context) -> anyhow::Result<Exit> {
+pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let images = Store::open(&context.store)?.list()?;
-    let mut list = table::Table::new(["NAME", "DIGEST", "PLATFORM", "IMAGES", "SIZE", "STORED"]);
     for image in &images {
-        context.out.json(image);
-        list.row([
+        if let Some(problem) = &image.problem {
+            context.out.warn(format!("{}: {problem}", image.name));
+        }
+    }
+    if args.format.print(&context.out, &images)? {
+        return Ok(Exit::Done);
+    }
+    let mut headers = vec!["NAME", "DIGEST", "PLATFORM", "IMAGES", "SIZE", "UNIQUE"];
+    if args.format.is_wide() {
+        headers.extend(["SHARED", "BLOBS", "CREATED"]);
+    }
+    headers.push("STORED");
+    let mut list = table::Table::new(headers);
+    for image in &images {
+        let digest = match args.format.is_wide() {
+            true => image.digest.as_str(),
+            false => image.digest.short(),
+        };
+        let mut row = vec![
             image.name.clone(),
-            image.digest.short().to_string(),
+            digest.to_string(),
             image.platforms.join(","),
             image.carried.to_string(),
             table::size(image.size),
-            stored(image.stored),
-        ]);
+            table::size(image.unique),
+        ];
+        if args.format.is_wide() {
+            row.push(table::size(image.shared));
+            row.push(image.blobs.to_string());
+            row.push(image.created.clone().unwrap_or_else(|| "unknown".to_string()));
+        }
+        row.push(stored(image.stored));
+        list.row(row);
     }
     context.out.table(&list);
     Ok(Exit::Done)

@@ -4,22 +4,31 @@
 //! is done by the crates below it. Errors are printed in one place, here.
 
 mod apply;
+mod bar;
 mod build;
 mod check;
 mod cli;
 mod cluster_args;
 mod completion;
 mod context;
+mod diff;
+mod document;
 mod exec;
 mod failure;
+mod history;
 mod images;
 mod inspect;
 mod join;
 mod kubeconfig;
 mod load;
+mod merge;
 mod output;
 mod plan;
 mod progress;
+mod prune;
+mod pull;
+mod push;
+mod registry_args;
 mod report;
 mod reset;
 mod rmi;
@@ -63,6 +72,12 @@ async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Load(args) => load::run(args, context).await,
         Command::Tag(args) => tag::run(&args, context),
         Command::Rmi(args) => rmi::run(&args, context),
+        Command::Prune(args) => prune::run(args, context).await,
+        Command::History(args) => history::run(&args, context),
+        Command::Push(args) => push::run(args, context).await,
+        Command::Pull(args) => pull::run(args, context).await,
+        Command::Merge(args) => merge::run(args, context).await,
+        Command::Diff(args) => diff::run(&args, context),
         Command::Plan(args) => plan::run(&args, context).await,
         Command::Apply(args) => apply::run(&args, context).await,
         Command::Check(args) => check::run(&args, context).await,

@@ -16,11 +16,14 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let store = Store::open(&context.store)?;
     for image in &args.images {
         let removed = store.remove(image)?;
-        context.out.note(format!(
-            "{image}: {} blobs removed, {} freed",
-            removed.blobs,
-            table::size(removed.bytes)
-        ));
+        context.out.note(match removed.later {
+            true => format!("{image}: removed; the store is in use, `installer prune` frees its blobs afterwards"),
+            false => format!(
+                "{image}: {} blobs removed, {} freed",
+                removed.blobs,
+                table::size(removed.bytes)
+            ),
+        });
     }
     Ok(Exit::Done)
 }

@@ -17,6 +17,7 @@ pub struct Args {
 /// Gives the name.
 pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let store = Store::open(&context.store)?;
+    let _in_use = store.hold()?;
     let index = store.resolve(&args.image)?;
     store.tag(&args.name, &index)?;
     context
