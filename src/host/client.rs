@@ -22,9 +22,10 @@ use crate::{
     effect::{Change, Effect, Subject, Usage},
     facts::{Facts, Query},
     frame::{self, CHUNK, Frame, Kind},
+    lines::Lines,
     proto::{
         Answer, Blob, Condition, Exec, ExecResult, Fault, Hello, HttpGet, HttpResponse, JournalSummary, Leftover,
-        Missing, Mode, Request, Scope, SecretBytes, Undone, UnitStatus, VERSION,
+        Missing, Mode, Request, Scope, SecretBytes, Stream, Undone, UnitStatus, VERSION,
     },
 };
 
@@ -368,6 +369,22 @@ impl Client {
     /// See [`Request::Exec`].
     pub async fn exec(&self, exec: Exec) -> Result<ExecResult> {
         expect!(self.ask(&Request::Exec(exec)).await?, "exec", Exec)
+    }
+
+    /// As [`Client::exec`], with every line told as soon as it is written. Nothing else on this connection goes on while `told`
+    /// blocks. The result has no output.
+    pub async fn exec_telling(&self, exec: Exec, mut told: impl FnMut(Stream, &str) + Send) -> Result<ExecResult> {
+        let mut call = self.begin(&Request::Exec(Exec { stream: true, ..exec })).await?;
+        let mut lines = Lines::default();
+        loop {
+            let frame = call.frame().await?;
+            if frame.kind == Kind::Data {
+                lines.take(&frame.body, &mut told);
+                continue;
+            }
+            lines.finish(&mut told);
+            return expect!(call.answer(&frame)?, "exec", Exec);
+        }
     }
 
     /// Milliseconds it took. See [`Request::WaitFor`].

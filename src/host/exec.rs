@@ -1,20 +1,31 @@
 //! Running a program for the client, with a limit, and with its children killed when nobody waits any more.
 
-use std::{os::unix::process::ExitStatusExt as _, process::Stdio, time::Duration};
+use std::{
+    os::unix::process::ExitStatusExt as _,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
 
+use bytes::{BufMut as _, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
-    process::Command,
+    process::{Child, Command},
+    sync::mpsc,
 };
 
 use crate::{
     Error, Result,
-    proto::{Exec, ExecResult, FaultKind},
+    frame::{Frame, Kind},
+    proto::{Exec, ExecResult, FaultKind, Stream},
     system::search_path,
 };
 
 /// Output kept of each stream.
 const MAX_OUTPUT: usize = 1 << 20;
+/// Output told at once, in bytes.
+const PIECE: usize = 16 << 10;
+/// How long output of a program that has ended is still read.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Kills the whole group when dropped: a cancelled request must not leave anything running.
 struct Group(Option<rustix::process::Pid>);
@@ -27,7 +38,15 @@ impl Drop for Group {
     }
 }
 
-pub(crate) async fn run(exec: &Exec) -> Result<ExecResult> {
+/// Who is told a program's output while it runs.
+pub(crate) struct Told {
+    /// The request it belongs to.
+    pub(crate) id: u32,
+    /// Where frames go.
+    pub(crate) out: mpsc::Sender<Frame>,
+}
+
+pub(crate) async fn run(exec: &Exec, told: Option<&Told>) -> Result<ExecResult> {
     let Some((program, args)) = exec.argv.split_first() else {
         return Err(Error::invalid("the command is empty"));
     };
@@ -54,29 +73,55 @@ pub(crate) async fn run(exec: &Exec) -> Result<ExecResult> {
             .id()
             .and_then(|id| rustix::process::Pid::from_raw(i32::try_from(id).ok()?)),
     );
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let limit = Duration::from_millis(exec.timeout_ms);
+    let ended = tokio::time::timeout(limit, finish(&mut child, exec, told, [&mut stdout, &mut stderr])).await;
+    let Ok(status) = ended else {
+        return Ok(ExecResult {
+            timed_out: true,
+            ..ExecResult::default()
+        });
+    };
+    group.0 = None;
+    let status = status.map_err(Error::io(program))?;
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ok(ExecResult {
+        code: status.code().or(status.signal().map(|s| 128 + s)),
+        timed_out: false,
+        stdout: text(stdout),
+        stderr: text(stderr),
+    })
+}
+
+/// Feeds and reads the program until it ends.
+async fn finish(
+    child: &mut Child,
+    exec: &Exec,
+    told: Option<&Told>,
+    [stdout, stderr]: [&mut Vec<u8>; 2],
+) -> std::io::Result<ExitStatus> {
+    let (stdin, out, err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let feed = async {
         if let Some(mut stdin) = stdin {
             // A program may end without reading.
             let _ = stdin.write_all(exec.stdin.as_bytes()).await;
         }
     };
-    let finish = async { tokio::join!(feed, read(stdout), read(stderr), child.wait()) };
-    match tokio::time::timeout(Duration::from_millis(exec.timeout_ms), finish).await {
-        Ok(((), stdout, stderr, status)) => {
-            group.0 = None;
-            let status = status.map_err(Error::io(program))?;
-            Ok(ExecResult {
-                code: status.code().or(status.signal().map(|s| 128 + s)),
-                timed_out: false,
-                stdout,
-                stderr,
-            })
+    let reading = async {
+        tokio::join!(
+            feed,
+            read(out, Stream::Stdout, told, stdout),
+            read(err, Stream::Stderr, told, stderr)
+        )
+    };
+    tokio::pin!(reading);
+    tokio::select! {
+        status = child.wait() => {
+            // What it left running in the background may hold the pipes open for ever; only what is in them is waited for.
+            let _ = tokio::time::timeout(LINGER, reading).await;
+            status
         }
-        Err(_) => Ok(ExecResult {
-            timed_out: true,
-            ..ExecResult::default()
-        }),
+        _ = &mut reading => child.wait().await,
     }
 }
 
@@ -92,13 +137,26 @@ fn find(program: &str) -> std::path::PathBuf {
         .unwrap_or_else(|| program.into())
 }
 
-async fn read(pipe: Option<impl AsyncRead + Unpin>) -> String {
-    let mut kept = Vec::new();
-    if let Some(mut pipe) = pipe {
-        let _ = (&mut pipe).take(MAX_OUTPUT as u64).read_to_end(&mut kept).await;
+async fn read(pipe: Option<impl AsyncRead + Unpin>, stream: Stream, told: Option<&Told>, kept: &mut Vec<u8>) {
+    let Some(mut pipe) = pipe else { return };
+    let Some(told) = told else {
+        let _ = (&mut pipe).take(MAX_OUTPUT as u64).read_to_end(kept).await;
         let _ = tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await;
+        return;
+    };
+    let mut buffer = BytesMut::new();
+    loop {
+        buffer.reserve(PIECE);
+        buffer.put_u8(stream as u8);
+        if !matches!(pipe.read_buf(&mut buffer).await, Ok(1..)) {
+            return;
+        }
+        // When nobody hears any more this program is about to be killed.
+        let frame = Frame::new(Kind::Data, told.id, buffer.split().freeze());
+        if told.out.send(frame).await.is_err() {
+            return;
+        }
     }
-    String::from_utf8_lossy(&kept).into_owned()
 }
 
 #[cfg(test)]
@@ -116,11 +174,23 @@ mod tests {
 
     #[tokio::test]
     async fn programs_end_by_themselves_by_the_limit_or_not_at_all() {
-        let cat = run(&exec(&["cat"], 5000)).await.unwrap();
+        let cat = run(&exec(&["cat"], 5000), None).await.unwrap();
         assert_eq!((cat.code, cat.stdout.as_str()), (Some(0), "in"));
-        let late = run(&exec(&["sleep", "60"], 50)).await.unwrap();
+        let late = run(&exec(&["sleep", "60"], 50), None).await.unwrap();
         assert!(late.timed_out && late.code.is_none());
-        let none = run(&exec(&["no-such-program"], 5000)).await.unwrap_err().to_string();
+        let none = run(&exec(&["no-such-program"], 5000), None)
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(none.contains("no program 'no-such-program'"), "{none}");
+    }
+    #[tokio::test]
+    async fn a_program_that_leaves_something_running_is_not_waited_for() {
+        let begun = std::time::Instant::now();
+        let left = run(&exec(&["sh", "-c", "sleep 20 & echo left"], 15_000), None)
+            .await
+            .unwrap();
+        assert_eq!((left.code, left.stdout.as_str()), (Some(0), "left\n"));
+        assert!(begun.elapsed() < Duration::from_secs(10));
     }
 }

@@ -24,6 +24,7 @@ pub mod frame;
 mod fsops;
 pub mod gate;
 pub mod journal;
+mod lines;
 mod lock;
 mod netlink;
 mod pki;

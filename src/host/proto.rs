@@ -79,7 +79,8 @@ pub enum Request {
         /// How many of its last journal lines are wanted.
         lines: u32,
     },
-    /// Runs a program to its end. Legal any time. What it does is not journaled; safe to repeat only if the program is.
+    /// Runs a program to its end. Legal any time. What it does is not journaled; safe to repeat only if the program is. With
+    /// [`Exec::stream`] data frames come before the answer: a byte that names the [`Stream`], then what was written to it.
     Exec(Exec),
     /// Waits until a condition holds. Legal any time. Changes nothing.
     WaitFor {
@@ -301,6 +302,30 @@ pub struct Exec {
     pub cwd: Option<String>,
     /// Limit in milliseconds; then its whole process group is killed.
     pub timeout_ms: u64,
+    /// Whether output is sent as it comes; the result has none then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stream: bool,
+}
+
+/// Which of a program's outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Stream {
+    /// What it says.
+    Stdout = 1,
+    /// What it complains of.
+    Stderr = 2,
+}
+
+impl Stream {
+    /// The stream of a data frame's first byte.
+    pub fn of(byte: u8) -> Option<Self> {
+        match byte {
+            1 => Some(Self::Stdout),
+            2 => Some(Self::Stderr),
+            _ => None,
+        }
+    }
 }
 
 /// How a program ended. Output is cut at 1 MiB each.

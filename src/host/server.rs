@@ -349,7 +349,13 @@ impl Server {
             Request::UnitStatus { name, lines } => {
                 Answer::Unit(blocking(move || Ok(unit_status(system.as_ref(), &name, lines.min(1000))?.unit)).await?)
             }
-            Request::Exec(exec) => Answer::Exec(crate::exec::run(&exec).await?),
+            Request::Exec(exec) => {
+                let told = exec.stream.then(|| crate::exec::Told {
+                    id,
+                    out: self.out.clone(),
+                });
+                Answer::Exec(crate::exec::run(&exec, told.as_ref()).await?)
+            }
             Request::WaitFor { condition, timeout_ms } => {
                 Answer::Waited(probe::wait_for(&condition, Duration::from_millis(timeout_ms), &root, &system).await?)
             }

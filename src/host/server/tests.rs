@@ -239,6 +239,41 @@ async fn keys_stay_where_they_are_made_and_requests_are_signed_elsewhere() {
 }
 
 #[tokio::test]
+async fn what_a_program_writes_is_told_while_it_runs() {
+    let dir = host();
+    let (client, _task) = connect(dir.path());
+    client.hello().await.unwrap();
+    let (send, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let go = dir.path().join("go");
+    let script = format!(
+        "echo first; until [ -e {} ]; do :; done; echo bad >&2; exit 3",
+        go.display()
+    );
+    let exec = crate::proto::Exec {
+        argv: ["/bin/sh", "-c", &script].map(str::to_owned).to_vec(),
+        timeout_ms: 20_000,
+        ..Default::default()
+    };
+    let running = client.exec_telling(exec, move |stream, line| {
+        let _ = send.send((stream, line.to_owned()));
+    });
+    let watching = async {
+        let first = told.recv().await;
+        // Only now may it end: so the line came while it ran.
+        std::fs::write(&go, "").unwrap();
+        (first, told.recv().await)
+    };
+    let (ended, (first, second)) = tokio::join!(running, watching);
+    assert_eq!(first, Some((crate::proto::Stream::Stdout, "first".to_owned())));
+    assert_eq!(second, Some((crate::proto::Stream::Stderr, "bad".to_owned())));
+    let ended = ended.unwrap();
+    assert_eq!(
+        (ended.code, ended.stdout.as_str(), ended.stderr.as_str()),
+        (Some(3), "", "")
+    );
+}
+
+#[tokio::test]
 async fn waiting_requests_do_not_hold_up_others_and_end_with_the_client() {
     let dir = host();
     let (client, task) = connect(dir.path());
