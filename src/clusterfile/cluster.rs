@@ -6,9 +6,10 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::extra::{Application, Config, Plugin};
+use crate::extra::{Application, Config};
 use crate::kubeadm::KubeadmSettings;
 use crate::net::{AddressError, Cidr};
+use crate::plugin::Plugin;
 use crate::problem::Problem;
 use crate::secret::SecretSource;
 use crate::yaml::Node;
@@ -250,12 +251,14 @@ pub struct ExternalRegistry {
     pub domain: String,
     /// Its port.
     pub port: u16,
-    /// Plain HTTP or an unverified certificate.
+    /// Plain HTTP instead of TLS.
     pub insecure: bool,
     /// User, if it asks for one.
     pub username: Option<String>,
     /// Password.
     pub password: SecretSource,
+    /// PEM file, on the operator's machine, of the authority that signed its certificate; none: a public one.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// The cluster's address plan.

@@ -1,12 +1,13 @@
-//! The kinds beside `Cluster`: `Config`, `Plugin` and `Application`.
+//! The kinds `Config` and `Application`: files of the image that a Clusterfile changes, and what is launched how.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
 
 use serde::Serialize;
 
-use crate::cluster::{Env, Role};
-use crate::decode::{Decoder, Object, pick};
+use crate::cluster::Env;
+use crate::decode::{Decoder, Object};
+use crate::names::is_dns_label;
 use crate::read::{env_entries, metadata_name};
 use crate::yaml::Position;
 
@@ -33,76 +34,14 @@ pub enum Strategy {
     Overwrite,
 }
 
-/// Kind `Plugin`: a script run at a certain moment.
-#[derive(Debug, Clone, Serialize)]
-pub struct Plugin {
-    /// `metadata.name`.
-    pub name: String,
-    /// When it runs.
-    pub action: PluginAction,
-    /// On hosts of which roles; empty means all.
-    pub scope: Vec<Role>,
-    /// The shell script.
-    pub data: String,
-}
-
-/// When a [`Plugin`] runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PluginAction {
-    /// Before the first master is set up.
-    PreInstall,
-    /// After the cluster has been verified.
-    PostInstall,
-    /// Before a cluster is removed.
-    PreUninstall,
-    /// After a cluster was removed.
-    PostUninstall,
-    /// Before a host is prepared.
-    PreInitHost,
-    /// After a host was prepared.
-    PostInitHost,
-    /// Before hosts join a cluster that exists.
-    PreJoin,
-    /// After hosts joined a cluster that exists.
-    PostJoin,
-    /// Before a host is reset.
-    PreCleanHost,
-    /// After a host was reset.
-    PostCleanHost,
-    /// When the cluster is upgraded.
-    UpgradeCluster,
-    /// When an upgrade is taken back.
-    RollbackCluster,
-    /// When a host is upgraded.
-    UpgradeHost,
-}
-
-const ACTIONS: &[(&str, PluginAction)] = &[
-    ("pre-install", PluginAction::PreInstall),
-    ("post-install", PluginAction::PostInstall),
-    ("pre-uninstall", PluginAction::PreUninstall),
-    ("post-uninstall", PluginAction::PostUninstall),
-    ("pre-init-host", PluginAction::PreInitHost),
-    ("post-init-host", PluginAction::PostInitHost),
-    ("pre-join", PluginAction::PreJoin),
-    ("post-join", PluginAction::PostJoin),
-    // Sealer's names of the same two moments.
-    ("pre-scaleup", PluginAction::PreJoin),
-    ("post-scaleup", PluginAction::PostJoin),
-    ("pre-clean-host", PluginAction::PreCleanHost),
-    ("post-clean-host", PluginAction::PostCleanHost),
-    ("upgrade-cluster", PluginAction::UpgradeCluster),
-    ("rollback-cluster", PluginAction::RollbackCluster),
-    ("upgrade-host", PluginAction::UpgradeHost),
-];
-
 /// Kind `Application`: which of the image's applications run, and how.
 #[derive(Debug, Clone, Serialize)]
 pub struct Application {
     /// `metadata.name`.
     pub name: String,
-    /// Applications to launch; empty means the image's own choice.
+    /// Commands run when the cluster is up, instead of the image's own; empty means the image's own.
+    pub cmds: Vec<String>,
+    /// Applications to launch; empty means the image's own choice, a single empty name means none.
     pub launch_apps: Vec<String>,
     /// Settings by application name.
     pub configs: BTreeMap<String, AppConfig>,
@@ -115,8 +54,10 @@ pub struct AppConfig {
     pub env: Env,
     /// Its files to replace or merge.
     pub files: Vec<AppFile>,
-    /// Overrides its launch commands if not empty.
+    /// Run instead of what its kind does, if not empty.
     pub launch_cmds: Vec<String>,
+    /// The namespace a chart is installed into; a field of ours that Sealer does not have.
+    pub namespace: Option<String>,
 }
 
 /// A file of an application.
@@ -141,7 +82,7 @@ pub(crate) fn config(decoder: &mut Decoder, mut document: Object<'_>) -> Config 
     if let Some(mut spec) = required_spec(decoder, &mut document) {
         let app = spec.string(decoder, "appName");
         let (path, strategy, data) = file_fields(decoder, &mut spec);
-        config.path = match app {
+        config.path = match app.filter(|app| app_name(decoder, spec.at(), app)) {
             Some(app) => format!("application/apps/{app}/{path}"),
             None => path,
         };
@@ -152,7 +93,16 @@ pub(crate) fn config(decoder: &mut Decoder, mut document: Object<'_>) -> Config 
     config
 }
 
-fn required_spec<'n>(decoder: &mut Decoder, document: &mut Object<'n>) -> Option<Object<'n>> {
+/// An application's name is a folder's.
+fn app_name(decoder: &mut Decoder, at: Position, name: &str) -> bool {
+    let good = is_dns_label(name);
+    if !good {
+        decoder.problem(at, format!("spec.appName {name:?} is no application's name"));
+    }
+    good
+}
+
+pub(crate) fn required_spec<'n>(decoder: &mut Decoder, document: &mut Object<'n>) -> Option<Object<'n>> {
     let spec = document.object(decoder, "spec");
     if spec.is_none() {
         decoder.problem(document.at(), "spec is missing");
@@ -175,7 +125,7 @@ fn file_fields(decoder: &mut Decoder, object: &mut Object<'_>) -> (String, Strat
     (path, strategy, required_string(decoder, object, "data"))
 }
 
-fn required_string(decoder: &mut Decoder, object: &mut Object<'_>, field: &'static str) -> String {
+pub(crate) fn required_string(decoder: &mut Decoder, object: &mut Object<'_>, field: &'static str) -> String {
     if object.get(field).is_none() {
         decoder.problem(object.at(), format!("{} is missing", object.name(field)));
     }
@@ -188,47 +138,16 @@ fn stays_inside(path: &str) -> bool {
         .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
 }
 
-pub(crate) fn plugin(decoder: &mut Decoder, mut document: Object<'_>) -> Plugin {
-    let name = metadata_name(decoder, &mut document);
-    let mut plugin = Plugin {
-        name,
-        action: PluginAction::PreInstall,
-        scope: Vec::new(),
-        data: String::new(),
-    };
-    if let Some(mut spec) = required_spec(decoder, &mut document) {
-        spec.word(decoder, "type", &[("SHELL", ())]);
-        if spec.get("action").is_none() {
-            decoder.problem(spec.at(), "spec.action is missing");
-        }
-        plugin.action = spec
-            .word(decoder, "action", ACTIONS)
-            .unwrap_or(PluginAction::PreInstall);
-        let (at, scope) = (spec.at(), spec.string(decoder, "scope"));
-        plugin.scope = roles(decoder, at, scope.as_deref().unwrap_or_default());
-        plugin.data = required_string(decoder, &mut spec, "data");
-        spec.finish(decoder);
-    }
-    document.finish(decoder);
-    plugin
-}
-
-fn roles(decoder: &mut Decoder, at: Position, scope: &str) -> Vec<Role> {
-    let words = scope.split([',', '|']).map(str::trim).filter(|word| !word.is_empty());
-    let known = [("master", Role::Master), ("node", Role::Node)];
-    words
-        .filter_map(|word| pick(decoder, at, "spec.scope", word, &known))
-        .collect()
-}
-
 pub(crate) fn application(decoder: &mut Decoder, mut document: Object<'_>) -> Application {
     let name = metadata_name(decoder, &mut document);
     let mut application = Application {
         name,
+        cmds: Vec::new(),
         launch_apps: Vec::new(),
         configs: BTreeMap::new(),
     };
     if let Some(mut spec) = required_spec(decoder, &mut document) {
+        application.cmds = texts(spec.strings(decoder, "cmds"));
         application.launch_apps = texts(spec.strings(decoder, "launchApps"));
         for (index, node) in spec.list(decoder, "configs").iter().enumerate() {
             let object = Object::new(decoder, node, format!("spec.configs[{index}]"));
@@ -260,6 +179,13 @@ fn app_config(decoder: &mut Decoder, mut object: Object<'_>) -> Option<(String, 
     if let Some(mut launch) = object.object(decoder, "launch") {
         config.launch_cmds = texts(launch.strings(decoder, "cmds"));
         launch.finish(decoder);
+    }
+    config.namespace = object.string(decoder, "namespace");
+    if let Some(bad) = config.namespace.as_ref().filter(|name| !is_dns_label(name)) {
+        decoder.problem(
+            object.at(),
+            format!("{} {bad:?} is no namespace's name", object.name("namespace")),
+        );
     }
     object.finish(decoder);
     (!name.is_empty()).then_some((name, config))

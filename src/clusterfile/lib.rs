@@ -10,6 +10,7 @@ pub mod kubeadm;
 pub mod kubefile;
 pub mod names;
 mod net;
+mod plugin;
 mod problem;
 mod read;
 mod redact;
@@ -25,9 +26,10 @@ pub use cluster::{
     DEFAULT_REGISTRY_DOMAIN, DEFAULT_REGISTRY_PORT, DEFAULT_SERVICE_CIDR, Env, ExternalRegistry, Host, HostAlias, Jump,
     LocalRegistry, Networks, Registry, Role, Ssh, Taint,
 };
-pub use extra::{AppConfig, AppFile, Application, Config, Plugin, PluginAction, Strategy};
+pub use extra::{AppConfig, AppFile, Application, Config, Strategy};
 pub use kubeadm::KubeadmSettings;
 pub use net::{AddressError, Cidr, expand_range};
+pub use plugin::{Plugin, PluginAction, Scope};
 pub use problem::{Problem, Problems};
 pub use read::LoadError;
 pub use secret::{Secret, SecretError, SecretSource};

@@ -13,7 +13,7 @@ use crate::net::expand_range;
 use crate::problem::Problems;
 use crate::ssh::{self, SshOverlay};
 use crate::yaml::{self, Node, Position};
-use crate::{extra, kubeadm, validate};
+use crate::{extra, kubeadm, plugin, validate};
 
 /// Why a Clusterfile can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +33,9 @@ pub enum LoadError {
 
 /// `apiVersion`s of Sealer's v2 kinds; all mean the same.
 const SEALER_VERSIONS: [&str; 2] = ["sealer.io/v2", "sealer.cloud/v2"];
+/// Sealer keeps two of its kinds in this version.
+const SEALER_FIRST: [&str; 2] = ["sealer.io/v1", "sealer.cloud/v1"];
+const FIRST_KINDS: [&str; 2] = ["Config", "Plugin"];
 const SEALER_KINDS: [&str; 4] = ["Cluster", "Config", "Plugin", "Application"];
 
 impl Clusterfile {
@@ -86,7 +89,7 @@ impl Clusterfile {
 struct Parts {
     cluster: Option<(Cluster, Places)>,
     configs: Vec<extra::Config>,
-    plugins: Vec<extra::Plugin>,
+    plugins: Vec<plugin::Plugin>,
     applications: Vec<extra::Application>,
     kubeadm: kubeadm::KubeadmSettings,
 }
@@ -121,10 +124,10 @@ impl Parts {
             );
             return;
         }
-        check_version(decoder, node, version.as_deref());
+        check_version(decoder, node, &kind, version.as_deref());
         match kind.as_str() {
             "Config" => self.configs.push(extra::config(decoder, document)),
-            "Plugin" => self.plugins.push(extra::plugin(decoder, document)),
+            "Plugin" => self.plugins.push(plugin::plugin(decoder, document)),
             "Application" => self.applications.push(extra::application(decoder, document)),
             _ if self.cluster.is_some() => decoder.problem(kind_at, "there is a second document of kind Cluster"),
             _ => self.cluster = Some(cluster(decoder, document)),
@@ -132,10 +135,11 @@ impl Parts {
     }
 }
 
-fn check_version(decoder: &mut Decoder, node: &Node, version: Option<&str>) {
+pub(crate) fn check_version(decoder: &mut Decoder, node: &Node, kind: &str, version: Option<&str>) {
     let at = node.get("apiVersion").map_or(node.at, |version| version.at);
     match version {
         Some(version) if SEALER_VERSIONS.contains(&version) => {}
+        Some(version) if SEALER_FIRST.contains(&version) && FIRST_KINDS.contains(&kind) => {}
         Some(version) => {
             decoder.problem(
                 at,
@@ -369,6 +373,7 @@ fn external_registry(decoder: &mut Decoder, mut object: Object<'_>) -> ExternalR
         insecure: object.boolean(decoder, "insecure").unwrap_or(false),
         username: object.string(decoder, "username"),
         password: object.secret(decoder, "password", "passwordFile", "passwordEnv"),
+        ca_file: object.path(decoder, "caFile"),
     };
     check_credentials(
         decoder,
@@ -376,6 +381,12 @@ fn external_registry(decoder: &mut Decoder, mut object: Object<'_>) -> ExternalR
         registry.username.is_some(),
         registry.password.is_none(),
     );
+    if registry.insecure && registry.ca_file.is_some() {
+        decoder.problem(
+            object.at(),
+            format!("{} means plain HTTP, which needs no caFile", object.name("insecure")),
+        );
+    }
     object.finish(decoder);
     registry
 }

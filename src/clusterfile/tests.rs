@@ -39,12 +39,12 @@ spec: {path: etc/x.yaml, strategy: merge, data: "a: 1"}
 apiVersion: sealer.io/v2
 kind: Plugin
 metadata: {name: p}
-spec: {type: SHELL, action: pre-init-host, scope: "master,node", data: echo}
+spec: {type: SHELL, action: pre-init-host, scope: "master,n1", data: echo}
 ---
 apiVersion: sealer.io/v2
 kind: Application
 metadata: {name: a}
-spec: {launchApps: [web], configs: [{name: web, env: [A=1], launch: {cmds: [x]}, files: [{path: f, data: d}]}]}
+spec: {launchApps: [web], cmds: [go], configs: [{name: web, namespace: shop, env: [A=1], launch: {cmds: [x]}, files: [{path: f, data: d}]}]}
 ---
 apiVersion: kubeadm.k8s.io/v1beta3
 kind: ClusterConfiguration
@@ -122,6 +122,25 @@ fn everything_of_a_full_file_is_understood() {
         (1, 1, 1)
     );
     assert!(file.warnings.is_empty());
+    let plugin = &file.plugins[0];
+    assert_eq!((plugin.actions.len(), plugin.scope.len()), (1, 2));
+    let web = &file.applications[0].configs["web"];
+    assert_eq!((web.namespace.as_deref(), web.env["A"].as_str()), (Some("shop"), "1"));
+    assert_eq!(file.applications[0].cmds, ["go"]);
+}
+
+#[test]
+fn a_registry_that_is_somebody_elses_can_be_named() {
+    let registry = "  registry: {externalRegistry: {domain: r.corp, username: u, passwordEnv: P, caFile: ca.pem}}\n";
+    let file = parse(&with_spec(&format!("{registry}{HOSTS}"))).unwrap();
+    let Registry::ExternalRegistry(registry) = &file.cluster.registry else {
+        panic!("external registry")
+    };
+    assert_eq!(
+        (registry.domain.as_str(), registry.port, registry.insecure),
+        ("r.corp", 5000, false)
+    );
+    assert_eq!(registry.ca_file.as_deref(), Some(Path::new("/work dir/ca.pem")));
 }
 
 #[test]
@@ -235,6 +254,10 @@ fn every_mistake_is_named_with_its_place() {
             "  registry: {localRegistry: {username: u}}\n",
             "Clusterfile:6:29: spec.registry.localRegistry.username and a password go together",
         ),
+        (
+            "  registry: {externalRegistry: {domain: r.corp, insecure: true, caFile: ca.pem}}\n",
+            "Clusterfile:6:32: spec.registry.externalRegistry.insecure means plain HTTP",
+        ),
     ] {
         let error = parse(&with_spec(spec)).unwrap_err();
         if !error.lines().any(|line| line.starts_with(expected)) {
@@ -262,11 +285,31 @@ fn kinds_and_versions_are_checked() {
             "Clusterfile:3:1: KubeletConfiguration field \"staticPodPath\" is not honoured by the native distribution",
         ),
         (
+            "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nevictionHard: {memory.availble: 1Gi}\n",
+            "Clusterfile:3:16: evictionHard: \"memory.availble\" is no signal, did you mean \"memory.available\"?",
+        ),
+        (
+            "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nevictionHard: {memory.available: 5}\n",
+            "Clusterfile:3:34: evictionHard.memory.available must be a string, not a number (put it in quotes)",
+        ),
+        (
+            "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nevictionHard: {nodefs.available: 110%}\n",
+            "Clusterfile:3:34: evictionHard.nodefs.available: \"110%\" is neither an amount (100Mi) nor a percentage (5%)",
+        ),
+        (
+            "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: \"50\"\n",
+            "Clusterfile:3:10: maxPods must be a whole number, not a string",
+        ),
+        (
+            "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nevictionSoft: {memory.available: 1Gi}\n",
+            "Clusterfile:3:1: KubeletConfiguration field \"evictionSoft\" is not honoured by the native distribution",
+        ),
+        (
             "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: ipvs\n",
             "Clusterfile:3:7: mode is \"ipvs\", but the native proxy works with nftables only",
         ),
         (
-            "apiVersion: sealer.io/v2\nkind: Plugin\nmetadata: {name: p}\nspec: {type: SHELL, action: pre-instal, data: x}\n",
+            "apiVersion: sealer.cloud/v1\nkind: Plugin\nmetadata: {name: p}\nspec: {type: SHELL, action: pre-instal, data: x}\n",
             "Clusterfile:4:29: spec.action is \"pre-instal\", did you mean \"pre-install\"?",
         ),
         (

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::cluster::{
-    Clusterfile, DEFAULT_DNS_DOMAIN, DEFAULT_POD_CIDR, DEFAULT_SERVICE_CIDR, Env, Networks, Registry,
-};
+use crate::cluster::{Clusterfile, DEFAULT_DNS_DOMAIN, DEFAULT_POD_CIDR, DEFAULT_SERVICE_CIDR, Env, Networks};
 use crate::decode::Decoder;
 use crate::names::is_dns_label;
 use crate::net::{AddressError, Cidr};
@@ -43,12 +41,6 @@ pub(crate) fn check(decoder: &mut Decoder, file: &Clusterfile, places: &Places) 
                 "{masters} masters survive no more failures than {}; use an odd number",
                 masters - 1
             ),
-        );
-    }
-    if let Registry::ExternalRegistry(_) = cluster.registry {
-        decoder.problem(
-            places.hosts,
-            "spec.registry.externalRegistry is not supported yet; use localRegistry",
         );
     }
     if let Err(error) = file.networks(&Env::new()) {
