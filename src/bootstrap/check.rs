@@ -4,13 +4,13 @@ use crate::{
     Error, Result,
     cluster::{self, Cluster},
     install::{self, Options},
-    site::{Image, Launch, Seen},
+    site::{Carried, Image, Launch, Seen},
     verify::{self, Check},
     wish,
 };
 use clusterfile::Clusterfile;
 use host::{Mode, effect::Rootfs, facts::Query};
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 /// An image that every cluster has, when we cannot know better.
 const PAUSE: &str = "installer.internal/pause:v0.1.0";
@@ -73,8 +73,19 @@ async fn image(clusterfile: &Clusterfile, options: &Options) -> Result<Image> {
         host_blobs: Vec::new(),
         registry_blobs: Vec::new(),
         layout: oci::Index::default(),
-        files: std::collections::BTreeMap::new(),
-        carried: PAUSE.parse().into_iter().collect(),
+        files: BTreeMap::new(),
+        content: BTreeMap::new(),
+        carried: PAUSE.parse().map(pause).into_iter().collect(),
+        apps: BTreeMap::new(),
         launch: Launch::default(),
+        kube_version: None,
     })
+}
+
+fn pause(reference: oci::Reference) -> Carried {
+    Carried {
+        reference,
+        manifest: oci::Descriptor::of(oci::media_type::MANIFEST, b""),
+        blobs: Vec::new(),
+    }
 }

@@ -7,6 +7,9 @@ use zeroize::Zeroizing;
 
 pub mod api;
 mod apply;
+mod helm;
+pub mod launch;
+pub mod ledger;
 pub mod nodes;
 pub mod objects;
 pub mod pki;
@@ -14,7 +17,7 @@ pub mod record;
 mod token;
 mod tunnel;
 
-pub use apply::Applied;
+pub use apply::{Applied, title};
 pub use tunnel::Tunnel;
 
 /// Largest kubeconfig that is read from a host, in bytes.

@@ -10,14 +10,16 @@ mod registry;
 mod runtime;
 
 pub use agent::{agent, balancer, serving_subject, trust};
-pub use control_plane::control_plane;
+pub use control_plane::{MANIFEST, control_plane, static_pods};
 pub use pki::pki;
 pub use prepare::{prepare, rootfs};
 pub use registry::registry;
 pub use runtime::runtime;
 
 use crate::{
-    Result, render,
+    Result,
+    login::Login,
+    render,
     site::{Seat, Site},
 };
 use host::{
@@ -38,6 +40,12 @@ pub struct Learned {
     pub token: Zeroizing<String>,
     /// Serving certificates signed for node agents, PEM.
     pub kubelet_certs: BTreeMap<Ipv4Addr, String>,
+    /// The password file of each host's private registry, where it asks for a login.
+    pub htpasswd: BTreeMap<Ipv4Addr, String>,
+    /// What hosts prove themselves to the registry with, where it asks for a login.
+    pub login: Option<Login>,
+    /// The authority of a registry that somebody else runs, PEM; absent: a public one.
+    pub registry_ca: Option<String>,
 }
 
 /// Computes the effects of one phase on one host.
@@ -50,6 +58,17 @@ fn file(path: impl Into<String>, content: impl AsRef<[u8]>, mode: u32) -> Effect
         mode,
         owner: None,
         secret: false,
+    })
+}
+
+/// A file only root may read, and that no plan shows.
+fn secret_file(path: impl Into<String>, content: impl AsRef<[u8]>) -> Effect {
+    Effect::File(File {
+        path: path.into(),
+        content: Content::from(content.as_ref()),
+        mode: 0o600,
+        owner: None,
+        secret: true,
     })
 }
 

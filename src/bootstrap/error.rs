@@ -57,6 +57,28 @@ pub enum Error {
         /// What, why, and what to do.
         message: String,
     },
+    /// Something of the user's that ran on a host did not end well.
+    #[error("{host}: {what} {how}; {}", last_lines(.tail))]
+    Ran {
+        /// Name and address of the host.
+        host: String,
+        /// What ran.
+        what: String,
+        /// `ended with code 3`.
+        how: String,
+        /// The last lines it wrote.
+        tail: Vec<String>,
+    },
+    /// Something did not come up, and this is in the way.
+    #[error("{source}{}", in_the_way(.place, .blockers))]
+    Blocked {
+        /// What failed.
+        source: Box<Error>,
+        /// Where was looked.
+        place: String,
+        /// What is not as it should be there, each with its reason.
+        blockers: Vec<String>,
+    },
     /// The API server would not do it.
     #[error("{doing}: {source}")]
     Api {
@@ -89,6 +111,26 @@ pub enum Error {
     /// A task of this program ended before its time.
     #[error("{0} was interrupted")]
     Interrupted(&'static str),
+}
+
+fn lines(texts: &[String]) -> String {
+    texts.iter().map(|text| format!("\n  {text}")).collect()
+}
+
+fn last_lines(tail: &[String]) -> String {
+    if tail.is_empty() {
+        "it wrote nothing".to_owned()
+    } else {
+        format!("its last lines:{}", lines(tail))
+    }
+}
+
+fn in_the_way(place: &str, blockers: &[String]) -> String {
+    if blockers.is_empty() {
+        String::new()
+    } else {
+        format!("\nnot ready in {place}:{}", lines(blockers))
+    }
 }
 
 fn hosts(count: usize) -> String {

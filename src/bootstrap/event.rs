@@ -63,6 +63,18 @@ pub enum Event {
         /// In a few words.
         message: String,
     },
+    /// Something of the user's that runs on a host wrote a line.
+    Output {
+        /// The host; absent: this machine.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        host: Option<String>,
+        /// What runs.
+        what: String,
+        /// Where it wrote to.
+        stream: host::proto::Stream,
+        /// The line.
+        line: String,
+    },
     /// Something worth a line.
     Note {
         /// The host; absent: the cluster.

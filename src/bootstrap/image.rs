@@ -16,7 +16,15 @@ use std::{
 /// Where hosts find `clusterd` in the rootfs.
 const CLUSTERD: &str = "bin/clusterd";
 /// Folders of the rootfs whose text files become configuration.
-const TEXTS: [&str; 4] = ["etc", "systemd", "manifests", "application"];
+const TEXTS: [&str; 7] = [
+    "etc",
+    "systemd",
+    "manifests",
+    "application",
+    "plugins",
+    "charts",
+    "scripts",
+];
 /// Larger files are no configuration.
 const TEXT_LIMIT: u64 = 1 << 20;
 
@@ -24,6 +32,7 @@ const TEXT_LIMIT: u64 = 1 << 20;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Extract {
     files: BTreeMap<String, String>,
+    content: BTreeMap<String, site::Entry>,
     clusterd: Option<(String, Digest)>,
 }
 
@@ -76,11 +85,14 @@ pub fn open(store_dir: &Path, reference: &str, platform: &Platform) -> Result<Op
         registry_blobs: registry_blobs(&image),
         layout: layout(&image),
         files: extract.files,
-        carried: image.carried.iter().map(|carried| carried.reference.clone()).collect(),
+        content: extract.content,
+        carried: image.carried.iter().map(carried).collect(),
+        apps: image.config.apps.clone(),
         launch: site::Launch {
             apps: image.config.launch.clone(),
             commands: image.config.commands.clone(),
         },
+        kube_version: image.config.kube_version.clone(),
     };
     Ok(Opened {
         image: opened,
@@ -94,6 +106,14 @@ fn blob(descriptor: &Descriptor) -> Blob {
     Blob {
         digest: descriptor.digest.clone(),
         size: descriptor.size,
+    }
+}
+
+fn carried(carried: &image::Carried) -> site::Carried {
+    site::Carried {
+        reference: carried.reference.clone(),
+        manifest: carried.manifest.clone(),
+        blobs: carried.blobs.clone(),
     }
 }
 
@@ -123,24 +143,43 @@ fn extract(image: &ClusterImage, cache: &Path) -> Result<Extract, image::Error> 
         return Ok(extract);
     }
     let mut files = BTreeMap::new();
-    for folder in TEXTS {
-        for entry in image.list(folder)? {
-            let FileKind::File { size, .. } = entry.kind else {
-                continue;
-            };
-            if size <= TEXT_LIMIT
-                && let Ok(text) = String::from_utf8(image.read_file(&entry.path)?.to_vec())
-            {
-                files.insert(entry.path, text);
-            }
+    let mut content = BTreeMap::new();
+    for entry in image.list("")? {
+        let names = match &entry.kind {
+            FileKind::Folder => continue,
+            FileKind::File { digest, .. } => digest.to_string(),
+            FileKind::Link { target } => format!("link to {target}"),
+        };
+        if let FileKind::File { size, .. } = entry.kind
+            && size <= TEXT_LIMIT
+            && TEXTS.iter().any(|folder| is_below(&entry.path, folder))
+            && let Ok(text) = String::from_utf8(image.read_file(&entry.path)?.to_vec())
+        {
+            files.insert(entry.path.clone(), text);
         }
+        let executable = entry.mode & 0o111 != 0;
+        content.insert(
+            entry.path,
+            site::Entry {
+                content: names,
+                executable,
+            },
+        );
     }
     let clusterd = clusterd(image)?;
-    let extract = Extract { files, clusterd };
+    let extract = Extract {
+        files,
+        content,
+        clusterd,
+    };
     // Only a shortcut for the next time.
     let _ = std::fs::create_dir_all(cache)
         .and_then(|()| std::fs::write(&path, serde_json::to_vec(&extract).unwrap_or_default()));
     Ok(extract)
+}
+
+fn is_below(path: &str, folder: &str) -> bool {
+    path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
 }
 
 /// Where in the rootfs `clusterd` itself lies, and its digest; one link on the way is followed.

@@ -7,9 +7,11 @@ use crate::{
     event::{Event, Observer},
     fan,
     image::Opened,
-    paths, plan,
+    login::{self, Login},
+    overlay, paths, plan,
     plan::Plan,
     preflight::{self, Finding},
+    push,
     run::{self, Run, Timing},
     session::{self, Access, Session},
     site::{Seen, Site},
@@ -38,6 +40,8 @@ pub struct Options {
     pub observer: Arc<dyn Observer>,
     /// Who works on the hosts, for others who want to: `apply of demo by ann@laptop`.
     pub who: String,
+    /// How long launching an application, or a launch command, may take.
+    pub launch_limit: Duration,
 }
 
 /// A site that was looked at: what is wrong with it, and what there is to do.
@@ -64,8 +68,10 @@ pub async fn prepare(clusterfile: &Clusterfile, options: &Options) -> Result<Pre
     wish::check(clusterfile)?;
     let opened = open_image(clusterfile, options).await?;
     crate::image::check(&opened.image)?;
+    wish::check_image(clusterfile, &opened.image)?;
+    let access = registry_access(clusterfile, &opened).await?;
     let sessions = connect(&targets(clusterfile), options, Some(&opened.program)).await?;
-    let surveyed = survey(clusterfile, options, opened, &sessions).await;
+    let surveyed = survey(clusterfile, options, opened, access, &sessions).await;
     if surveyed.is_err() {
         leave_bare(&sessions, |session| session.pushed).await;
     }
@@ -84,13 +90,14 @@ async fn survey(
     clusterfile: &Clusterfile,
     options: &Options,
     opened: Opened,
+    access: RegistryAccess,
     sessions: &[Session],
 ) -> Result<(Vec<Finding>, Option<Plan>, Run)> {
     let scope = wish::scope(clusterfile);
     let now_ms = jiff::Timestamp::now().as_millisecond();
     let query = query(clusterfile);
     let found = each(sessions, |session| look(session, &scope, &query)).await?;
-    let site = wish::site(clusterfile, opened.image, found)?;
+    let mut site = wish::site(clusterfile, opened.image, found)?;
     let wanted = site.seats.iter().map(|seat| plan::wanted_blobs(&site, seat)).collect();
     let missing = transfer::missing_everywhere(sessions, wanted).await?;
     transfer::check_outgoing(&site.image.reference, &opened.blobs, &missing).await?;
@@ -101,7 +108,7 @@ async fn survey(
         .map(|(seat, missing)| (seat.ip, transfer::outstanding(missing)))
         .collect();
     let findings = preflight::look(&site, now_ms, &sending, &options.ignored);
-    let learned = learned(&site);
+    let learned = learned(&site, &access).await?;
     let cluster = tokio::sync::OnceCell::new();
     let record = clusterfile.without_secrets();
     let plan = if preflight::refuses(&findings) {
@@ -109,15 +116,18 @@ async fn survey(
     } else {
         let hosts = plan::hosts(&site, sessions, &learned, &missing);
         let objects = existing(&site, sessions, &record, &cluster);
-        let (hosts, objects) = tokio::try_join!(hosts, objects)?;
-        let (objects, leaving) = objects.map_or((None, Vec::new()), |(objects, leaving)| (Some(objects), leaving));
+        let (hosts, compared) = tokio::try_join!(hosts, objects)?;
+        let known = compared.is_some();
+        let compared = compared.unwrap_or_default();
+        site.recorded = compared.recorded;
         Some(Plan {
             cluster: site.scope.cluster.clone(),
             image: site.image.reference.clone(),
             digest: site.image.digest.clone(),
             hosts,
-            objects,
-            leaving,
+            objects: known.then_some(compared.objects),
+            images: access.push.as_ref().map(push::Push::images).unwrap_or_default(),
+            leaving: compared.leaving,
         })
     };
     let run = Run {
@@ -128,9 +138,37 @@ async fn survey(
         in_use: opened.in_use,
         record,
         learned: Mutex::new(learned),
+        launch_limit: options.launch_limit,
+        push: access.push,
         cluster,
     };
     Ok((findings, plan, run))
+}
+
+/// What is needed to speak to the registry, and what it lacks if it is somebody else's.
+struct RegistryAccess {
+    login: Option<Login>,
+    ca: Option<String>,
+    push: Option<push::Push>,
+}
+
+/// Reads the login and the authority, and asks a registry of somebody else what it lacks: all before a host is touched.
+async fn registry_access(clusterfile: &Clusterfile, opened: &Opened) -> Result<RegistryAccess> {
+    let login = login::resolve(clusterfile)?;
+    let file = match &clusterfile.cluster.registry {
+        clusterfile::Registry::ExternalRegistry(external) => external.ca_file.as_ref(),
+        clusterfile::Registry::LocalRegistry(_) => None,
+    };
+    let read = |path: &PathBuf| {
+        std::fs::read_to_string(path).map_err(|source| Error::Local {
+            what: format!("cannot read the authority of the registry, {}", path.display()),
+            source,
+        })
+    };
+    let ca = file.map(read).transpose()?;
+    let registry = wish::registry(clusterfile);
+    let push = push::look(&registry, &opened.image, login.as_ref(), ca.as_deref()).await?;
+    Ok(RegistryAccess { login, ca, push })
 }
 
 async fn open_image(clusterfile: &Clusterfile, options: &Options) -> Result<Opened> {
@@ -205,7 +243,8 @@ fn query(clusterfile: &Clusterfile) -> Query {
         10257,
         10259,
     ];
-    ports.push(wish::registry(clusterfile).port);
+    let registry = wish::registry(clusterfile);
+    ports.extend((!registry.external).then_some(registry.port));
     Query {
         disks: vec![
             clusterfile.cluster.data_root.display().to_string(),
@@ -230,12 +269,19 @@ async fn look(session: &Session, scope: &Scope, query: &Query) -> Result<(Facts,
             .await
             .map_err(session.failed("looking at the host"))
     };
-    let (facts, kubelet, ca, cert, resolver) = tokio::try_join!(
+    let (note, default_mirror) = (
+        overlay::note_path(scope),
+        format!("{}/_default/hosts.toml", paths::CERTS_D),
+    );
+    let (facts, kubelet, ca, cert, resolver, htpasswd, overlay, mirror) = tokio::try_join!(
         facts,
         pki::read_optional(session, paths::KUBELET_CONF),
         pki::read_optional(session, paths::CA_CERT),
         pki::read_optional(session, paths::KUBELET_CERT),
         pki::read_optional(session, paths::RESOLVER),
+        pki::read_optional(session, paths::HTPASSWD),
+        pki::read_optional(session, &note),
+        pki::read_optional(session, &default_mirror),
     )?;
     let ours = facts
         .installed
@@ -246,12 +292,15 @@ async fn look(session: &Session, scope: &Scope, query: &Query) -> Result<(Facts,
         ca: ca.filter(|_| ours),
         kubelet_cert: cert.filter(|_| ours),
         resolver: resolver.is_some(),
+        htpasswd: htpasswd.filter(|_| ours),
+        overlay: overlay.filter(|_| ours),
+        mirrored: mirror.is_some(),
     };
     Ok((facts, seen))
 }
 
 /// What is known before anything is done.
-fn learned(site: &Site) -> Learned {
+async fn learned(site: &Site, access: &RegistryAccess) -> Result<Learned> {
     let ca = site.seats[site.first_master()].seen.ca.clone().unwrap_or_default();
     let now = jiff::Timestamp::now().as_second();
     let mut learned = Learned {
@@ -270,10 +319,15 @@ fn learned(site: &Site) -> Learned {
         }
     }
     learned.ca = ca;
-    learned
+    learned.registry_ca.clone_from(&access.ca);
+    learned.login.clone_from(&access.login);
+    let (site, login) = (site.clone(), access.login.clone());
+    // Password hashes are made to cost time.
+    learned.htpasswd = tokio::task::spawn_blocking(move || login::password_files(&site, login.as_ref()))
+        .await
+        .map_err(|_| Error::Interrupted("hashing the registry's password"))??;
+    Ok(learned)
 }
-
-type Objects = Option<(Vec<plan::ObjectChange>, Vec<plan::Leaving>)>;
 
 /// What changes in the cluster, if there is one already.
 async fn existing(
@@ -281,7 +335,7 @@ async fn existing(
     sessions: &[Session],
     record: &serde_json::Value,
     cell: &tokio::sync::OnceCell<Cluster>,
-) -> Result<Objects> {
+) -> Result<Option<plan::Compared>> {
     let first = site.first_master();
     if !site.seats[first].seen.joined {
         return Ok(None);

@@ -10,22 +10,29 @@
 //! * **No state here**: hosts hold the truth about hosts, etcd about the cluster. A killed apply is simply run again.
 //! * Nothing here knows a terminal, asks a question, or builds a shell line.
 
+pub mod apps;
 pub mod check;
 pub mod cluster;
 pub mod effects;
 mod error;
 pub mod event;
 mod fan;
+pub mod hooks;
 pub mod image;
 pub mod install;
 pub mod kubeconfig;
+mod login;
+mod overlay;
 pub mod paths;
 pub mod phases;
+mod pin;
 pub mod plan;
 pub mod preflight;
+mod push;
 pub mod render;
 pub mod reset;
 pub mod run;
+mod script;
 pub mod session;
 pub mod site;
 pub mod template;
@@ -33,6 +40,7 @@ pub mod template;
 mod testing;
 pub mod transfer;
 pub mod verify;
+mod version;
 pub mod wish;
 
 pub use error::{Error, Result};

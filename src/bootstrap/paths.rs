@@ -14,6 +14,8 @@ pub const REGISTRY_CERT: &str = "/etc/installer/registry/tls.crt";
 pub const REGISTRY_KEY: &str = "/etc/installer/registry/tls.key";
 /// The authority of the private registry's certificate, for the runtime.
 pub const REGISTRY_CA: &str = "/etc/installer/registry/ca.crt";
+/// Who may read from the private registry, where it asks for a login.
+pub const HTPASSWD: &str = "/etc/installer/registry/htpasswd";
 /// kubeadm's PKI folder.
 pub const PKI: &str = "/etc/kubernetes/pki";
 /// The cluster's authority.
@@ -38,6 +40,9 @@ pub const KUBELET_KEY: &str = "/var/lib/kubelet/pki/kubelet.key";
 pub const RESOLVER: &str = "/etc/resolv.conf";
 /// How every host reaches the API servers.
 pub const LOCAL_API: &str = "https://127.0.0.1:6444";
+
+/// The image's own helm.
+pub const HELM: &str = "/opt/installer/bin/helm";
 
 /// The API servers' port.
 pub const API_PORT: u16 = 6443;
@@ -74,4 +79,6 @@ pub mod source {
     pub const MANIFESTS: &str = "manifests/";
     /// Applications, a folder each.
     pub const APPLICATIONS: &str = "application/apps/";
+    /// Hooks that the image brings.
+    pub const PLUGINS: &str = "plugins/";
 }

@@ -4,20 +4,24 @@
 //! Undoing is not said per phase: every effect is journaled on the host before it happens, and reset plays the journal backwards.
 //!
 //! ```text
-//! every host:    prepare ───────────────────────┐
-//!                blobs ──▶ rootfs ──┬──────▶ runtime ──▶ agent ──▶ joined
-//!                                   └▶ balancer ─────────▲  ▲
-//! first master:  pki ──▶ trust (every host) ──▶ registry ┘  │
-//!                └─────▶ control-plane ─────────────────────┘
-//! cluster:       api ──▶ manifests ──▶ nodes ──▶ applications ──▶ verify ──▶ record
+//! every host:    blobs ──▶ rootfs ──▶ prepare ──▶ runtime ──▶ agent ──▶ joined
+//!                            ├──▶ balancer ───────────────────▲  ▲
+//! first master:  pki ──▶ trust (every host) ──▶ registry ─────┤  │
+//!                                                 └──▶ control-plane
+//! cluster:       api ──▶ manifests ──▶ nodes ──▶ verify ──▶ applications ──▶ record
 //! ```
+//!
+//! Hooks ([`crate::hooks`]) are phases too; where a cluster has none of a moment, that phase happens nowhere and nobody waits for it.
+//! The control plane is placed when its images can be had: on a host that runs already it is replaced at once.
 
 use crate::{
     Result, cluster,
     effects::{self, Effects},
+    hooks, push,
     run::Run,
     transfer, verify,
 };
+use clusterfile::PluginAction;
 use futures::future::BoxFuture;
 use std::sync::Arc;
 
@@ -34,6 +38,10 @@ pub enum On {
     Registries,
     /// Once, through the API server.
     Cluster,
+    /// Once, on this machine, where somebody else runs the registry.
+    External,
+    /// On the hosts that have hooks of this moment.
+    Hooks(PluginAction),
 }
 
 /// What must have ended before a phase begins on a host. A phase that does not happen there is no hindrance.
@@ -107,16 +115,47 @@ impl Phase {
 
 /// The phases, in the order in which they are told.
 pub static PHASES: &[Phase] = &[
-    phase("prepare", "preparing the host", On::Every, &[]).wants(effects::prepare),
-    phase("pki", "making keys and certificates", On::First, &[])
-        .wants(effects::pki)
-        .does(cluster::pki::make),
     phase("blobs", "sending the rootfs", On::Every, &[]).does(transfer::host_blobs),
     phase("images", "sending container images", On::Registries, &[Here("blobs")]).does(transfer::registry_blobs),
+    phase("push", "bringing container images to the registry", On::External, &[]).does(push::images),
     phase("rootfs", "unpacking the rootfs", On::Every, &[Here("blobs")]).wants(effects::rootfs),
-    phase("trust", "signing certificates", On::Every, &[First("pki")])
-        .wants(effects::trust)
-        .does(cluster::pki::trust),
+    phase(
+        "pre-install",
+        "running hooks before the cluster is made",
+        On::Hooks(PluginAction::PreInstall),
+        &[Here("rootfs")],
+    )
+    .does(hooks::run),
+    phase(
+        "pre-init-host",
+        "running hooks before the host is prepared",
+        On::Hooks(PluginAction::PreInitHost),
+        &[Here("rootfs"), Everywhere("pre-install")],
+    )
+    .does(hooks::run),
+    phase(
+        "prepare",
+        "preparing the host",
+        On::Every,
+        &[Here("pre-init-host"), Everywhere("pre-install")],
+    )
+    .wants(effects::prepare),
+    phase(
+        "pki",
+        "making keys and certificates",
+        On::First,
+        &[Here("pre-init-host"), Everywhere("pre-install")],
+    )
+    .wants(effects::pki)
+    .does(cluster::pki::make),
+    phase(
+        "trust",
+        "signing certificates",
+        On::Every,
+        &[First("pki"), Here("pre-init-host")],
+    )
+    .wants(effects::trust)
+    .does(cluster::pki::trust),
     phase(
         "registry",
         "starting the private registry",
@@ -135,14 +174,28 @@ pub static PHASES: &[Phase] = &[
         "balancer",
         "starting the way to the API servers",
         On::Every,
-        &[Here("rootfs")],
+        &[Here("rootfs"), Here("pre-init-host")],
     )
     .wants(effects::balancer),
+    phase(
+        "post-init-host",
+        "running hooks after the host was prepared",
+        On::Hooks(PluginAction::PostInitHost),
+        &[Here("runtime")],
+    )
+    .does(hooks::run),
+    phase(
+        "pre-join",
+        "running hooks before hosts join",
+        On::Hooks(PluginAction::PreJoin),
+        &[Here("runtime"), Everywhere("post-init-host")],
+    )
+    .does(hooks::run),
     phase(
         "control-plane",
         "placing the control plane",
         On::Masters,
-        &[Here("pki")],
+        &[Here("pki"), Everywhere("registry"), First("push")],
     )
     .wants(effects::control_plane),
     phase(
@@ -153,7 +206,10 @@ pub static PHASES: &[Phase] = &[
             Here("runtime"),
             Here("balancer"),
             Here("control-plane"),
+            Here("post-init-host"),
             Everywhere("registry"),
+            Everywhere("pre-join"),
+            First("push"),
         ],
     )
     .wants(effects::agent),
@@ -173,6 +229,13 @@ pub static PHASES: &[Phase] = &[
     )
     .does(cluster::nodes::join),
     phase(
+        "post-join",
+        "running hooks after hosts joined",
+        On::Hooks(PluginAction::PostJoin),
+        &[First("nodes")],
+    )
+    .does(hooks::run),
+    phase(
         "verify",
         "proving that the cluster works",
         On::Cluster,
@@ -180,12 +243,19 @@ pub static PHASES: &[Phase] = &[
     )
     .does(verify::phase),
     phase(
+        "post-install",
+        "running hooks after the cluster was made",
+        On::Hooks(PluginAction::PostInstall),
+        &[First("verify")],
+    )
+    .does(hooks::run),
+    phase(
         "applications",
         "launching applications",
         On::Cluster,
-        &[First("verify")],
+        &[First("verify"), Everywhere("post-join"), Everywhere("post-install")],
     )
-    .does(cluster::objects::applications),
+    .does(cluster::launch::applications),
     phase(
         "record",
         "storing the Clusterfile",
@@ -225,7 +295,8 @@ mod tests {
         for phase in PHASES {
             for need in phase.needs {
                 if let Here(name) = need {
-                    assert_ne!(named(name).map(|p| p.on), Some(On::Cluster), "{}", phase.name);
+                    let on = named(name).map(|p| p.on);
+                    assert!(!matches!(on, Some(On::Cluster | On::External)), "{}", phase.name);
                 }
             }
         }

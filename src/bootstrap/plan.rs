@@ -3,14 +3,16 @@
 
 use crate::{
     Error, Result,
-    cluster::{Applied, Cluster, nodes, objects, record},
+    apps::Kind,
+    cluster::{Applied, Cluster, launch, ledger, nodes, objects, record},
     effects::Learned,
-    fan,
+    fan, hooks,
     phases::{On, PHASES, Phase},
     session::Session,
     site::{Seat, Site},
     transfer,
 };
+use clusterfile::{Plugin, PluginAction};
 use futures::FutureExt as _;
 use host::{
     Action, Change, Effect,
@@ -33,6 +35,9 @@ pub struct Plan {
     /// Objects of the cluster that are made or changed; absent while there is no cluster to compare with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub objects: Option<Vec<ObjectChange>>,
+    /// Images that are brought to a registry of somebody else.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<String>,
     /// Nodes of the cluster that are not in the Clusterfile.
     pub leaving: Vec<Leaving>,
 }
@@ -74,7 +79,7 @@ pub struct PhaseChange {
 pub struct ObjectChange {
     /// `deployment kube-system/dns`.
     pub object: String,
-    /// `create` or `modify`.
+    /// `create`, `modify` or `remove`.
     pub action: &'static str,
 }
 
@@ -91,7 +96,9 @@ pub struct Leaving {
 impl Plan {
     /// Whether there is nothing to do. Nodes that are not in the Clusterfile are something to be asked about, not to be done.
     pub fn is_empty(&self) -> bool {
-        self.hosts.iter().all(HostPlan::is_empty) && self.objects.as_ref().is_some_and(Vec::is_empty)
+        self.hosts.iter().all(HostPlan::is_empty)
+            && self.images.is_empty()
+            && self.objects.as_ref().is_some_and(Vec::is_empty)
     }
 
     /// Bytes to be sent to all hosts.
@@ -114,7 +121,7 @@ fn happens(phase: &Phase, site: &Site, seat: &Seat) -> bool {
         On::Masters => seat.master,
         On::Registries => seat.registry,
         On::First => site.seats[site.first_master()].ip == seat.ip,
-        On::Cluster => false,
+        On::Cluster | On::External | On::Hooks(_) => false,
     }
 }
 
@@ -194,6 +201,7 @@ async fn host_plan(
             },
         });
     }
+    changes.extend(hook_changes(site, seat));
     Ok(HostPlan {
         host: seat.ip.to_string(),
         name: seat.name.clone(),
@@ -205,26 +213,64 @@ async fn host_plan(
     })
 }
 
-/// Compares the cluster's objects and nodes with what they shall be.
+/// The hooks that will run on a host. What they change nobody knows.
+fn hook_changes(site: &Site, seat: &Seat) -> Vec<PhaseChange> {
+    let Some(index) = site.seats.iter().position(|other| other.ip == seat.ip) else {
+        return Vec::new();
+    };
+    let moments = PHASES.iter().filter_map(|phase| match phase.on {
+        // Whether the cluster was made to its end is not known yet; if there is none it is not.
+        On::Hooks(PluginAction::PostInstall) if site.seats[site.first_master()].seen.joined => None,
+        On::Hooks(action) => Some((phase.name, action)),
+        _ => None,
+    });
+    let change = |plugin: &Plugin, action: PluginAction| Change {
+        what: hooks::title(plugin, action),
+        action: Action::Create,
+        detail: "runs a script".to_owned(),
+        diff: None,
+    };
+    let all = moments.flat_map(|(phase, action)| {
+        let here = hooks::on(site, index, action).into_iter();
+        here.map(move |plugin| PhaseChange {
+            phase,
+            change: change(plugin, action),
+        })
+    });
+    all.collect()
+}
+
+/// What is to be done in a cluster that is there.
+#[derive(Debug, Default)]
+pub struct Compared {
+    /// Objects to be made, changed or taken away, and applications to be launched.
+    pub objects: Vec<ObjectChange>,
+    /// Nodes that are not in the Clusterfile.
+    pub leaving: Vec<Leaving>,
+    /// Whether the cluster was installed to the end before.
+    pub recorded: bool,
+}
+
+/// Compares the cluster's objects, applications and nodes with what they shall be.
 ///
 /// # Errors
 /// When the API server does not answer.
-pub async fn cluster(
-    site: &Site,
-    cluster: &Cluster,
-    record: &serde_json::Value,
-) -> Result<(Vec<ObjectChange>, Vec<Leaving>)> {
+pub async fn cluster(site: &Site, cluster: &Cluster, record: &serde_json::Value) -> Result<Compared> {
     let mut wanted = crate::cluster::api::bindings();
-    wanted.extend(objects::system_objects(site)?);
-    for app in &site.image.launch.apps {
-        wanted.extend(objects::application_objects(site, app)?);
+    wanted.extend(objects::system(site)?);
+    for app in site.apps.iter().filter(|app| app.kind == Kind::Manifests) {
+        wanted.extend(objects::application(site, app)?);
     }
     wanted.push(record::object(site, record)?);
-    let list = kube::Api::<k8s_openapi::api::core::v1::Node>::all(cluster.client.clone());
+    let client = &cluster.client;
+    let list = kube::Api::<k8s_openapi::api::core::v1::Node>::all(client.clone());
     let params = kube::api::ListParams::default();
-    let (pending, nodes) = tokio::try_join!(objects::pending(cluster.client.clone(), &wanted), async {
-        list.list(&params).await.map_err(Error::api("listing nodes"))
-    })?;
+    let (pending, nodes, ledger, recorded) = tokio::try_join!(
+        objects::pending(client.clone(), &wanted),
+        async { list.list(&params).await.map_err(Error::api("listing nodes")) },
+        ledger::load(client),
+        record::exists(client),
+    )?;
     let mut changes: Vec<ObjectChange> = pending
         .into_iter()
         .map(|(object, applied)| ObjectChange {
@@ -236,6 +282,11 @@ pub async fn cluster(
             },
         })
         .collect();
+    changes.extend(launch::leaving(site, &ledger)?.iter().map(|object| ObjectChange {
+        object: crate::cluster::title(&object.to_object()),
+        action: "remove",
+    }));
+    changes.extend(launch::pending(site, client, &ledger).await?);
     let mut leaving = Vec::new();
     for node in &nodes.items {
         let name = node.metadata.name.clone().unwrap_or_default();
@@ -264,5 +315,9 @@ pub async fn cluster(
             });
         }
     }
-    Ok((changes, leaving))
+    Ok(Compared {
+        objects: changes,
+        leaving,
+        recorded,
+    })
 }

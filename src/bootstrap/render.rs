@@ -7,6 +7,7 @@ use crate::{
 };
 use clusterfile::{Config, Strategy};
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// The file at `path` (below the rootfs) for `seat`: rendered if it is a template, then replaced or merged by the Clusterfile's configs.
 ///
@@ -16,6 +17,9 @@ pub fn file(site: &Site, seat: &Seat, path: &str) -> Result<String> {
     let image_text = site.image.files.get(path);
     let configs = site.configs.iter().filter(|config| names(config, path));
     let mut text = image_text.map(|text| expand(site, seat, path, text)).transpose()?;
+    if text.is_none() && site.image.content.contains_key(path) {
+        return Err(Error::Wish(format!("{path}: {NO_TEXT}")));
+    }
     for config in configs {
         let data = expand(site, seat, path, &config.data)?;
         text = Some(match (config.strategy, text) {
@@ -29,23 +33,42 @@ pub fn file(site: &Site, seat: &Seat, path: &str) -> Result<String> {
     })
 }
 
+/// Why a file that is there cannot be one of a Clusterfile.
+pub const NO_TEXT: &str =
+    "it is no text of at most 1 MiB, or lies outside of the folders for configuration; put it into the image instead";
+
 /// Whether `config` is about the rootfs file `path`; it may leave out the template's ending.
 pub fn names(config: &Config, path: &str) -> bool {
-    let wanted = config.path.trim_start_matches("./");
-    wanted == path || Some(wanted) == path.strip_suffix(".tmpl")
+    config.path == path || path.strip_suffix(".tmpl") == Some(&config.path)
+}
+
+/// Every text of the rootfs below `folder`, those that only the Clusterfile has included, as paths below the rootfs.
+pub fn paths<'s>(site: &'s Site, folder: &str) -> BTreeSet<&'s str> {
+    let files = &site.image.files;
+    let added = site.configs.iter().map(|config| config.path.as_str());
+    let added = added.filter(|path| !files.contains_key(&format!("{path}.tmpl")));
+    let all = files.keys().map(String::as_str).chain(added);
+    all.filter(|path| path.starts_with(folder)).collect()
 }
 
 fn expand(site: &Site, seat: &Seat, path: &str, text: &str) -> Result<String> {
     if path.ends_with(".tmpl") {
-        template::render(text, path, &site.variables(seat)).map_err(Error::Template)
+        let mut variables = site.variables(seat);
+        variables.extend(site.app_env(path));
+        template::render(text, path, &variables).map_err(Error::Template)
     } else {
         Ok(text.to_owned())
     }
 }
 
-fn merge_text(path: &str, base: &str, over: &str) -> Result<String> {
+/// Whether a file can be merged: it holds YAML or JSON, going by its name.
+pub fn merges(path: &str) -> bool {
     let plain = path.strip_suffix(".tmpl").unwrap_or(path);
-    if ![".yaml", ".yml", ".json"].iter().any(|ending| plain.ends_with(ending)) {
+    [".yaml", ".yml", ".json"].iter().any(|ending| plain.ends_with(ending))
+}
+
+fn merge_text(path: &str, base: &str, over: &str) -> Result<String> {
+    if !merges(path) {
         return Err(Error::Wish(format!(
             "Config for {path}: strategy merge works for YAML and JSON only; use strategy overwrite"
         )));
@@ -53,13 +76,23 @@ fn merge_text(path: &str, base: &str, over: &str) -> Result<String> {
     let mut documents = documents(path, base)?;
     let overs = self::documents(path, over)?;
     for (index, over) in overs.into_iter().enumerate() {
-        match documents.get_mut(index) {
+        let same = documents.iter().position(|document| is_about(&over, document));
+        // An object finds its like; anything else is merged with what stands at its place.
+        let place = if over["kind"].is_string() { same } else { Some(index) };
+        match place.and_then(|place| documents.get_mut(place)) {
             Some(document) => merge(document, over),
             None => documents.push(over),
         }
     }
     let texts: Vec<String> = documents.iter().map(yaml).collect::<Result<_>>()?;
     Ok(texts.join("---\n"))
+}
+
+/// Whether two documents are the same object: of one kind and, where `over` says them, of one name and namespace.
+fn is_about(over: &Value, document: &Value) -> bool {
+    let same = |over: &Value, document: &Value| over.is_null() || over == document;
+    let metadata = |field: &str| same(&over["metadata"][field], &document["metadata"][field]);
+    over["kind"] == document["kind"] && metadata("name") && metadata("namespace")
 }
 
 /// The documents of a YAML (or JSON) text; empty ones are left out.
@@ -105,6 +138,46 @@ mod tests {
         let mut base = json!({"a": {"b": 1, "c": [1, 2]}, "d": 1});
         merge(&mut base, json!({"a": {"c": [3], "e": {"f": 1}}, "d": {"g": 1}}));
         assert_eq!(base, json!({"a": {"b": 1, "c": [3], "e": {"f": 1}}, "d": {"g": 1}}));
+    }
+
+    #[test]
+    fn objects_are_merged_with_their_like_wherever_it_stands() {
+        let base = "kind: A\nmetadata: {name: x}\nv: 1\n---\nkind: B\nmetadata: {name: x}\nv: 1\n---\nkind: B\nmetadata: {name: y}\nv: 1\n";
+        let over = "kind: B\nmetadata: {name: y}\nv: 2\n---\nkind: C\nmetadata: {name: z}\n";
+        let merged = documents("x", &merge_text("a.yaml", base, over).unwrap()).unwrap();
+        let values: Vec<_> = merged
+            .iter()
+            .map(|document| (document["kind"].clone(), document["v"].clone()))
+            .collect();
+        assert_eq!(json!(values), json!([["A", 1], ["B", 1], ["B", 2], ["C", null]]));
+    }
+
+    #[test]
+    fn a_template_and_what_the_clusterfile_lays_over_it_see_the_variables() {
+        let mut site = crate::testing::site();
+        crate::testing::add_file(
+            &mut site,
+            "etc/app/a.yaml.tmpl",
+            "ip: {{ .HostIP }}\nkeep: {b: 1}\n",
+            false,
+        );
+        let config = |path: &str, strategy, data: &str| clusterfile::Config {
+            name: "c".into(),
+            path: path.into(),
+            strategy,
+            data: data.into(),
+        };
+        site.configs.push(config(
+            "etc/app/a.yaml",
+            Strategy::Merge,
+            "keep: {c: '{{ .HostName }}'}\n",
+        ));
+        site.configs.push(config("etc/app/new.conf", Strategy::Overwrite, "x"));
+        let text = file(&site, &site.seats[1], "etc/app/a.yaml.tmpl").unwrap();
+        let expected = json!({"ip": "10.0.0.2", "keep": {"b": 1, "c": "n1"}});
+        assert_eq!(documents("x", &text).unwrap(), [expected]);
+        let both = ["etc/app/a.yaml.tmpl", "etc/app/new.conf"];
+        assert_eq!(paths(&site, "etc/app/").into_iter().collect::<Vec<_>>(), both);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Taking hosts out of a cluster, and clusters off hosts: nodes are drained and deleted, then each host's journal is played backwards.
 
+mod clean;
 mod drain;
 
 use crate::{
@@ -77,13 +78,11 @@ pub async fn reset(clusterfile: &Clusterfile, options: &Options, request: &Reque
     if !request.nodes.is_empty() {
         leave(clusterfile, options, request, &targets).await?;
     }
-    let scope = wish::scope(clusterfile);
     let work = targets.iter().zip(opened).map(|((ip, _), opened)| {
-        let scope = &scope;
         async move {
             let host = ip.to_string();
             let result = match opened {
-                Ok(session) => undo(&session, scope, options).await,
+                Ok(session) => undo(&session, clusterfile, options, request.force).await,
                 Err(error) => Err(error),
             };
             result.unwrap_or_else(|error| HostReset {
@@ -168,30 +167,54 @@ async fn open_cluster(clusterfile: &Clusterfile, options: &Options) -> Result<Cl
     Cluster::open(&session).await
 }
 
-/// Stops what runs and plays the journal backwards.
-async fn undo(session: &Session, scope: &host::Scope, options: &Options) -> Result<HostReset> {
+/// Stops what runs and plays the journal backwards, with the hooks before and after it.
+async fn undo(session: &Session, clusterfile: &Clusterfile, options: &Options, force: bool) -> Result<HostReset> {
     let host = session.ip.to_string();
-    let mode = Mode::Write {
-        who: options.who.clone(),
+    let scope = wish::scope(clusterfile);
+    let open = || async {
+        let mode = Mode::Write {
+            who: options.who.clone(),
+        };
+        session
+            .client
+            .open(&scope, mode)
+            .await
+            .map_err(session.failed("opening the host"))
     };
-    session
-        .client
-        .open(scope, mode)
-        .await
-        .map_err(session.failed("opening the host"))?;
+    open().await?;
+    let cleaner = clean::Cleaner::new(session, clusterfile, &scope, options).await?;
+    if let Err(error) = cleaner.before().await {
+        if !force {
+            return Err(error);
+        }
+        options.observer.event(Event::Warning {
+            host: Some(host.clone()),
+            message: error.to_string(),
+        });
+    }
     options.observer.event(Event::PhaseStarted {
         phase: "reset",
         title: "stopping what runs and undoing every change",
         host: Some(host.clone()),
     });
-    let undone = session.client.undo().await.map_err(session.failed("undoing changes"))?;
+    let mut undone = session.client.undo().await.map_err(session.failed("undoing changes"))?;
+    let count = undone.done.len();
+    if undone.failed.is_empty() && cleaner.has_after() {
+        // The journal is gone: what is put there for the hooks gets one of its own, which is played backwards too.
+        open().await?;
+        let ended = cleaner.after().await;
+        let again = session.client.undo().await.map_err(session.failed("undoing changes"))?;
+        undone.failed = again.failed;
+        undone.left.extend(again.left);
+        undone.failed.extend(ended.err().map(|error| error.to_string()));
+    }
     options.observer.event(Event::HostDone {
         host: host.clone(),
-        message: format!("{} changes undone", undone.done.len()),
+        message: format!("{count} changes undone"),
     });
     Ok(HostReset {
         host,
-        undone: undone.done.len(),
+        undone: count,
         failed: undone.failed,
         left: undone.left,
         skipped: None,

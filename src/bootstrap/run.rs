@@ -5,7 +5,9 @@ use crate::{
     cluster::Cluster,
     effects::Learned,
     event::{Event, Observer},
+    hooks,
     phases::{Need, On, Outcome, PHASES, Phase},
+    push,
     session::Session,
     site::Site,
 };
@@ -32,6 +34,10 @@ pub struct Run {
     pub record: serde_json::Value,
     /// Whether the cluster already answers: what is then skipped is only the waiting.
     pub learned: Mutex<Learned>,
+    /// How long launching an application, or a launch command, may take.
+    pub launch_limit: Duration,
+    /// Carried images that a registry of somebody else lacks, and the way there.
+    pub push: Option<push::Push>,
     /// The way into the cluster, once there is one.
     pub cluster: tokio::sync::OnceCell<Cluster>,
 }
@@ -132,6 +138,9 @@ fn places(site: &Site, phase: &Phase) -> Vec<Option<usize>> {
         On::Registries => hosts(|seat| seat.registry),
         On::First => vec![Some(site.first_master())],
         On::Cluster => vec![None],
+        On::External if site.registry.external => vec![None],
+        On::External => Vec::new(),
+        On::Hooks(action) => hooks::places(site, action).into_iter().map(Some).collect(),
     }
 }
 

@@ -1,8 +1,10 @@
 //! The whole wish with what is known of the hosts: all that the pure part works on.
 
-use crate::template::Variables;
-use clusterfile::{Env, HostAlias, KubeadmSettings, LocalRegistry, Networks, Taint};
+use crate::{apps::App, template::Variables};
+use clusterfile::{Env, HostAlias, KubeadmSettings, Networks, Plugin, Taint};
 use host::{Facts, Scope, effect::Rootfs, proto::Blob};
+use oci::Descriptor;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
@@ -27,19 +29,85 @@ pub struct Image {
     pub layout: oci::Index,
     /// Text files of the rootfs that become configuration, by path below its root.
     pub files: BTreeMap<String, String>,
-    /// References of the carried images.
-    pub carried: Vec<oci::Reference>,
-    /// Applications and commands to launch.
+    /// Every file and link of the rootfs, by path below its root.
+    pub content: BTreeMap<String, Entry>,
+    /// The carried images.
+    pub carried: Vec<Carried>,
+    /// What it says about its applications, by name (a folder of `application/apps/` each).
+    pub apps: BTreeMap<String, image::AppMeta>,
+    /// Applications and commands to launch unless the Clusterfile says otherwise.
     pub launch: Launch,
+    /// The versions of Kubernetes it fits.
+    pub kube_version: Option<String>,
+}
+
+/// A file or link of the rootfs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// What names its content: a digest, or where a link leads.
+    pub content: String,
+    /// Whether it may be executed.
+    pub executable: bool,
+}
+
+/// A container image that the cluster image carries.
+#[derive(Debug, Clone)]
+pub struct Carried {
+    /// Its name.
+    pub reference: oci::Reference,
+    /// Its manifest for the hosts' platform.
+    pub manifest: Descriptor,
+    /// The manifest and all it needs.
+    pub blobs: Vec<Descriptor>,
 }
 
 /// What the image starts when the cluster stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Launch {
-    /// Names of applications (folders of `application/apps/`).
+    /// Names of applications.
     pub apps: Vec<String>,
     /// Commands, run on the first master in `/opt/installer`.
     pub commands: Vec<String>,
+}
+
+/// Where hosts pull images from. Its secrets are not here but in [`crate::effects::Learned`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registry {
+    /// Its name.
+    pub domain: String,
+    /// Its port.
+    pub port: u16,
+    /// Plain HTTP instead of TLS.
+    pub insecure: bool,
+    /// Whether it asks for a login.
+    pub login: bool,
+    /// Whether somebody else runs it, and not the cluster itself.
+    pub external: bool,
+    /// Extra names and addresses in the certificate of the cluster's own.
+    pub alt_names: Vec<String>,
+}
+
+impl Registry {
+    /// `domain:port`.
+    pub fn host_port(&self) -> String {
+        format!("{}:{}", self.domain, self.port)
+    }
+
+    /// `http` or `https`.
+    pub fn scheme(&self) -> &'static str {
+        if self.insecure { "http" } else { "https" }
+    }
+
+    /// Where an image of elsewhere lies in a registry of somebody else: below its own domain, so that no two images of different
+    /// registries get one name.
+    pub fn home(&self, image: &oci::Reference) -> String {
+        format!("{}/{}/{}", self.host_port(), folder(image.domain()), image.path())
+    }
+}
+
+/// A registry's name as a folder of another's: a port is no part of a path.
+pub fn folder(domain: &str) -> String {
+    domain.replace(':', "-")
 }
 
 /// A host with its place in the cluster.
@@ -76,6 +144,12 @@ pub struct Seen {
     pub kubelet_cert: Option<String>,
     /// Whether the host has a resolver file, even an empty one.
     pub resolver: bool,
+    /// The private registry's password file, if it has one.
+    pub htpasswd: Option<String>,
+    /// Which files of which rootfs the Clusterfile has changed, as [`crate::overlay`] noted it.
+    pub overlay: Option<String>,
+    /// Whether a runtime of ours asks the cluster's own registry for every image.
+    pub mirrored: bool,
 }
 
 /// See the head of this file.
@@ -91,14 +165,22 @@ pub struct Site {
     pub dns_ip: Ipv4Addr,
     /// The cluster image.
     pub image: Image,
-    /// The private registry.
-    pub registry: LocalRegistry,
+    /// Where images come from.
+    pub registry: Registry,
     /// Further lines of `/etc/hosts`.
     pub aliases: Vec<HostAlias>,
     /// What the kubeadm kinds said.
     pub kubeadm: KubeadmSettings,
     /// Files of the rootfs that the Clusterfile replaces or merges.
     pub configs: Vec<clusterfile::Config>,
+    /// Hooks of the Clusterfile and of the image, by name.
+    pub hooks: Vec<Plugin>,
+    /// The applications to launch, in order.
+    pub apps: Vec<App>,
+    /// The commands to launch after them.
+    pub commands: Vec<String>,
+    /// Whether the cluster is known to have been installed to the end before.
+    pub recorded: bool,
     /// The hosts, in the order of the Clusterfile; the first master is the one that signs.
     pub seats: Vec<Seat>,
 }
@@ -119,17 +201,12 @@ impl Site {
         self.seats.iter().filter(|seat| seat.registry)
     }
 
-    /// `http` or `https`.
-    pub fn registry_scheme(&self) -> &'static str {
-        if self.registry.insecure { "http" } else { "https" }
-    }
-
     /// What templates see on a host: the environment (image < cluster < host) and, over it, what is computed.
     pub fn variables(&self, seat: &Seat) -> Variables {
         let mut variables = self.image.env.clone();
         variables.extend(seat.env.clone());
         let flag = |on: bool| if on { "true" } else { "false" }.to_owned();
-        let registry_url = format!("{}://{}", self.registry_scheme(), self.registry.host_port());
+        let registry_url = format!("{}://{}", self.registry.scheme(), self.registry.host_port());
         let computed = [
             ("ClusterName", self.scope.cluster.clone()),
             ("DataRoot", self.scope.data_root.trim_end_matches('/').to_owned()),
@@ -165,13 +242,25 @@ impl Site {
         variables
     }
 
+    /// What the templates of an application see besides.
+    pub fn app_env(&self, path: &str) -> Env {
+        let name = path
+            .strip_prefix(crate::paths::source::APPLICATIONS)
+            .and_then(|rest| rest.split('/').next());
+        let app = self.apps.iter().find(|app| Some(app.name.as_str()) == name);
+        app.map(|app| app.env.clone()).unwrap_or_default()
+    }
+
     fn registry_flags(&self) -> String {
-        use crate::paths::{REGISTRY_CERT, REGISTRY_KEY};
-        if self.registry.insecure {
-            String::new()
-        } else {
-            format!("--tls-cert {REGISTRY_CERT} --tls-key {REGISTRY_KEY}")
+        use crate::paths::{HTPASSWD, REGISTRY_CERT, REGISTRY_KEY};
+        let mut flags = Vec::new();
+        if !self.registry.insecure {
+            flags.push(format!("--tls-cert {REGISTRY_CERT} --tls-key {REGISTRY_KEY}"));
         }
+        if self.registry.login {
+            flags.push(format!("--htpasswd {HTPASSWD}"));
+        }
+        flags.join(" ")
     }
 
     fn api_server_flags(&self) -> String {

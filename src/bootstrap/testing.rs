@@ -1,7 +1,7 @@
 //! A small site for tests of the pure parts.
 
-use crate::site::{Image, Launch, Seat, Seen, Site};
-use clusterfile::{KubeadmSettings, LocalRegistry, Networks};
+use crate::site::{Carried, Entry, Image, Launch, Registry, Seat, Seen, Site};
+use clusterfile::{KubeadmSettings, Networks};
 use host::{Facts, Scope, effect::Rootfs};
 use std::collections::BTreeMap;
 
@@ -89,13 +89,54 @@ pub(crate) fn site() -> Site {
             registry_blobs: Vec::new(),
             layout: oci::Index::default(),
             files: rootfs_files(),
+            content: BTreeMap::new(),
             carried: Vec::new(),
+            apps: BTreeMap::new(),
             launch: Launch::default(),
+            kube_version: None,
         },
-        registry: LocalRegistry::default(),
+        registry: Registry {
+            domain: "sea.hub".into(),
+            port: 5000,
+            insecure: false,
+            login: false,
+            external: false,
+            alt_names: Vec::new(),
+        },
         aliases: Vec::new(),
         kubeadm: KubeadmSettings::default(),
         configs: Vec::new(),
+        hooks: Vec::new(),
+        apps: Vec::new(),
+        commands: Vec::new(),
+        recorded: false,
         seats: vec![seat("10.0.0.1", "m1", true), seat("10.0.0.2", "n1", false)],
     }
+}
+
+/// Adds a text to the image's rootfs.
+pub(crate) fn add_file(site: &mut Site, path: &str, text: &str, executable: bool) {
+    let content = oci::Digest::of(text.as_bytes()).to_string();
+    site.image.files.insert(path.into(), text.into());
+    site.image.content.insert(path.into(), Entry { content, executable });
+}
+
+/// Lets the image carry a container image; its manifest's digest.
+pub(crate) fn carry(site: &mut Site, reference: &str) -> oci::Digest {
+    let manifest = oci::Descriptor::of(oci::media_type::MANIFEST, reference.as_bytes());
+    let digest = manifest.digest.clone();
+    site.image.carried.push(Carried {
+        reference: reference.parse().unwrap(),
+        blobs: vec![manifest.clone()],
+        manifest,
+    });
+    digest
+}
+
+/// A Clusterfile for the hosts of [`site`]: `more` are further lines of its `spec`, or documents.
+pub(crate) fn clusterfile(more: &str) -> clusterfile::Clusterfile {
+    let text = format!(
+        "apiVersion: sealer.io/v2\nkind: Cluster\nmetadata: {{name: demo}}\nspec:\n  image: local/native:dev\n  hosts: [{{ips: [10.0.0.1], roles: [master]}}, {{ips: [10.0.0.2], roles: [node]}}]\n{more}"
+    );
+    clusterfile::Clusterfile::parse(&text, "Clusterfile", std::path::Path::new("/")).unwrap()
 }

@@ -8,6 +8,8 @@ mod dns;
 mod probes;
 mod system;
 
+pub(crate) use system::unready_because;
+
 use crate::{
     Error, Result,
     cluster::Cluster,

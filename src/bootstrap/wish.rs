@@ -1,11 +1,15 @@
 //! From a Clusterfile to a site: what this version can do is checked first, before any host is touched.
 
 use crate::{
-    Error, Result,
-    site::{Image, Launch, Seat, Seen, Site},
+    Error, Result, apps, hooks, render,
+    site::{self, Image, Seat, Seen, Site},
+    version::kube_version_satisfies,
 };
-use clusterfile::{Clusterfile, ContainerRuntime, LocalRegistry, Registry};
+use clusterfile::{Clusterfile, ContainerRuntime, Registry, Strategy};
 use host::{Facts, Scope};
+
+/// The version of Kubernetes that the native distribution is.
+pub const KUBERNETES: &str = "1.36.0";
 
 /// Refuses what this version does not do, by name.
 ///
@@ -23,35 +27,7 @@ pub fn check(clusterfile: &Clusterfile) -> Result<()> {
     if cluster.container_runtime == ContainerRuntime::Docker {
         refused.push("containerRuntime docker: this version brings its own containerd; a Docker that runs on a host is left alone".to_owned());
     }
-    match &cluster.registry {
-        Registry::ExternalRegistry(_) => {
-            refused.push(
-                "registry.externalRegistry: this version runs the private registry itself; use registry.localRegistry"
-                    .to_owned(),
-            );
-        }
-        Registry::LocalRegistry(local) if local.username.is_some() => {
-            refused.push(
-                "registry.localRegistry.username: the private registry of this version asks for no login; leave it out"
-                    .to_owned(),
-            );
-        }
-        Registry::LocalRegistry(_) => {}
-    }
-    for plugin in &clusterfile.plugins {
-        refused.push(format!(
-            "Plugin {}: this version runs no hooks; use LAUNCH or CMDS of the Kubefile, or remove it",
-            plugin.name
-        ));
-    }
-    for application in &clusterfile.applications {
-        if !application.configs.is_empty() {
-            refused.push(format!(
-                "Application {}: settings of applications are not done yet; remove its configs",
-                application.name
-            ));
-        }
-    }
+    refused.extend(hooks::refused(&clusterfile.plugins));
     if refused.is_empty() {
         return Ok(());
     }
@@ -59,6 +35,48 @@ pub fn check(clusterfile: &Clusterfile) -> Result<()> {
         "this cannot be done:{}",
         refused.iter().map(|r| format!("\n  {r}")).collect::<String>()
     )))
+}
+
+/// Refuses what the wish and the image do not fit together in: the versions, the applications, the hooks, the files to be changed.
+/// Nothing here needs a host.
+///
+/// # Errors
+/// The first of these.
+pub fn check_image(clusterfile: &Clusterfile, image: &Image) -> Result<()> {
+    if let Some(range) = &image.kube_version {
+        let bad = |message: String| Error::Image {
+            image: image.reference.clone(),
+            message,
+        };
+        let fits = kube_version_satisfies(range, KUBERNETES);
+        if !fits.map_err(|error| bad(format!("its KUBEVERSION {range:?} cannot be understood: {error}")))? {
+            return Err(bad(format!(
+                "it fits Kubernetes {range} (KUBEVERSION), but this installer sets up {KUBERNETES}; use an image made for it"
+            )));
+        }
+    }
+    hooks::of_image(image)?;
+    apps::launched(clusterfile, image)?;
+    for config in apps::configs(clusterfile) {
+        let path = &config.path;
+        let refuse = |why: &str| Err(Error::Wish(format!("Config {}: {path}: {why}", config.name)));
+        if config.strategy == Strategy::Merge && !render::merges(path) {
+            return refuse("strategy merge works for YAML and JSON only; use strategy overwrite");
+        }
+        let other = image.content.keys().any(|known| {
+            let known = known.strip_suffix(".tmpl").unwrap_or(known);
+            known
+                .strip_prefix(path.as_str())
+                .is_some_and(|rest| rest.starts_with('/'))
+        });
+        if other {
+            return refuse("it is a folder of the image");
+        }
+        if image.content.contains_key(path) && !image.files.contains_key(path) {
+            return refuse(render::NO_TEXT);
+        }
+    }
+    Ok(())
 }
 
 /// Scope of a Clusterfile on its hosts.
@@ -69,17 +87,35 @@ pub fn scope(clusterfile: &Clusterfile) -> Scope {
     }
 }
 
-/// Which registry the cluster has; [`check`] has refused all others.
-pub fn registry(clusterfile: &Clusterfile) -> LocalRegistry {
+/// Where hosts pull images from.
+pub fn registry(clusterfile: &Clusterfile) -> site::Registry {
     match &clusterfile.cluster.registry {
-        Registry::LocalRegistry(local) => local.clone(),
-        Registry::ExternalRegistry(_) => LocalRegistry::default(),
+        Registry::LocalRegistry(local) => site::Registry {
+            domain: local.domain.clone(),
+            port: local.port,
+            insecure: local.insecure,
+            login: local.username.is_some(),
+            external: false,
+            alt_names: local.alt_names.clone(),
+        },
+        Registry::ExternalRegistry(external) => site::Registry {
+            domain: external.domain.clone(),
+            port: external.port,
+            insecure: external.insecure,
+            login: external.username.is_some(),
+            external: true,
+            alt_names: Vec::new(),
+        },
     }
 }
 
-/// Whether each host, in the Clusterfile's order, runs the private registry: every master, or only the first.
+/// Whether each host, in the Clusterfile's order, runs the private registry: every master, or only the first; none if somebody else
+/// runs one.
 pub fn registry_hosts(clusterfile: &Clusterfile) -> Vec<bool> {
-    let everywhere = registry(clusterfile).ha;
+    let everywhere = match &clusterfile.cluster.registry {
+        Registry::LocalRegistry(local) => local.ha,
+        Registry::ExternalRegistry(_) => return vec![false; clusterfile.cluster.hosts.len()],
+    };
     let mut first = true;
     let on = |host: &clusterfile::Host| {
         let runs = host.is_master() && (everywhere || first);
@@ -92,8 +128,9 @@ pub fn registry_hosts(clusterfile: &Clusterfile) -> Vec<bool> {
 /// Puts wish, image and hosts together; `found` is in the order of the Clusterfile's hosts.
 ///
 /// # Errors
-/// When the address plan is none, or the image has no such application.
-pub fn site(clusterfile: &Clusterfile, mut image: Image, found: Vec<(Facts, Seen)>) -> Result<Site> {
+/// When the address plan is none, the image has no such application, or the hosts are those of a cluster that gets its images from
+/// elsewhere.
+pub fn site(clusterfile: &Clusterfile, image: Image, found: Vec<(Facts, Seen)>) -> Result<Site> {
     let cluster = &clusterfile.cluster;
     let networks = clusterfile
         .networks(&image.env)
@@ -104,7 +141,20 @@ pub fn site(clusterfile: &Clusterfile, mut image: Image, found: Vec<(Facts, Seen
             networks.service_cidr
         )));
     };
-    image.launch = launch(clusterfile, &image)?;
+    let registry = registry(clusterfile);
+    let moved = |seen: &Seen| seen.joined && seen.mirrored == registry.external;
+    if let Some((facts, _)) = found.iter().find(|(_, seen)| moved(seen)) {
+        let (is, shall) = match registry.external {
+            true => ("its own registry", "somebody else's"),
+            false => ("somebody else's registry", "its own"),
+        };
+        return Err(Error::on(
+            &facts.hostname,
+            format!(
+                "the cluster that is there pulls from {is}; that it shall pull from {shall} is not supported: reset it first"
+            ),
+        ));
+    }
     let registries = registry_hosts(clusterfile);
     let seats = cluster
         .hosts
@@ -122,45 +172,153 @@ pub fn site(clusterfile: &Clusterfile, mut image: Image, found: Vec<(Facts, Seen
             facts,
             seen,
         });
+    let seats: Vec<Seat> = seats.collect();
+    let hooks = hooks::merged(hooks::of_image(&image)?, &clusterfile.plugins);
+    hooks::check_scopes(&hooks, &seats)?;
     Ok(Site {
         scope: scope(clusterfile),
         networks,
         kubernetes_ip,
         dns_ip,
-        registry: registry(clusterfile),
+        registry,
         aliases: cluster.host_aliases.clone(),
         kubeadm: clusterfile.kubeadm.clone(),
-        configs: clusterfile.configs.clone(),
-        seats: seats.collect(),
+        configs: apps::configs(clusterfile),
+        hooks,
+        apps: apps::launched(clusterfile, &image)?,
+        commands: commands(clusterfile, &image),
+        recorded: false,
+        seats,
         image,
     })
 }
 
-/// The image's choice of applications and commands, unless the Clusterfile says otherwise.
-fn launch(clusterfile: &Clusterfile, image: &Image) -> Result<Launch> {
-    let mut launch = image.launch.clone();
-    let named: Vec<String> = clusterfile
-        .applications
-        .iter()
-        .flat_map(|a| a.launch_apps.clone())
-        .collect();
-    for names in [&clusterfile.cluster.app_names, &named] {
-        if !names.is_empty() {
-            launch.apps.clone_from(names);
+/// The image's commands, unless the Clusterfile has some: those of the cluster before those of applications.
+fn commands(clusterfile: &Clusterfile, image: &Image) -> Vec<String> {
+    let documents = clusterfile.applications.iter().map(|application| &application.cmds);
+    let mut wished = std::iter::once(&clusterfile.cluster.cmd).chain(documents);
+    wished
+        .find(|commands| !commands.is_empty())
+        .unwrap_or(&image.launch.commands)
+        .clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{add_file, clusterfile, site};
+
+    fn checked(more: &str, change: impl FnOnce(&mut Site)) -> Result<(), String> {
+        let mut site = site();
+        add_file(&mut site, "etc/app/x.yaml.tmpl", "a: 1\n", false);
+        let binary = site::Entry {
+            content: "sha256:1".into(),
+            executable: true,
+        };
+        site.image.content.insert("bin/tool".into(), binary);
+        change(&mut site);
+        let clusterfile = clusterfile(more);
+        check(&clusterfile)
+            .and_then(|()| check_image(&clusterfile, &site.image))
+            .map_err(|error| error.to_string())
+    }
+
+    fn document(kind: &str, spec: &str) -> String {
+        format!("---\napiVersion: sealer.io/v2\nkind: {kind}\nmetadata: {{name: d}}\nspec: {spec}\n")
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_before_any_host_is_asked() {
+        for (more, why) in [
+            (
+                document("Plugin", "{action: upgrade, data: x}"),
+                "Plugin d: hooks of the moment upgrade-cluster",
+            ),
+            (
+                document("Config", "{path: etc/a.toml, strategy: merge, data: x}"),
+                "works for YAML and JSON only",
+            ),
+            (
+                document("Config", "{path: bin/tool, data: x}"),
+                "Config d: bin/tool: it is no text",
+            ),
+            (
+                document("Config", "{path: etc/app, data: x}"),
+                "Config d: etc/app: it is a folder of the image",
+            ),
+            (document("Application", "{launchApps: [web]}"), "no application \"web\""),
+            (
+                "  containerRuntime: {type: docker}\n".to_owned(),
+                "containerRuntime docker",
+            ),
+        ] {
+            let error = checked(&more, |_| {}).unwrap_err();
+            assert!(error.contains(why), "{more}: {error}");
+        }
+        for more in [
+            document("Config", "{path: etc/app/x.yaml, strategy: merge, data: 'a: 2'}"),
+            document("Config", "{path: etc/new.conf, data: x}"),
+            document("Plugin", "{action: pre-install|post-clean-host, scope: node, data: x}"),
+            "  registry: {externalRegistry: {domain: r.corp, insecure: true}}\n".to_owned(),
+            "  registry: {localRegistry: {username: u, password: p}}\n".to_owned(),
+        ] {
+            assert_eq!(checked(&more, |_| {}), Ok(()), "{more}");
         }
     }
-    if !clusterfile.cluster.cmd.is_empty() {
-        launch.commands.clone_from(&clusterfile.cluster.cmd);
+
+    #[test]
+    fn an_image_for_another_kubernetes_is_refused() {
+        let with = |range: &str| checked("", |site| site.image.kube_version = Some(range.to_owned()));
+        assert_eq!(with(">=1.30"), Ok(()));
+        let error = with("<1.30").unwrap_err();
+        assert!(
+            error.contains("it fits Kubernetes <1.30 (KUBEVERSION), but this installer sets up 1.36.0"),
+            "{error}"
+        );
+        assert!(with("latest").unwrap_err().contains("cannot be understood"));
     }
-    for app in &launch.apps {
-        let folder = format!("{}{app}/", crate::paths::source::APPLICATIONS);
-        // Without files the image is not here, and nothing is launched either.
-        if !image.files.is_empty() && !image.files.keys().any(|path| path.starts_with(&folder)) {
-            return Err(Error::Image {
-                image: image.reference.clone(),
-                message: format!("it has no application {app:?}"),
+
+    #[test]
+    fn a_cluster_does_not_change_whose_registry_it_pulls_from() {
+        let external = "  registry: {externalRegistry: {domain: r.corp}}\n";
+        let made = |more: &str, joined: bool, mirrored: bool| {
+            let site = site();
+            let found = site.seats.iter().map(|seat| {
+                let seen = Seen {
+                    joined,
+                    mirrored,
+                    ..Seen::default()
+                };
+                (seat.facts.clone(), seen)
             });
+            super::site(&clusterfile(more), site.image.clone(), found.collect())
+        };
+        assert!(
+            made(external, true, true)
+                .unwrap_err()
+                .to_string()
+                .contains("not supported: reset it first")
+        );
+        assert!(
+            made("", true, false)
+                .unwrap_err()
+                .to_string()
+                .contains("somebody else's registry")
+        );
+        for (more, joined, mirrored) in [("", true, true), (external, true, false), ("", false, false)] {
+            let site = made(more, joined, mirrored).unwrap();
+            assert_eq!(site.registries().count(), usize::from(!site.registry.external));
         }
     }
-    Ok(launch)
+
+    #[test]
+    fn commands_come_from_the_nearest_who_has_some() {
+        let mut image = site().image;
+        image.launch.commands = vec!["image".into()];
+        let of = |more: &str| commands(&clusterfile(more), &image);
+        let application = document("Application", "{cmds: [app]}");
+        assert_eq!(of(""), ["image"]);
+        assert_eq!(of(&application), ["app"]);
+        assert_eq!(of(&format!("  cmd: [own]\n{application}")), ["own"]);
+    }
 }

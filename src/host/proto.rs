@@ -413,6 +413,9 @@ pub struct JournalSummary {
     pub entries: Vec<String>,
     /// Bytes of a torn last line that were ignored: the host went down while writing.
     pub torn: u64,
+    /// Whether an undo was begun and has to be finished before anything else.
+    #[serde(default)]
+    pub undoing: bool,
 }
 
 /// Result of an undo.

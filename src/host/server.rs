@@ -460,6 +460,7 @@ fn summary(gate: &Gate) -> Result<JournalSummary> {
         exists: true,
         entries: log.entries.iter().map(journal::Entry::describe).collect(),
         torn: log.torn,
+        undoing: log.undoing(),
     })
 }
 

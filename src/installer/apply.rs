@@ -52,7 +52,7 @@ pub async fn bring_up(
 ) -> anyhow::Result<Exit> {
     let start = Instant::now();
     let out = &context.out;
-    let options = cluster.options(context, command, &clusterfile.cluster.name, &preflight.ignore_preflight);
+    let options = cluster.options(context, command, &clusterfile.cluster.name, Some(preflight));
     let prepared = install::prepare(clusterfile, &options).await?;
     report::findings(out, &prepared.findings);
     let Some(plan) = &prepared.plan else {

@@ -27,7 +27,7 @@ pub struct Args {
 /// Checks the cluster.
 pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let clusterfile = args.cluster.load(context)?;
-    let options: install::Options = args.cluster.options(context, "check", &clusterfile.cluster.name, &[]);
+    let options: install::Options = args.cluster.options(context, "check", &clusterfile.cluster.name, None);
     let checks = check::run(&clusterfile, &options, Duration::from_secs(args.timeout)).await?;
     Ok(if report::checks(&context.out, &checks) {
         Exit::Done

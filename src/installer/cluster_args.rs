@@ -4,7 +4,7 @@ use crate::{context::Context, show::Show};
 use anyhow::Context as _;
 use bootstrap::{install::Options, preflight, session::Access};
 use clusterfile::Clusterfile;
-use std::{io::IsTerminal as _, path::PathBuf, sync::Arc};
+use std::{io::IsTerminal as _, path::PathBuf, sync::Arc, time::Duration};
 
 /// Flags of every command about a cluster.
 #[derive(Debug, Clone, clap::Args)]
@@ -20,7 +20,13 @@ pub struct PreflightArgs {
     /// Preflight checks whose findings shall not stop it, or `all`
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = known_check)]
     pub ignore_preflight: Vec<String>,
+    /// How long launching an application, or a launch command, may take
+    #[arg(long, default_value_t = DEFAULT_LAUNCH.as_secs(), value_name = "SECONDS")]
+    pub launch_timeout: u64,
 }
+
+/// How long launching something may take unless the user says otherwise.
+const DEFAULT_LAUNCH: Duration = Duration::from_secs(600);
 
 fn known_check(name: &str) -> Result<String, String> {
     if name == "all" || preflight::CHECKS.contains(&name) {
@@ -43,7 +49,13 @@ impl ClusterArgs {
     }
 
     /// How `command` of `cluster` goes about it.
-    pub fn options(&self, context: &Context, command: &str, cluster: &str, ignored: &[String]) -> Options {
+    pub fn options(
+        &self,
+        context: &Context,
+        command: &str,
+        cluster: &str,
+        preflight: Option<&PreflightArgs>,
+    ) -> Options {
         let variable = |name: &str| std::env::var(name).unwrap_or_else(|_| "someone".to_owned());
         let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         Options {
@@ -52,7 +64,8 @@ impl ClusterArgs {
                 accept_new_host_keys: context.accept_new_host_keys,
             },
             store: context.store.clone(),
-            ignored: ignored.to_vec(),
+            ignored: preflight.map(|args| args.ignore_preflight.clone()).unwrap_or_default(),
+            launch_limit: preflight.map_or(DEFAULT_LAUNCH, |args| Duration::from_secs(args.launch_timeout)),
             observer: Arc::new(Show::new(context.out.clone())),
             who: format!(
                 "installer {command} of {cluster} by {}@{}",

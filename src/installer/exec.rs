@@ -56,7 +56,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         "no host of {} is meant by --nodes and --roles",
         args.cluster.file.display()
     );
-    let options = args.cluster.options(context, "exec", &clusterfile.cluster.name, &[]);
+    let options = args.cluster.options(context, "exec", &clusterfile.cluster.name, None);
     let outputs = install::exec(&targets, &options, &args.argv, Duration::from_secs(args.timeout)).await;
     let mut good = true;
     for (ip, output) in outputs {

@@ -35,7 +35,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let clusterfile = args.cluster.load(context)?;
     let options = args
         .cluster
-        .options(context, "kubeconfig", &clusterfile.cluster.name, &[]);
+        .options(context, "kubeconfig", &clusterfile.cluster.name, None);
     let text = kubeconfig::fetch(&clusterfile, &options).await?;
     if let Some(path) = &args.merge {
         let old = match std::fs::read_to_string(path) {

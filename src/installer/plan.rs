@@ -41,9 +41,7 @@ pub struct Args {
 pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let clusterfile = args.cluster.load(context)?;
     let name = clusterfile.cluster.name.clone();
-    let options = args
-        .cluster
-        .options(context, "plan", &name, &args.preflight.ignore_preflight);
+    let options = args.cluster.options(context, "plan", &name, Some(&args.preflight));
     let prepared = install::prepare(&clusterfile, &options).await?;
     report::findings(&context.out, &prepared.findings);
     prepared.leave().await;

@@ -59,6 +59,9 @@ pub fn plan(out: &Output, plan: &Plan, diff: bool) {
             }
         }
     }
+    for image in &plan.images {
+        out.result(format!("  {} image {image}", sign("create")));
+    }
     leaving(out, plan);
     if plan.is_empty() {
         out.result("nothing to do");

@@ -59,7 +59,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         context.out.note("nothing was done");
         return Ok(Exit::Failed);
     }
-    let options = args.cluster.options(context, "reset", name, &[]);
+    let options = args.cluster.options(context, "reset", name, None);
     let request = Request {
         nodes,
         force: args.force,

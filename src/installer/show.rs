@@ -75,6 +75,10 @@ impl Show {
             Event::BytesExpected { host, bytes } => self.line(Some(host)).task.total(*bytes),
             Event::BytesSent { host, bytes } => self.line(Some(host)).task.advance(*bytes),
             Event::HostDone { host, message } => self.line(Some(host)).task.done(message),
+            Event::Output { host, what, line, .. } => {
+                self.out
+                    .note(format!("{} {what}: {line}", host.as_deref().unwrap_or(CLUSTER)));
+            }
             Event::Note { host, message } => self.line(host.as_deref()).task.note(message),
             Event::Warning { host, message } => self.out.warn(match host {
                 Some(host) => format!("{host}: {message}"),

@@ -2,18 +2,26 @@
 
 use super::{Cluster, apply::Applier, token};
 use crate::{
-    Error, Result, paths,
+    Error, Result, effects, paths,
     phases::{Outcome, Phase},
     run::Run,
     session::Session,
+    site::Seat,
+    verify,
 };
 use futures::{FutureExt as _, future::BoxFuture};
 use host::proto::{Condition, HttpGet};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 
 /// How long the first control plane may take: images to unpack, etcd to form, probes to pass.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// How long one answer of an API server that may just be replaced is waited for.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Between two looks at something whose end nobody announces.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// Waits for the API server of the first master, opens the way to it, and lets node agents join.
 pub fn come_up(run: Arc<Run>, _: &'static Phase, _: Option<usize>) -> BoxFuture<'static, Result<Outcome>> {
@@ -25,6 +33,7 @@ pub fn come_up(run: Arc<Run>, _: &'static Phase, _: Option<usize>) -> BoxFuture<
             let _ = run.cluster.set(cluster);
         }
         let cluster = run.cluster()?;
+        settle(&run, cluster).await?;
         let applier = Applier::new(cluster.client.clone());
         let mut changes = 0;
         let token = run.learned().token;
@@ -38,6 +47,57 @@ pub fn come_up(run: Arc<Run>, _: &'static Phase, _: Option<usize>) -> BoxFuture<
         Ok(Outcome { changes, bytes: 0 })
     }
     .boxed()
+}
+
+/// Waits until the control plane of the first master is what was placed there. Where nothing was replaced it is so at once; where it
+/// was, the API server that has just answered may be the old one.
+async fn settle(run: &Run, cluster: &Cluster) -> Result<()> {
+    let seat = &run.site.seats[run.site.first_master()];
+    if !seat.seen.joined {
+        return Ok(());
+    }
+    let pods = effects::static_pods(&run.site, seat)?;
+    let mut ticks = tokio::time::interval(AGAIN);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        ticks.tick().await;
+        let mut waiting = Vec::new();
+        for pod in &pods {
+            let (namespace, name) = pod.shown(&seat.name);
+            let api = Api::<Pod>::namespaced(cluster.client.clone(), &namespace);
+            // While it is replaced the API server does not answer.
+            let shown = tokio::time::timeout(ANSWER, api.get_opt(&name)).await;
+            let shown = shown.unwrap_or(Ok(None)).unwrap_or_default();
+            waiting.extend(unsettled(shown.as_ref(), pod.digest()).map(|why| format!("{name}: {why}")));
+        }
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return Err(Error::Timeout {
+                what: format!("{}: that its control plane runs as it was placed", place(seat)),
+                seconds: PATIENCE.as_secs(),
+                last: waiting.join("; "),
+            });
+        }
+    }
+}
+
+fn place(seat: &Seat) -> String {
+    format!("{} ({})", seat.ip, seat.name)
+}
+
+/// Why a static pod is not yet the one that was placed and Ready.
+fn unsettled(shown: Option<&Pod>, digest: &str) -> Option<String> {
+    let Some(pod) = shown else {
+        return Some("the API server does not show it".to_owned());
+    };
+    let notes = pod.metadata.annotations.as_ref();
+    if notes.and_then(|notes| notes.get(effects::MANIFEST)).map(String::as_str) != Some(digest) {
+        return Some("it still runs as it was before".to_owned());
+    }
+    verify::unready_because(pod)
 }
 
 /// Waits until the API server on a master is ready; says what the host says about it when it is not in time.
@@ -156,5 +216,23 @@ mod tests {
                 None => made.push(object["metadata"]["name"].as_str().unwrap()),
             }
         }
+    }
+
+    #[test]
+    fn a_static_pod_is_settled_when_the_new_one_is_ready() {
+        let pod = |digest: &str, ready: &str| -> Pod {
+            let object = json!({
+                "metadata": {"name": "etcd-m1", "annotations": {effects::MANIFEST: digest}},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]},
+            });
+            serde_json::from_value(object).unwrap()
+        };
+        assert_eq!(unsettled(Some(&pod("new", "True")), "new"), None);
+        assert!(unsettled(Some(&pod("new", "False")), "new").is_some());
+        assert_eq!(
+            unsettled(Some(&pod("old", "True")), "new").as_deref(),
+            Some("it still runs as it was before")
+        );
+        assert!(unsettled(None, "new").is_some());
     }
 }

@@ -4,7 +4,7 @@
 use crate::{Error, Result};
 use kube::{
     Api, Client,
-    api::{DynamicObject, Patch, PatchParams, PostParams},
+    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
     core::{ApiResource, GroupVersionKind},
     discovery::{Scope, pinned_kind},
 };
@@ -12,6 +12,8 @@ use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use tokio::sync::Mutex;
 
+/// Who owns the fields we write, as `metadata.managedFields` says it.
+const MANAGER: &str = "installer";
 /// The annotation in which the last applied object is kept.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
@@ -55,9 +57,11 @@ impl Applier {
         let Some(live) = api.get_opt(name).await.map_err(failed("reading"))? else {
             if !dry {
                 let object: DynamicObject = typed(&annotated(object), &title)?;
-                api.create(&PostParams::default(), &object)
-                    .await
-                    .map_err(failed("creating"))?;
+                let params = PostParams {
+                    field_manager: Some(MANAGER.to_owned()),
+                    ..PostParams::default()
+                };
+                api.create(&params, &object).await.map_err(failed("creating"))?;
             }
             return Ok(Applied::Created);
         };
@@ -69,7 +73,10 @@ impl Applier {
             let built_in = !object["apiVersion"]
                 .as_str()
                 .is_some_and(|v| v.contains('.') && !v.contains(".k8s.io/"));
-            let params = PatchParams::default();
+            let params = PatchParams {
+                field_manager: Some(MANAGER.to_owned()),
+                ..PatchParams::default()
+            };
             let patched = match built_in {
                 true => api.patch(name, &params, &Patch::Strategic(&patch)).await,
                 false => api.patch(name, &params, &Patch::Merge(&patch)).await,
@@ -77,6 +84,26 @@ impl Applier {
             patched.map_err(failed("changing"))?;
         }
         Ok(Applied::Changed)
+    }
+
+    /// Takes an object away; whether it was there. What it owns goes in the background.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub async fn remove(&self, object: &Value) -> Result<bool> {
+        let title = title(object);
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let api = match self.api(object, &title).await {
+            Ok(api) => api,
+            // With its kind all its objects are gone.
+            Err(Error::Api { source, .. }) if matches!(&*source, kube::Error::Discovery(_)) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        match api.delete(name, &DeleteParams::background()).await {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
+            Err(error) => Err(Error::api(format!("removing {title}"))(error)),
+        }
     }
 
     async fn api(&self, object: &Value, title: &str) -> Result<Api<DynamicObject>> {

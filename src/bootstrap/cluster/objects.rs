@@ -1,10 +1,17 @@
-//! Manifests of the image, and its applications: applied in the order of their file names.
+//! Manifests of the image and of its applications: applied in the order of their file names, each image by its digest; objects that
+//! an earlier version had are taken away.
 
-use super::apply::{Applied, Applier, title};
+use super::{
+    apply::{Applied, Applier, title},
+    ledger::{self, ObjectRef},
+};
 use crate::{
-    Error, Result, paths,
+    Error, Result,
+    apps::{self, App, Kind},
+    event::Event,
+    paths,
     phases::{Outcome, Phase},
-    render,
+    pin, render,
     run::Run,
     site::Site,
 };
@@ -12,20 +19,27 @@ use futures::{FutureExt as _, future::BoxFuture};
 use serde_json::Value;
 use std::{collections::BTreeMap, sync::Arc};
 
-/// How long a launch command may take, in milliseconds.
-const COMMAND_MS: u64 = 10 * 60 * 1000;
-
 /// Applies the image's manifests.
 pub fn manifests(run: Arc<Run>, _: &'static Phase, _: Option<usize>) -> BoxFuture<'static, Result<Outcome>> {
     async move {
-        let objects = system_objects(&run.site)?;
-        apply_all(&run, &objects).await
+        let objects = system(&run.site)?;
+        let ledger = ledger::load(&run.cluster()?.client).await?;
+        let changes = apply_and_prune(&run, ledger::MANIFESTS, &objects, ledger.get(ledger::MANIFESTS)).await?;
+        Ok(Outcome { changes, bytes: 0 })
     }
     .boxed()
 }
 
-async fn apply_all(run: &Run, objects: &[Value]) -> Result<Outcome> {
-    let applier = Applier::new(run.cluster()?.client.clone());
+/// Makes the objects so, takes those away that were applied under this key before and that nothing wishes any more, and notes what
+/// there is now. How many things were changed.
+pub(super) async fn apply_and_prune(
+    run: &Run,
+    key: &str,
+    objects: &[Value],
+    before: Option<&ledger::Entry>,
+) -> Result<usize> {
+    let client = &run.cluster()?.client;
+    let applier = Applier::new(client.clone());
     let mut changes = 0;
     for object in objects {
         let applied = applier.apply(object, false).await?;
@@ -34,39 +48,74 @@ async fn apply_all(run: &Run, objects: &[Value]) -> Result<Outcome> {
             tracing::info!("{}: {applied:?}", title(object));
         }
     }
-    Ok(Outcome { changes, bytes: 0 })
+    let now = ledger::Entry {
+        kind: "manifests".to_owned(),
+        objects: objects.iter().map(ObjectRef::of).collect(),
+        ..ledger::Entry::default()
+    };
+    if before == Some(&now) {
+        return Ok(changes);
+    }
+    let wanted = all_wanted(&run.site)?;
+    let (removed, kept) = ledger::superfluous(before.map_or(&[], |entry| &entry.objects), &wanted);
+    for object in removed {
+        let object = object.to_object();
+        if applier.remove(&object).await? {
+            changes += 1;
+            tracing::info!("{}: removed", title(&object));
+        }
+    }
+    for object in kept {
+        run.observer.event(Event::Warning {
+            host: None,
+            message: format!(
+                "{} is in no manifest any more; it stays because of what it may hold. kubectl delete would remove it",
+                title(&object.to_object())
+            ),
+        });
+    }
+    ledger::save(client, key, &now).await?;
+    Ok(changes)
 }
 
 /// Every object of `manifests/`.
 ///
 /// # Errors
 /// When a manifest cannot be rendered or parsed.
-pub fn system_objects(site: &Site) -> Result<Vec<Value>> {
-    objects_below(site, paths::source::MANIFESTS)
+pub fn system(site: &Site) -> Result<Vec<Value>> {
+    below(site, paths::source::MANIFESTS)
 }
 
-/// Every object of an application.
+/// Every object of an application that is made of manifests.
 ///
 /// # Errors
 /// When a manifest cannot be rendered or parsed.
-pub fn application_objects(site: &Site, app: &str) -> Result<Vec<Value>> {
-    objects_below(site, &format!("{}{app}/", paths::source::APPLICATIONS))
+pub fn application(site: &Site, app: &App) -> Result<Vec<Value>> {
+    below(site, &apps::folder(&app.name))
 }
 
-fn objects_below(site: &Site, folder: &str) -> Result<Vec<Value>> {
+/// Names of all objects that any manifest wishes.
+///
+/// # Errors
+/// When a manifest cannot be rendered or parsed.
+pub fn all_wanted(site: &Site) -> Result<Vec<ObjectRef>> {
+    let mut objects = system(site)?;
+    for app in site.apps.iter().filter(|app| app.kind == Kind::Manifests) {
+        objects.extend(application(site, app)?);
+    }
+    Ok(objects.iter().map(ObjectRef::of).collect())
+}
+
+fn below(site: &Site, folder: &str) -> Result<Vec<Value>> {
     let seat = &site.seats[site.first_master()];
     let mut objects = Vec::new();
-    for path in site
-        .image
-        .files
-        .keys()
-        .filter(|path| path.starts_with(folder) && is_manifest(path))
-    {
+    for path in render::paths(site, folder).into_iter().filter(|path| is_manifest(path)) {
         let text = render::file(site, seat, path)?;
         for document in render::documents(path, &text)? {
             objects.extend(flatten(path, document)?);
         }
     }
+    objects.iter_mut().for_each(|object| pin::object(site, object));
     Ok(objects)
 }
 
@@ -87,57 +136,6 @@ fn flatten(path: &str, document: Value) -> Result<Vec<Value>> {
     Err(Error::Wish(format!(
         "{path}: a document is no Kubernetes object: it lacks kind or apiVersion"
     )))
-}
-
-/// Launches what the image, or the Clusterfile, wants launched.
-pub fn applications(run: Arc<Run>, _: &'static Phase, _: Option<usize>) -> BoxFuture<'static, Result<Outcome>> {
-    async move {
-        let launch = run.site.image.launch.clone();
-        let mut outcome = Outcome::default();
-        for app in &launch.apps {
-            let objects = application_objects(&run.site, app)?;
-            outcome.changes += apply_all(&run, &objects).await?.changes;
-        }
-        if !launch.commands.is_empty() && !super::record::was_launched(&run, &launch.commands).await? {
-            for command in &launch.commands {
-                command_on_first(&run, command).await?;
-                outcome.changes += 1;
-            }
-        }
-        Ok(outcome)
-    }
-    .boxed()
-}
-
-/// The user's own line, for a shell, with the administrator's kubeconfig at hand.
-async fn command_on_first(run: &Run, line: &str) -> Result<()> {
-    let session = &run.sessions[run.site.first_master()];
-    let mut env = run.site.variables(&run.site.seats[run.site.first_master()]);
-    env.insert("KUBECONFIG".to_owned(), paths::ADMIN_CONF.to_owned());
-    let exec = host::proto::Exec {
-        argv: vec!["/bin/sh".to_owned(), "-c".to_owned(), line.to_owned()],
-        env,
-        stdin: String::new(),
-        cwd: Some(host::CURRENT.to_owned()),
-        timeout_ms: COMMAND_MS,
-    };
-    let result = session
-        .client
-        .exec(exec)
-        .await
-        .map_err(session.failed("running a launch command"))?;
-    if result.code == Some(0) {
-        return Ok(());
-    }
-    let why = if result.timed_out {
-        "it took longer than 10 minutes"
-    } else {
-        result.stderr.trim()
-    };
-    Err(Error::on(
-        session.ip,
-        format!("the launch command `{line}` failed: {why}"),
-    ))
 }
 
 /// What of the objects is not as wished: `create` or `change` by title.
@@ -164,4 +162,55 @@ pub async fn pending(client: kube::Client, objects: &[Value]) -> Result<BTreeMap
         .into_iter()
         .filter(|(_, applied)| *applied != Applied::Same)
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{add_file, carry, site};
+    use serde_json::json;
+
+    fn app(name: &str) -> App {
+        App {
+            name: name.into(),
+            env: clusterfile::Env::from([("SIZE".into(), "3".into())]),
+            namespace: apps::NAMESPACE.into(),
+            kind: Kind::Manifests,
+        }
+    }
+
+    #[test]
+    fn manifests_are_rendered_configured_and_pinned() {
+        let mut site = site();
+        let digest = carry(&mut site, "quay.io/a/tool:1");
+        add_file(
+            &mut site,
+            "application/apps/web/b.yaml.tmpl",
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec: {replicas: {{ .SIZE }}, template: {spec: {containers: [{image: 'quay.io/a/tool:1'}]}}}\n",
+            false,
+        );
+        add_file(&mut site, "application/apps/web/README", "none", false);
+        site.apps.push(app("web"));
+        let config = |name: &str, data: &str| clusterfile::Config {
+            name: "c".into(),
+            path: format!("application/apps/web/{name}"),
+            strategy: clusterfile::Strategy::Merge,
+            data: data.into(),
+        };
+        site.configs.push(config("b.yaml", "spec: {paused: true}\n"));
+        site.configs.push(config(
+            "a.yaml",
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: new}\n",
+        ));
+        let objects = application(&site, &site.apps[0]).unwrap();
+        assert_eq!(objects[0]["metadata"]["name"], "new");
+        let expected = json!({"replicas": 3, "paused": true, "template": {"spec": {"containers": [{"image": format!("quay.io/a/tool:1@{digest}")}]}}});
+        assert_eq!(objects[1]["spec"], expected);
+        let names: Vec<String> = all_wanted(&site)
+            .unwrap()
+            .into_iter()
+            .map(|object| object.name)
+            .collect();
+        assert_eq!(names, ["new", "web"]);
+    }
 }

@@ -10,6 +10,7 @@ use crate::{
 };
 use futures::{FutureExt as _, future::BoxFuture};
 use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{Api, Client};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -49,27 +50,18 @@ pub fn object(site: &Site, record: &Value) -> Result<Value> {
             "Clusterfile": texts.join("---\n"),
             "image": site.image.reference,
             "digest": site.image.digest.to_string(),
-            "launched": fingerprint(&site.image.launch.commands),
         },
     }))
 }
 
-fn fingerprint(commands: &[String]) -> String {
-    oci::Digest::of(commands.join("\n").as_bytes()).short().to_owned()
-}
-
-/// Whether exactly these commands were launched already.
+/// Whether there is one: the cluster was installed to the end.
 ///
 /// # Errors
 /// When the API server does not answer.
-pub async fn was_launched(run: &Run, commands: &[String]) -> Result<bool> {
-    let maps: kube::Api<ConfigMap> = kube::Api::namespaced(run.cluster()?.client.clone(), "kube-system");
-    let map = maps
-        .get_opt(NAME)
-        .await
-        .map_err(Error::api("reading what was launched"))?;
-    let launched = map
-        .and_then(|map| map.data)
-        .and_then(|data| data.get("launched").cloned());
-    Ok(launched == Some(fingerprint(commands)))
+pub async fn exists(client: &Client) -> Result<bool> {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "kube-system");
+    let found = maps.get_metadata_opt(NAME).await;
+    Ok(found
+        .map_err(Error::api("looking for the stored Clusterfile"))?
+        .is_some())
 }

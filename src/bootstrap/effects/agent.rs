@@ -18,7 +18,11 @@ pub fn trust(site: &Site, seat: &Seat, learned: &Learned) -> Result<Vec<Effect>>
     let mut effects = vec![
         owned_dir("/etc/kubernetes", 0o755),
         owned_dir("/var/lib/kubelet", 0o750),
-        file(paths::REGISTRY_CA, &learned.ca, 0o644),
+        file(
+            paths::REGISTRY_CA,
+            learned.registry_ca.as_ref().unwrap_or(&learned.ca),
+            0o644,
+        ),
     ];
     if site.seats[site.first_master()].ip == seat.ip {
         effects.push(Effect::Cert(Cert {

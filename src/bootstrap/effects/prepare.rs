@@ -2,7 +2,7 @@
 
 use super::{Learned, file, owned_dir};
 use crate::{
-    Result, paths, render,
+    Result, overlay, paths, render,
     site::{Seat, Site},
 };
 use host::{Effect, effect::HostsEntry};
@@ -52,6 +52,7 @@ fn hosts(site: &Site) -> Vec<HostsEntry> {
         .seats
         .iter()
         .map(|seat| entry(seat.ip.to_string(), vec![seat.name.clone()]));
+    // The name of a registry that somebody else runs is resolved as all others are.
     let registries = site
         .registries()
         .map(|seat| entry(seat.ip.to_string(), vec![site.registry.domain.clone()]));
@@ -62,10 +63,10 @@ fn hosts(site: &Site) -> Vec<HostsEntry> {
     nodes.chain(registries).chain(aliases).collect()
 }
 
-/// The rootfs, and the links by which others find what is in it.
+/// The rootfs, what this cluster has otherwise in it, and the links by which others find what is in it.
 ///
 /// # Errors
-/// Never; the signature is that of all phases.
+/// When a template of it cannot be rendered.
 pub fn rootfs(site: &Site, seat: &Seat, _: &Learned) -> Result<Vec<Effect>> {
     let mut effects = vec![Effect::Rootfs(site.image.rootfs.clone())];
     effects.push(link("/opt/cni/bin", "/opt/installer/cni/bin"));
@@ -78,28 +79,7 @@ pub fn rootfs(site: &Site, seat: &Seat, _: &Learned) -> Result<Vec<Effect>> {
             ));
         }
     }
-    effects.extend(replaced(site, seat)?);
-    Ok(effects)
-}
-
-/// Files of the rootfs that the Clusterfile replaces and that no phase turns into configuration anyway.
-fn replaced(site: &Site, seat: &Seat) -> Result<Vec<Effect>> {
-    let other = |path: &str| {
-        !site
-            .image
-            .files
-            .keys()
-            .any(|ours| ours == path || ours.strip_suffix(".tmpl") == Some(path))
-    };
-    let mut effects = Vec::new();
-    for config in site.configs.iter().filter(|config| other(&config.path)) {
-        let path = config.path.trim_start_matches("./");
-        effects.push(file(
-            format!("{}/{path}", host::CURRENT),
-            render::file(site, seat, path)?,
-            0o644,
-        ));
-    }
+    effects.extend(overlay::effects(site, seat)?);
     Ok(effects)
 }
 

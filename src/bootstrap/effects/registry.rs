@@ -1,6 +1,6 @@
 //! The private registry on the hosts that run it.
 
-use super::{Learned, service};
+use super::{Learned, secret_file, service};
 use crate::{
     Result, paths,
     site::{Seat, Site},
@@ -10,11 +10,11 @@ use host::{
     effect::{Cert, Subject, Usage},
 };
 
-/// The list of images, the certificate, the unit; nothing on other hosts.
+/// The list of images, the certificate, the password file, the unit; nothing on other hosts.
 ///
 /// # Errors
 /// When the image lacks the unit.
-pub fn registry(site: &Site, seat: &Seat, _: &Learned) -> Result<Vec<Effect>> {
+pub fn registry(site: &Site, seat: &Seat, learned: &Learned) -> Result<Vec<Effect>> {
     if !seat.registry {
         return Ok(Vec::new());
     }
@@ -24,7 +24,16 @@ pub fn registry(site: &Site, seat: &Seat, _: &Learned) -> Result<Vec<Effect>> {
     if !site.registry.insecure {
         effects.push(Effect::Cert(certificate(site, seat)));
     }
-    effects.push(service(site, seat, paths::unit::REGISTRY, &[paths::REGISTRY_CERT])?);
+    let mut triggers = vec![paths::REGISTRY_CERT];
+    if let Some(line) = learned.htpasswd.get(&seat.ip) {
+        effects.push(secret_file(paths::HTPASSWD, line));
+        triggers.push(paths::HTPASSWD);
+    } else if seat.seen.htpasswd.is_some() {
+        effects.push(Effect::Absent {
+            path: paths::HTPASSWD.to_owned(),
+        });
+    }
+    effects.push(service(site, seat, paths::unit::REGISTRY, &triggers)?);
     Ok(effects)
 }
 

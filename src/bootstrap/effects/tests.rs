@@ -12,6 +12,7 @@ fn learned() -> Learned {
         ca: "CA".into(),
         token: Zeroizing::new("abcdef.0123456789abcdef".into()),
         kubelet_certs: [("10.0.0.2".parse().unwrap(), "CERT".to_owned())].into(),
+        ..Learned::default()
     }
 }
 
@@ -129,6 +130,96 @@ fn the_runtime_asks_the_private_registry_in_both_modes() {
     assert!(!content(&unit, "installer-registry.service").unwrap().contains("--tls"));
 }
 
+fn with_login() -> Learned {
+    Learned {
+        login: Some(crate::login::Login {
+            user: "puller".into(),
+            password: clusterfile::Secret::new("s3cret"),
+        }),
+        htpasswd: [("10.0.0.1".parse().unwrap(), "puller:HASH\n".to_owned())].into(),
+        ..learned()
+    }
+}
+
+#[test]
+fn a_registry_with_a_login_is_told_it_and_nobody_else_is() {
+    let mut site = site();
+    site.registry.login = true;
+    let on = |index: usize| plan::effects(&site, &site.seats[index], &with_login()).unwrap();
+    let (master, node) = (on(0), on(1));
+    let unit = content(&master, "installer-registry.service").unwrap();
+    assert!(unit.contains("--htpasswd /etc/installer/registry/htpasswd"), "{unit}");
+    assert_eq!(content(&master, crate::paths::HTPASSWD).unwrap(), "puller:HASH\n");
+    assert_eq!(content(&node, crate::paths::HTPASSWD), None);
+    let hosts = content(&node, "/etc/installer/containerd/certs.d/_default/hosts.toml").unwrap();
+    assert_eq!(
+        hosts,
+        "# Images of every registry are asked of the private one first.\n\n[host.\"https://10.0.0.1:5000\"]\n  capabilities = [\"pull\", \"resolve\"]\n  ca = \"/etc/installer/registry/ca.crt\"\n  [host.\"https://10.0.0.1:5000\".header]\n    Authorization = \"Basic cHVsbGVyOnMzY3JldA==\"\n"
+    );
+    for (_, effect) in master.iter().chain(&node) {
+        let Effect::File(file) = effect else { continue };
+        let text = String::from_utf8_lossy(file.content.bytes());
+        let holds = text.contains("cHVsbGVyOnMzY3JldA==") || text.contains("HASH");
+        assert!(!holds || (file.secret && file.mode == 0o600), "{}", file.path);
+        assert!(!text.contains("s3cret"), "{}", file.path);
+    }
+}
+
+#[test]
+fn a_registry_of_somebody_else_is_asked_for_each_domain_below_its_name() {
+    let mut site = site();
+    for name in ["quay.io/a/b:1", "quay.io/a/c:1", "installer.internal/pause:v0.1.0", "r.corp:8443/own:1"] {
+        crate::testing::carry(&mut site, name);
+    }
+    site.registry.domain = "r.corp".into();
+    site.registry.port = 8443;
+    site.registry.external = true;
+    site.seats[0].registry = false;
+    let learned = Learned {
+        registry_ca: Some("THEIR CA".into()),
+        ..with_login()
+    };
+    let effects = plan::effects(&site, &site.seats[0], &learned).unwrap();
+    let mirrors: Vec<&str> = effects
+        .iter()
+        .filter_map(|(_, effect)| match effect {
+            Effect::File(file) => file.path.strip_prefix("/etc/installer/containerd/certs.d/"),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(mirrors, ["installer.internal/hosts.toml", "quay.io/hosts.toml", "r.corp:8443/hosts.toml"]);
+    let quay = content(&effects, "/etc/installer/containerd/certs.d/quay.io/hosts.toml").unwrap();
+    assert!(quay.contains("[host.\"https://r.corp:8443/v2/quay.io\"]") && quay.contains("override_path = true"), "{quay}");
+    assert!(quay.contains("Authorization = \"Basic ") && quay.contains("ca = "), "{quay}");
+    assert_eq!(content(&effects, crate::paths::REGISTRY_CA).unwrap(), "THEIR CA");
+    assert_eq!(content(&effects, "installer-registry.service"), None);
+    assert_eq!(content(&effects, crate::paths::HTPASSWD), None);
+}
+
+#[test]
+fn another_image_of_the_same_name_makes_another_pod() {
+    let mut site = site();
+    crate::testing::carry(&mut site, "installer.internal/etcd:v0.1.0");
+    let pause = crate::testing::carry(&mut site, "installer.internal/pause:v0.1.0");
+    let pod = |site: &Site| {
+        let effects = plan::effects(site, &site.seats[0], &learned()).unwrap();
+        let text = content(&effects, "/etc/kubernetes/manifests/etcd.yaml").unwrap();
+        crate::render::documents("etcd", &text).unwrap().remove(0)
+    };
+    let before = pod(&site);
+    let etcd = site.image.carried[0].manifest.digest.clone();
+    let name = format!("installer.internal/etcd:v0.1.0@{etcd}");
+    assert_eq!(before["spec"]["containers"][0]["image"], name);
+    assert_eq!(pod(&site), before, "the same image makes the same pod");
+    site.image.carried[0].manifest.digest = oci::Digest::of(b"another");
+    let after = pod(&site);
+    assert_ne!(after["metadata"]["annotations"][MANIFEST], before["metadata"]["annotations"][MANIFEST]);
+    let runtime = plan::effects(&site, &site.seats[1], &learned()).unwrap();
+    let config = content(&runtime, crate::paths::CONTAINERD_CONFIG).unwrap();
+    let line = format!("  sandbox_image = \"installer.internal/pause:v0.1.0@{pause}\"\n");
+    assert!(config.contains(&line), "{config}");
+}
+
 #[test]
 fn oom_scores_are_restricted_only_where_the_host_is() {
     let mut site = site();
@@ -207,7 +298,8 @@ fn masters_keep_workloads_away_from_their_first_moment() {
 #[test]
 fn the_users_kubelet_settings_and_configs_are_honoured() {
     let mut site = site();
-    site.kubeadm.kubelet.insert("maxPods".into(), 42.into());
+    let more = "---\napiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 42\nevictionHard: {memory.available: 300Mi, nodefs.available: 3%}\n";
+    site.kubeadm = crate::testing::clusterfile(more).kubeadm;
     site.configs.push(clusterfile::Config {
         name: "c".into(),
         path: "etc/kubelet/config.yaml".into(),
@@ -218,6 +310,9 @@ fn the_users_kubelet_settings_and_configs_are_honoured() {
     let text = content(&effects, "/var/lib/kubelet/config.yaml").unwrap();
     let config = crate::render::documents("x", &text).unwrap().remove(0);
     assert_eq!(config["maxPods"], 42);
+    // As a whole: thresholds that are not named are none, as upstream has it.
+    let thresholds = serde_json::json!({"memory.available": "300Mi", "nodefs.available": "3%"});
+    assert_eq!(config["evictionHard"], thresholds);
     assert_eq!(config["failSwapOn"], false);
     assert_eq!(config["clusterDNS"][0], "10.96.0.10");
 }

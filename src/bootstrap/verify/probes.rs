@@ -128,8 +128,9 @@ async fn registry(site: &Site, session: &Session, deadline: Instant) -> Result<S
         .image
         .carried
         .iter()
+        .map(|carried| &carried.reference)
         .find(|r| r.path().ends_with("pause"))
-        .or(site.image.carried.first())
+        .or(site.image.carried.first().map(|carried| &carried.reference))
     else {
         return Ok("the cluster image carries no image".to_owned());
     };
@@ -154,10 +155,34 @@ async fn registry(site: &Site, session: &Session, deadline: Instant) -> Result<S
         };
         let result = session.client.exec(exec).await.map_err(|e| e.to_string())?;
         if result.code == Some(0) {
-            return Ok(format!("{name} can be pulled"));
+            return asks_for_login(site, session, &name).await;
         }
         let last = result.stderr.lines().last().unwrap_or("no reason given").to_owned();
         Err(format!("{name} cannot be pulled: {last}"))
     })
     .await
+}
+
+/// A registry that shall ask for a login does so, of whoever comes without one.
+async fn asks_for_login(site: &Site, session: &Session, name: &str) -> Result<String, String> {
+    if !site.registry.login || site.registry.external {
+        return Ok(format!("{name} can be pulled"));
+    }
+    for seat in site.registries() {
+        let url = format!("{}://{}:{}/v2/", site.registry.scheme(), seat.ip, site.registry.port);
+        let get = HttpGet {
+            url: url.clone(),
+            ca: (!site.registry.insecure).then(|| paths::REGISTRY_CA.to_owned()),
+            timeout_ms: 3_000,
+            ..HttpGet::default()
+        };
+        let answer = session.client.http_get(get).await.map_err(|e| format!("{url}: {e}"))?;
+        if answer.status != 401 {
+            return Err(format!(
+                "{url} answers {} to somebody without a login, not 401",
+                answer.status
+            ));
+        }
+    }
+    Ok(format!("{name} can be pulled, with the login only"))
 }

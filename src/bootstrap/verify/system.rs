@@ -247,6 +247,11 @@ fn is_finished(pod: &Pod) -> bool {
     phase == Some("Succeeded") || pod.metadata.deletion_timestamp.is_some()
 }
 
+/// Why a pod that should be Ready is not; nothing if it is, or has ended well.
+pub(crate) fn unready_because(pod: &Pod) -> Option<String> {
+    if is_finished(pod) { None } else { pod_problem(pod) }
+}
+
 /// Why a pod is not Ready: the container that waits, or the condition that is false.
 fn pod_problem(pod: &Pod) -> Option<String> {
     let status = pod.status.clone().unwrap_or_default();
