@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 pub mod api;
 mod apply;
-mod helm;
+pub(crate) mod helm;
 pub mod launch;
 pub mod ledger;
 pub mod nodes;
@@ -42,6 +42,15 @@ impl Cluster {
         let server = format!("https://127.0.0.1:{}", tunnel.port());
         let client = client(session, &text, &server).await?;
         Ok(Self { client, tunnel })
+    }
+
+    /// A cluster whose API server needs no way to it.
+    #[cfg(test)]
+    pub(crate) fn direct(client: Client) -> Self {
+        Self {
+            client,
+            tunnel: Tunnel::none(),
+        }
     }
 
     /// Where the tunnel listens on this machine.

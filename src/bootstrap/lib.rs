@@ -13,6 +13,8 @@
 pub mod apps;
 pub mod check;
 pub mod cluster;
+#[cfg(test)]
+mod contract;
 pub mod effects;
 mod error;
 pub mod event;

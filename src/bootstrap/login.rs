@@ -28,7 +28,7 @@ impl Login {
     }
 
     /// A line of a password file; another one each time.
-    fn line(&self) -> Result<String> {
+    pub(crate) fn line(&self) -> Result<String> {
         let hash =
             bcrypt::non_truncating_hash_with_result(self.password.expose(), COST).map_err(|error| refused(&error))?;
         Ok(format!("{}:{}\n", self.user, hash.format_for_version(Version::TwoY)))

@@ -5,7 +5,7 @@
 
 use crate::{
     Error, Result,
-    event::Event,
+    event::{Event, Observer},
     login::Login,
     phases::{Outcome, Phase},
     run::Run,
@@ -42,6 +42,26 @@ impl Push {
     /// Names of the images that will be brought there.
     pub fn images(&self) -> Vec<String> {
         self.missing.iter().map(|(target, _)| target.to_string()).collect()
+    }
+
+    /// Brings them there.
+    ///
+    /// # Errors
+    /// When a blob of the store cannot be read, or the registry refuses.
+    pub async fn send(&self, blobs: &oci::BlobStore, observer: &dyn Observer) -> Result<Outcome> {
+        let mut outcome = Outcome::default();
+        // Blobs that several images share are sent once and taken over by the others.
+        let mut lies: HashMap<Digest, Reference> = HashMap::new();
+        for (target, carried) in &self.missing {
+            outcome.bytes += self.remote.image(blobs, target, carried, &lies).await?;
+            outcome.changes += 1;
+            lies.extend(carried.blobs.iter().map(|blob| (blob.digest.clone(), target.clone())));
+            observer.event(Event::Note {
+                host: None,
+                message: format!("brought {} to {target}", carried.reference),
+            });
+        }
+        Ok(outcome)
     }
 }
 
@@ -96,19 +116,7 @@ pub fn images(run: Arc<Run>, _: &'static Phase, _: Option<usize>) -> BoxFuture<'
         let Some(push) = &run.push else {
             return Ok(Outcome::default());
         };
-        let mut outcome = Outcome::default();
-        // Blobs that several images share are sent once and taken over by the others.
-        let mut lies: HashMap<Digest, Reference> = HashMap::new();
-        for (target, carried) in &push.missing {
-            outcome.bytes += push.remote.image(&run.blobs, target, carried, &lies).await?;
-            outcome.changes += 1;
-            lies.extend(carried.blobs.iter().map(|blob| (blob.digest.clone(), target.clone())));
-            run.observer.event(Event::Note {
-                host: None,
-                message: format!("brought {} to {target}", carried.reference),
-            });
-        }
-        Ok(outcome)
+        push.send(&run.blobs, &*run.observer).await
     }
     .boxed()
 }

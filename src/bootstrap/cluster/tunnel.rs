@@ -43,6 +43,15 @@ impl Tunnel {
         Ok(Self { port: own, task })
     }
 
+    /// One that leads nowhere.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Self {
+            port: 0,
+            task: tokio::spawn(std::future::pending()),
+        }
+    }
+
     /// The port on this machine.
     pub fn port(&self) -> u16 {
         self.port

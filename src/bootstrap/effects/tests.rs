@@ -168,7 +168,12 @@ fn a_registry_with_a_login_is_told_it_and_nobody_else_is() {
 #[test]
 fn a_registry_of_somebody_else_is_asked_for_each_domain_below_its_name() {
     let mut site = site();
-    for name in ["quay.io/a/b:1", "quay.io/a/c:1", "installer.internal/pause:v0.1.0", "r.corp:8443/own:1"] {
+    for name in [
+        "quay.io/a/b:1",
+        "quay.io/a/c:1",
+        "installer.internal/pause:v0.1.0",
+        "r.corp:8443/own:1",
+    ] {
         crate::testing::carry(&mut site, name);
     }
     site.registry.domain = "r.corp".into();
@@ -187,10 +192,23 @@ fn a_registry_of_somebody_else_is_asked_for_each_domain_below_its_name() {
             _ => None,
         })
         .collect();
-    assert_eq!(mirrors, ["installer.internal/hosts.toml", "quay.io/hosts.toml", "r.corp:8443/hosts.toml"]);
+    assert_eq!(
+        mirrors,
+        [
+            "installer.internal/hosts.toml",
+            "quay.io/hosts.toml",
+            "r.corp:8443/hosts.toml"
+        ]
+    );
     let quay = content(&effects, "/etc/installer/containerd/certs.d/quay.io/hosts.toml").unwrap();
-    assert!(quay.contains("[host.\"https://r.corp:8443/v2/quay.io\"]") && quay.contains("override_path = true"), "{quay}");
-    assert!(quay.contains("Authorization = \"Basic ") && quay.contains("ca = "), "{quay}");
+    assert!(
+        quay.contains("[host.\"https://r.corp:8443/v2/quay.io\"]") && quay.contains("override_path = true"),
+        "{quay}"
+    );
+    assert!(
+        quay.contains("Authorization = \"Basic ") && quay.contains("ca = "),
+        "{quay}"
+    );
     assert_eq!(content(&effects, crate::paths::REGISTRY_CA).unwrap(), "THEIR CA");
     assert_eq!(content(&effects, "installer-registry.service"), None);
     assert_eq!(content(&effects, crate::paths::HTPASSWD), None);
@@ -213,7 +231,10 @@ fn another_image_of_the_same_name_makes_another_pod() {
     assert_eq!(pod(&site), before, "the same image makes the same pod");
     site.image.carried[0].manifest.digest = oci::Digest::of(b"another");
     let after = pod(&site);
-    assert_ne!(after["metadata"]["annotations"][MANIFEST], before["metadata"]["annotations"][MANIFEST]);
+    assert_ne!(
+        after["metadata"]["annotations"][MANIFEST],
+        before["metadata"]["annotations"][MANIFEST]
+    );
     let runtime = plan::effects(&site, &site.seats[1], &learned()).unwrap();
     let config = content(&runtime, crate::paths::CONTAINERD_CONFIG).unwrap();
     let line = format!("  sandbox_image = \"installer.internal/pause:v0.1.0@{pause}\"\n");
