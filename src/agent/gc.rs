@@ -161,6 +161,22 @@ fn logs(ctx: &Ctx, pods: &Pods) {
     }
 }
 
+/// Whether an image is the one that `name` means. The runtime knows it by its tag or by its digest, and may know it by a longer name.
+fn is_called(image: &k8s_cri::v1::Image, name: &str) -> bool {
+    let (names, name) = match name.split_once('@') {
+        // What is pinned to a digest is that one, whatever its tag means by now.
+        Some((tagged, digest)) => {
+            let path = tagged.rfind('/').map_or(0, |at| at + 1);
+            let end = tagged[path..].find(':').map_or(tagged.len(), |at| path + at);
+            (&image.repo_digests, format!("{}@{digest}", &tagged[..end]))
+        }
+        None => (&image.repo_tags, name.to_owned()),
+    };
+    names
+        .iter()
+        .any(|known| *known == name || known.ends_with(&format!("/{name}")))
+}
+
 /// Removes unused images until the file system is used less than the low threshold, or all of them if `all`; bytes freed.
 pub async fn images(ctx: &Ctx, all: bool) -> Result<u64> {
     let images = ctx.cri.list_images().await?;
@@ -175,13 +191,8 @@ pub async fn images(ctx: &Ctx, all: bool) -> Result<u64> {
         .sandbox_image()
         .await?
         .map(|i| crate::images::normalise(&i).unwrap_or(i));
-    let is_sandbox = |tag: &String| {
-        sandbox_image
-            .as_ref()
-            .is_some_and(|s| tag == s || tag.ends_with(&format!("/{s}")))
-    };
     let used = |i: &k8s_cri::v1::Image| {
-        i.repo_tags.iter().any(is_sandbox)
+        sandbox_image.as_ref().is_some_and(|s| is_called(i, s))
             || in_use.contains(i.id.as_str())
             || i.repo_digests
                 .iter()
@@ -233,6 +244,26 @@ pub async fn images(ctx: &Ctx, all: bool) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use crate::observed::{Container, Observed, Sandbox, State};
+
+    #[test]
+    fn the_sandbox_image_is_known_by_tag_and_by_digest() {
+        let image = k8s_cri::v1::Image {
+            repo_tags: vec!["docker.io/test/pause:1".into()],
+            repo_digests: vec!["r.corp:5000/pause@sha256:aa".into()],
+            ..Default::default()
+        };
+        for (name, expected) in [
+            ("docker.io/test/pause:1", true),
+            ("test/pause:1", true),
+            ("test/pause:2", false),
+            ("r.corp:5000/pause:1@sha256:aa", true),
+            ("r.corp:5000/pause@sha256:aa", true),
+            ("r.corp:5000/pause:1@sha256:bb", false),
+            ("test/pause:1@sha256:aa", false),
+        ] {
+            assert_eq!(super::is_called(&image, name), expected, "{name}");
+        }
+    }
 
     #[test]
     fn the_newest_two_of_each_container_and_the_newest_sandbox_are_kept() {
