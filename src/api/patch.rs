@@ -1,6 +1,6 @@
 //! Patches: JSON patch (RFC 6902), merge patch (RFC 7386) and Kubernetes' strategic merge patch.
 //!
-//! Server-side apply is not among them; the API server refuses it clearly.
+//! Server-side apply, which depends on who owns what, is in [`crate::managed`].
 
 use crate::schema::{Field, Merge, Message, Shape, message};
 use crate::status::Status;
