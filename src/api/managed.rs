@@ -65,13 +65,22 @@ pub fn default_manager(user_agent: &str) -> String {
 /// and the new one should keep the old one's managers.
 pub fn only_times_differ(old: &Value, new: &Value) -> bool {
     let managers = |v: &Value| v["metadata"]["managedFields"].clone();
-    let rest = |v: &Value| {
-        let mut v = v.clone();
-        metadata::set(&mut v, "managedFields", Value::Null);
-        metadata::set(&mut v, "resourceVersion", Value::Null);
-        v
+    same_but(old, new, &["metadata"])
+        && same_but(
+            &old["metadata"],
+            &new["metadata"],
+            &["managedFields", "resourceVersion"],
+        )
+        && entries::same_but_times(&managers(old), &managers(new))
+}
+
+/// Whether two maps have the same entries apart from these.
+fn same_but(a: &Value, b: &Value, but: &[&str]) -> bool {
+    let (Some(a), Some(b)) = (a.as_object(), b.as_object()) else {
+        return a == b;
     };
-    entries::same_but_times(&managers(old), &managers(new)) && rest(old) == rest(new)
+    let names = a.keys().chain(b.keys()).filter(|name| !but.contains(&name.as_str()));
+    names.into_iter().all(|name| a.get(name) == b.get(name))
 }
 
 /// Who writes what.
