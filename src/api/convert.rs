@@ -38,6 +38,19 @@ pub fn from_storage(kind: &Kind, object: Value) -> Value {
     }
 }
 
+/// The name in `to` of a top-level field that `from`, a kind whose objects are the same, names differently.
+pub fn field_name(from: &Kind, to: &Kind, name: &str) -> Option<&'static str> {
+    match (from.message, to.message) {
+        ("core.v1.Event", "events.v1.Event") => {
+            EVENT_FIELDS.iter().find(|(core, _)| *core == name).map(|(_, new)| *new)
+        }
+        ("events.v1.Event", "core.v1.Event") => {
+            EVENT_FIELDS.iter().find(|(_, new)| *new == name).map(|(core, _)| *core)
+        }
+        _ => None,
+    }
+}
+
 fn event(
     object: Value,
     to: &Kind,

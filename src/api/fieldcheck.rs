@@ -135,6 +135,9 @@ fn join(parts: &[String]) -> String {
 
 /// Removes fields that the message does not have and returns their paths; a value of the wrong JSON type is refused (400).
 ///
+/// A null is as good as nothing, and so is an empty list or map that need not be there: such fields go too, as they do in
+/// Kubernetes' own types, and nulls in maps of strings become empty strings.
+///
 /// # Errors
 /// 400 naming the field and what was found in it.
 pub fn prune(message_name: &str, value: &mut Value) -> Result<Vec<String>, Status> {
@@ -177,7 +180,13 @@ fn object(
     for (key, inner) in map.iter_mut() {
         path.push(key.clone());
         match message.field(key) {
-            Some(field) => shaped(field, inner, path, unknown)?,
+            Some(_) if inner.is_null() => gone.push(key.clone()),
+            Some(field) => {
+                shaped(field, inner, path, unknown)?;
+                if says_nothing(field, inner) {
+                    gone.push(key.clone());
+                }
+            }
             // Every object may say what it is.
             None if matches!(key.as_str(), "apiVersion" | "kind") => {}
             None => {
@@ -191,6 +200,17 @@ fn object(
         map.remove(&key);
     }
     Ok(())
+}
+
+/// Whether a value is as good as its field not being there.
+pub(crate) fn says_nothing(field: &Field, value: &Value) -> bool {
+    match (field.shape, value) {
+        (_, Value::Null) => true,
+        _ if field.required => false,
+        (Shape::List, Value::Array(items)) => items.is_empty(),
+        (Shape::Map, Value::Object(map)) => map.is_empty(),
+        _ => false,
+    }
 }
 
 fn shaped(
@@ -219,7 +239,13 @@ fn shaped(
             let Some(map) = value.as_object_mut() else {
                 return Err(wrong(path, value, "map"));
             };
-            for (key, item) in map.iter_mut().filter(|(_, item)| !item.is_null()) {
+            for (key, item) in map.iter_mut() {
+                if item.is_null() {
+                    if matches!(field.ty, Type::String | Type::Bytes) {
+                        *item = "".into();
+                    }
+                    continue;
+                }
                 path.push(key.clone());
                 scalar(field.ty, item, path, unknown)?;
                 path.pop();
@@ -284,8 +310,12 @@ mod tests {
             let mut pod = json!({"spec": spec});
             assert_eq!(prune("core.v1.Pod", &mut pod).unwrap_err().code, 400, "{pod}");
         }
-        let mut empty = json!({"spec": {"containers": null, "nodeSelector": null}});
+        let mut empty = json!({"spec": {"containers": [], "hostNetwork": null, "nodeSelector": {"a": null}, "tolerations": [], "overhead": {}, "securityContext": {}}});
         assert!(prune("core.v1.Pod", &mut empty).is_ok());
+        assert_eq!(
+            empty,
+            json!({"spec": {"containers": [], "nodeSelector": {"a": ""}, "securityContext": {}}})
+        );
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod defaults;
 pub mod discovery;
 pub mod fieldcheck;
 pub mod kinds;
+pub mod managed;
 pub mod metadata;
 pub mod openapi;
 pub mod patch;

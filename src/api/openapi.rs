@@ -1,11 +1,16 @@
-//! OpenAPI documents (v3 by group version, v2 in one) from the table of kinds and the schema: enough for clients to validate,
-//! to merge (`x-kubernetes-patch-merge-key`), to see which parameters a write takes, and to explain types. Descriptions are not part of it.
+//! OpenAPI documents (v3 by group version, v2 in one) from the table of kinds and the schema: enough for clients to validate, to
+//! merge, to apply, to see which parameters a write takes, and to explain types.
+//!
+//! They are large and rarely asked for, so they are written piece by piece each time and nothing of them is kept but their hashes.
 
-use crate::kinds::{Kind, groups, join_api_version, kinds};
-use crate::schema::{Field, Message, Shape, Type, message, messages};
+mod describe;
+mod gnostic;
+mod paths;
+mod schemas;
+
+use crate::kinds::{Kind, groups, kinds};
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::hash::{DefaultHasher, Hasher as _};
 use std::sync::OnceLock;
 
 /// Which of the two dialects is written.
@@ -17,32 +22,65 @@ enum Dialect {
 
 impl Dialect {
     fn reference(self, name: &str) -> Value {
-        let at = if self == Self::V2 {
-            "#/definitions/"
-        } else {
-            "#/components/schemas/"
+        let at = match self {
+            Self::V2 => "#/definitions/",
+            Self::V3 => "#/components/schemas/",
         };
-        json!({"$ref": format!("{at}{}", definition_name(name))})
+        json!({"$ref": format!("{at}{name}")})
     }
+}
+
+/// `core.v1.Pod` → `io.k8s.api.core.v1.Pod`.
+fn definition_name(message: &str) -> String {
+    if message.starts_with("meta.") {
+        format!("io.k8s.apimachinery.pkg.apis.{message}")
+    } else {
+        format!("io.k8s.api.{message}")
+    }
+}
+
+fn group_version_kind(group: &str, version: &str, kind: &str) -> Value {
+    json!({"group": group, "version": version, "kind": kind})
 }
 
 /// Relative paths and hashes of `/openapi/v3`.
 pub fn v3_index() -> &'static Value {
     static INDEX: OnceLock<Value> = OnceLock::new();
     INDEX.get_or_init(|| {
-        let mut paths = Map::new();
-        for (group, version) in group_versions() {
+        let documents = hashes().iter().map(|(group, version, hash)| {
             let path = document_path(group, version);
-            let Some(document) = v3_document(group, version) else {
-                continue;
-            };
-            let mut hasher = DefaultHasher::new();
-            document.to_string().hash(&mut hasher);
-            let url = format!("/openapi/v3/{path}?hash={:016X}", hasher.finish());
-            paths.insert(path, json!({"serverRelativeURL": url}));
-        }
-        json!({"paths": paths})
+            let url = format!("/openapi/v3/{path}?hash={hash}");
+            (path, json!({"serverRelativeURL": url}))
+        });
+        json!({"paths": documents.collect::<Map<_, _>>()})
     })
+}
+
+/// The hash of `/openapi/v3/api/v1`, `/openapi/v3/apis/GROUP/VERSION`.
+pub fn v3_hash(group: &str, version: &str) -> Option<&'static str> {
+    let found = hashes().iter().find(|(g, v, _)| *g == group && *v == version)?;
+    Some(&found.2)
+}
+
+fn hashes() -> &'static [(&'static str, &'static str, String)] {
+    static HASHES: OnceLock<Vec<(&'static str, &'static str, String)>> = OnceLock::new();
+    HASHES.get_or_init(|| {
+        let hash = |group, version| {
+            let mut hasher = DefaultHasher::new();
+            write_v3(group, version, &mut |piece| hasher.write(piece.as_bytes()));
+            (group, version, format!("{:016X}", hasher.finish()))
+        };
+        group_versions().map(|(group, version)| hash(group, version)).collect()
+    })
+}
+
+/// The path of a document below `/openapi/v3/`.
+pub fn document_path(group: &str, version: &str) -> String {
+    if group.is_empty() {
+        format!("api/{version}")
+    } else {
+        format!("apis/{group}/{version}")
+    }
 }
 
 fn group_versions() -> impl Iterator<Item = (&'static str, &'static str)> {
@@ -52,342 +90,68 @@ fn group_versions() -> impl Iterator<Item = (&'static str, &'static str)> {
     std::iter::once(("", "v1")).chain(named)
 }
 
-fn document_path(group: &str, version: &str) -> String {
-    if group.is_empty() {
-        format!("api/{version}")
-    } else {
-        format!("apis/{group}/{version}")
-    }
-}
-
 fn info() -> Value {
     json!({"title": "Kubernetes", "version": "v1.36.0"})
 }
 
-/// `/openapi/v3/api/v1`, `/openapi/v3/apis/GROUP/VERSION`.
-pub fn v3_document(group: &str, version: &str) -> Option<Value> {
-    let served: Vec<&Kind> = kinds()
-        .iter()
-        .filter(|k| k.group == group && k.version == version)
-        .collect();
-    if served.is_empty() {
-        return None;
-    }
-    let mut paths = Map::new();
-    let mut needed = BTreeSet::from(["meta.v1.DeleteOptions".to_owned(), "meta.v1.Status".to_owned()]);
-    for kind in served {
-        paths.extend(kind_paths(Dialect::V3, kind));
-        needed.insert(kind.message.to_owned());
-        needed.insert(format!("{}List", kind.message));
-    }
-    let schemas = definitions(Dialect::V3, closure(needed));
-    Some(json!({"openapi": "3.0.0", "info": info(), "paths": paths, "components": {"schemas": schemas}}))
+/// `/openapi/v3/api/v1`, `/openapi/v3/apis/GROUP/VERSION` as JSON.
+pub fn v3_document(group: &str, version: &str) -> Option<String> {
+    v3_hash(group, version)?;
+    let mut out = String::new();
+    write_v3(group, version, &mut |piece| out.push_str(piece));
+    Some(out)
 }
 
-/// `/openapi/v2`.
-pub fn v2() -> Value {
-    let mut paths = Map::new();
-    for kind in kinds() {
-        paths.extend(kind_paths(Dialect::V2, kind));
-    }
-    let all = messages().iter().map(|m| m.name.to_owned()).collect();
-    json!({"swagger": "2.0", "info": info(), "paths": paths, "definitions": definitions(Dialect::V2, all)})
-}
-
-/// All messages that these lead to.
-fn closure(mut needed: BTreeSet<String>) -> BTreeSet<String> {
-    let mut queue: Vec<String> = needed.iter().cloned().collect();
-    while let Some(name) = queue.pop() {
-        let fields = message(&name).map(Message::json_fields).unwrap_or_default();
-        for inner in fields.iter().filter_map(|f| f.ty.message()) {
-            if needed.insert(inner.name.to_owned()) {
-                queue.push(inner.name.to_owned());
-            }
-        }
-    }
-    needed
-}
-
-/// `core.v1.Pod` → `io.k8s.api.core.v1.Pod`.
-fn definition_name(name: &str) -> String {
-    if name.starts_with("meta.") {
-        format!("io.k8s.apimachinery.pkg.apis.{name}")
-    } else {
-        format!("io.k8s.api.{name}")
-    }
-}
-
-fn definitions(dialect: Dialect, names: BTreeSet<String>) -> Map<String, Value> {
-    let mut kinds_of: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
-    let mut list_kinds: BTreeMap<String, Vec<Value>> = BTreeMap::new();
-    for kind in kinds() {
-        kinds_of
-            .entry(kind.message)
-            .or_default()
-            .push(group_version_kind(kind, kind.kind));
-        list_kinds
-            .entry(format!("{}List", kind.message))
-            .or_default()
-            .push(group_version_kind(kind, &kind.list_kind()));
-    }
-    let mut out = Map::new();
-    for message in names.iter().filter_map(|name| message(name)) {
-        let mut schema = object_schema(dialect, message);
-        let gvk = kinds_of.get(message.name).or_else(|| list_kinds.get(message.name));
-        if let Some(gvk) = gvk {
-            schema["x-kubernetes-group-version-kind"] = gvk.clone().into();
-        }
-        out.insert(definition_name(message.name), schema);
-    }
+/// `/openapi/v2` as JSON.
+pub fn v2() -> String {
+    let mut out = String::new();
+    let sink = &mut |piece: &str| out.push_str(piece);
+    let all: Vec<&'static Kind> = kinds().iter().collect();
+    sink(&format!(r#"{{"swagger":"2.0","info":{},"paths":{{"#, info()));
+    write_members(sink, all.iter().flat_map(|k| paths::of(Dialect::V2, k)));
+    sink(r#"},"definitions":{"#);
+    write_members(sink, schemas::all(Dialect::V2));
+    sink("}}");
     out
 }
 
-fn group_version_kind(kind: &Kind, name: &str) -> Value {
-    json!({"group": kind.group, "version": kind.version, "kind": name})
+/// `/openapi/v2` in protobuf.
+pub fn v2_protobuf() -> Vec<u8> {
+    let paths = kinds().iter().flat_map(|k| paths::of(Dialect::V2, k));
+    gnostic::document(&info(), paths, schemas::all(Dialect::V2))
 }
 
-fn object_schema(dialect: Dialect, message: &'static Message) -> Value {
-    let fields = message.json_fields();
-    let mut properties = Map::new();
-    if fields.iter().any(|f| f.name == "metadata") || matches!(message.name, "meta.v1.DeleteOptions" | "meta.v1.Status")
-    {
-        properties.insert("apiVersion".to_owned(), json!({"type": "string"}));
-        properties.insert("kind".to_owned(), json!({"type": "string"}));
-    }
-    for field in &fields {
-        properties.insert(field.name.to_owned(), field_schema(dialect, field));
-    }
-    let required: Vec<&str> = fields
+fn write_v3(group: &str, version: &str, sink: &mut impl FnMut(&str)) {
+    let served: Vec<&'static Kind> = kinds()
         .iter()
-        .filter(|f| f.required && f.name != "metadata")
-        .map(|f| f.name)
+        .filter(|k| k.group == group && k.version == version)
         .collect();
-    let mut schema = json!({"type": "object", "properties": properties});
-    if !required.is_empty() {
-        schema["required"] = json!(required);
-    }
-    schema
+    sink(&format!(r#"{{"openapi":"3.0.0","info":{},"paths":{{"#, info()));
+    write_members(sink, served.iter().flat_map(|k| paths::of(Dialect::V3, k)));
+    sink(r#"},"components":{"schemas":{"#);
+    write_members(sink, schemas::of(Dialect::V3, &served));
+    sink("}}}");
 }
 
-fn field_schema(dialect: Dialect, field: &Field) -> Value {
-    let inner = value_schema(dialect, field.ty);
-    let mut schema = match field.shape {
-        Shape::One => inner,
-        Shape::List => json!({"type": "array", "items": inner}),
-        Shape::Map => json!({"type": "object", "additionalProperties": inner}),
-    };
-    let merge = field.merge;
-    let strategy = match (merge.key.is_some() || merge.set, merge.retain_keys) {
-        (true, true) => Some("merge,retainKeys"),
-        (true, false) => Some("merge"),
-        (false, true) => Some("retainKeys"),
-        (false, false) => None,
-    };
-    if let Some(strategy) = strategy {
-        // A schema that is only a reference may have no neighbours, so it goes one level down.
-        if schema.get("$ref").is_some() {
-            schema = json!({"allOf": [schema]});
+fn write_members(sink: &mut impl FnMut(&str), members: impl Iterator<Item = (String, Value)>) {
+    for (i, (name, value)) in members.enumerate() {
+        if i > 0 {
+            sink(",");
         }
-        schema["x-kubernetes-patch-strategy"] = strategy.into();
+        sink(&Value::from(name).to_string());
+        sink(":");
+        sink(&value.to_string());
     }
-    if let Some(key) = merge.key {
-        schema["x-kubernetes-patch-merge-key"] = key.into();
-    }
-    schema
-}
-
-fn value_schema(dialect: Dialect, ty: Type) -> Value {
-    match ty {
-        Type::String | Type::Quantity => json!({"type": "string"}),
-        Type::Int32 => json!({"type": "integer", "format": "int32"}),
-        Type::Int64 => json!({"type": "integer", "format": "int64"}),
-        Type::Bool => json!({"type": "boolean"}),
-        Type::Double => json!({"type": "number", "format": "double"}),
-        Type::Bytes => json!({"type": "string", "format": "byte"}),
-        Type::IntOrString if dialect == Dialect::V2 => json!({"type": "string", "format": "int-or-string"}),
-        Type::IntOrString => json!({"oneOf": [{"type": "integer"}, {"type": "string"}], "format": "int-or-string"}),
-        Type::Time | Type::MicroTime => json!({"type": "string", "format": "date-time"}),
-        Type::Raw | Type::Fields => json!({"type": "object"}),
-        Type::Strings => json!({"type": "array", "items": {"type": "string"}}),
-        Type::Message(_) => ty.message().map_or(Value::Null, |m| dialect.reference(m.name)),
-    }
-}
-
-/// The paths of a kind: its collection, its objects, and its subresources.
-fn kind_paths(dialect: Dialect, kind: &'static Kind) -> Map<String, Value> {
-    let group_version = join_api_version(kind.group, kind.version);
-    let root = if kind.group.is_empty() {
-        format!("/api/{group_version}")
-    } else {
-        format!("/apis/{group_version}")
-    };
-    let scope = if kind.namespaced { "/namespaces/{namespace}" } else { "" };
-    let collection = format!("{root}{scope}/{}", kind.plural);
-    let gvk = group_version_kind(kind, kind.kind);
-    let operation = |verb: &str, method: &str| operation(dialect, kind, verb, method, &gvk, kind.message);
-    let mut paths = Map::new();
-    let mut add = |path: String, methods: &[(&str, &str)]| {
-        let served = methods.iter().filter(|(verb, _)| kind.verbs.contains(verb));
-        let item: Map<String, Value> = served
-            .map(|(verb, method)| ((*method).to_owned(), operation(verb, method)))
-            .collect();
-        if !item.is_empty() {
-            paths.insert(path, item.into());
-        }
-    };
-    add(
-        collection.clone(),
-        &[("list", "get"), ("create", "post"), ("deletecollection", "delete")],
-    );
-    add(
-        format!("{collection}/{{name}}"),
-        &[
-            ("get", "get"),
-            ("update", "put"),
-            ("patch", "patch"),
-            ("delete", "delete"),
-        ],
-    );
-    for sub in kind.subresources {
-        let gvk = json!({"group": sub.group, "version": sub.version, "kind": sub.kind});
-        let methods = [
-            ("get", "get"),
-            ("create", "post"),
-            ("update", "put"),
-            ("patch", "patch"),
-            ("delete", "delete"),
-        ];
-        let item: Map<String, Value> = methods
-            .iter()
-            .filter(|(verb, _)| sub.verbs.contains(verb))
-            .map(|(verb, method)| {
-                (
-                    (*method).to_owned(),
-                    self::operation(dialect, kind, verb, method, &gvk, kind.message),
-                )
-            })
-            .collect();
-        paths.insert(format!("{collection}/{{name}}/{}", sub.name), item.into());
-    }
-    paths
-}
-
-fn operation(dialect: Dialect, kind: &Kind, verb: &str, method: &str, gvk: &Value, message: &str) -> Value {
-    let mut parameters: Vec<Value> = vec![parameter(dialect, "pretty", "query", false)];
-    if kind.namespaced {
-        parameters.push(parameter(dialect, "namespace", "path", true));
-    }
-    if !matches!(verb, "list" | "create" | "deletecollection") {
-        parameters.push(parameter(dialect, "name", "path", true));
-    }
-    if matches!(method, "post" | "put" | "patch") {
-        parameters.extend(["dryRun", "fieldManager", "fieldValidation"].map(|p| parameter(dialect, p, "query", false)));
-    }
-    if matches!(verb, "list" | "deletecollection") {
-        let selectors = [
-            "labelSelector",
-            "fieldSelector",
-            "limit",
-            "continue",
-            "resourceVersion",
-            "resourceVersionMatch",
-        ];
-        parameters.extend(selectors.map(|p| parameter(dialect, p, "query", false)));
-    }
-    if verb == "list" {
-        let watch = ["watch", "allowWatchBookmarks", "sendInitialEvents", "timeoutSeconds"];
-        parameters.extend(watch.map(|p| parameter(dialect, p, "query", false)));
-    }
-    let schema = dialect.reference(message);
-    let mut operation = json!({
-        "tags": [definition_tag(kind)],
-        "operationId": format!("{verb}{}{}{}", capitalised(kind.group), capitalised(kind.version), kind.kind),
-        "responses": {"200": response(dialect, &schema), "401": {"description": "Unauthorized"}},
-        "x-kubernetes-action": match verb { "update" => "put", "create" => "post", other => other },
-        "x-kubernetes-group-version-kind": gvk,
-    });
-    let body = match method {
-        "patch" => Some(json!({"type": "object"})),
-        "post" | "put" => Some(schema),
-        _ => None,
-    };
-    match (dialect, body) {
-        (Dialect::V2, Some(schema)) => {
-            parameters.push(json!({"name": "body", "in": "body", "required": true, "schema": schema}))
-        }
-        (Dialect::V3, Some(schema)) => {
-            let types: &[&str] = if method == "patch" {
-                &[
-                    "application/json-patch+json",
-                    "application/merge-patch+json",
-                    "application/strategic-merge-patch+json",
-                ]
-            } else {
-                &["*/*"]
-            };
-            let content: Map<String, Value> = types
-                .iter()
-                .map(|t| ((*t).to_owned(), json!({"schema": schema})))
-                .collect();
-            operation["requestBody"] = json!({"required": true, "content": content});
-        }
-        (_, None) => {}
-    }
-    operation["parameters"] = parameters.into();
-    operation
-}
-
-fn response(dialect: Dialect, schema: &Value) -> Value {
-    match dialect {
-        Dialect::V2 => json!({"description": "OK", "schema": schema}),
-        Dialect::V3 => json!({"description": "OK", "content": {"application/json": {"schema": schema}}}),
-    }
-}
-
-fn parameter(dialect: Dialect, name: &str, place: &str, required: bool) -> Value {
-    let kind = match name {
-        "limit" | "timeoutSeconds" => "integer",
-        "watch" | "allowWatchBookmarks" | "sendInitialEvents" => "boolean",
-        _ => "string",
-    };
-    let mut parameter = json!({"name": name, "in": place});
-    if required {
-        parameter["required"] = true.into();
-    }
-    match dialect {
-        Dialect::V2 => {
-            parameter["type"] = kind.into();
-            parameter["uniqueItems"] = true.into();
-        }
-        Dialect::V3 => parameter["schema"] = json!({"type": kind, "uniqueItems": true}),
-    }
-    parameter
-}
-
-fn definition_tag(kind: &Kind) -> String {
-    let group = if kind.group.is_empty() {
-        "core"
-    } else {
-        kind.group.split('.').next().unwrap_or_default()
-    };
-    format!("{group}_{}", kind.version)
-}
-
-fn capitalised(word: &str) -> String {
-    word.split(['.', '-'])
-        .map(|part| {
-            part.chars()
-                .take(1)
-                .flat_map(char::to_uppercase)
-                .chain(part.chars().skip(1))
-                .collect::<String>()
-        })
-        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
+
+    fn v3(group: &str, version: &str) -> Value {
+        serde_json::from_str(&v3_document(group, version).unwrap()).unwrap()
+    }
 
     fn references(value: &Value, found: &mut BTreeSet<String>) {
         match value {
@@ -404,20 +168,52 @@ mod tests {
 
     #[test]
     fn every_reference_of_a_document_is_defined_in_it() {
-        for (group, version) in group_versions() {
-            let document = v3_document(group, version).unwrap();
+        let v2: Value = serde_json::from_str(&v2()).unwrap();
+        let v3s = group_versions().map(|(group, version)| v3(group, version));
+        for document in v3s.chain([v2]) {
+            let (prefix, definitions) = match document["definitions"].as_object() {
+                Some(definitions) => ("#/definitions/", definitions),
+                None => (
+                    "#/components/schemas/",
+                    document["components"]["schemas"].as_object().unwrap(),
+                ),
+            };
             let mut found = BTreeSet::new();
             references(&document, &mut found);
+            assert!(!found.is_empty());
             for name in found {
-                let name = name.strip_prefix("#/components/schemas/").unwrap();
-                assert!(document["components"]["schemas"][name].is_object(), "{group} {name}");
+                let name = name.strip_prefix(prefix).unwrap();
+                assert!(definitions.contains_key(name), "{name}");
             }
         }
     }
 
     #[test]
-    fn writes_advertise_field_validation() {
-        let document = v3_document("apps", "v1").unwrap();
+    fn every_kind_is_found_by_its_path_and_by_its_name() {
+        for kind in kinds() {
+            let document = v3(kind.group, kind.version);
+            let gvk = group_version_kind(kind.group, kind.version, kind.kind);
+            let named = document["components"]["schemas"]
+                .as_object()
+                .unwrap()
+                .values()
+                .any(|s| {
+                    let list = s["x-kubernetes-group-version-kind"].as_array();
+                    list.is_some_and(|l| l.contains(&gvk))
+                });
+            assert!(named, "{}", kind.kind);
+            let pathed = document["paths"].as_object().unwrap().iter().any(|(path, item)| {
+                let mut operations = item.as_object().unwrap().values();
+                path.ends_with(&format!("/{}", kind.plural))
+                    && operations.any(|o| o["x-kubernetes-group-version-kind"] == gvk)
+            });
+            assert!(pathed, "{}", kind.kind);
+        }
+    }
+
+    #[test]
+    fn writes_advertise_field_validation_and_apply() {
+        let document = v3("apps", "v1");
         for (path, method) in [
             ("deployments", "post"),
             ("deployments/{name}", "patch"),
@@ -428,29 +224,78 @@ mod tests {
                 operation["x-kubernetes-group-version-kind"]["kind"], "Deployment",
                 "{path}"
             );
-            assert!(
-                operation["parameters"]
-                    .as_array()
-                    .unwrap()
-                    .iter()
-                    .any(|p| p["name"] == "fieldValidation"),
+            let parameters = operation["parameters"].as_array().unwrap();
+            assert!(parameters.iter().any(|p| p["name"] == "fieldValidation"), "{path}");
+            let applies = !operation["requestBody"]["content"]["application/apply-patch+yaml"].is_null();
+            assert_eq!(applies, method == "patch", "{path}");
+            assert_eq!(
+                parameters.iter().any(|p| p["name"] == "force"),
+                method == "patch",
                 "{path}"
             );
         }
+        let scale = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale"]["put"];
+        assert_eq!(
+            scale["requestBody"]["content"]["*/*"]["schema"]["$ref"],
+            "#/components/schemas/io.k8s.api.autoscaling.v1.Scale"
+        );
     }
 
     #[test]
-    fn merge_keys_are_told() {
-        let document = v3_document("", "v1").unwrap();
-        let containers = &document["components"]["schemas"]["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
+    fn how_lists_are_merged_and_owned_is_told() {
+        let document = v3("", "v1");
+        let property = |message: &str, field: &str| {
+            document["components"]["schemas"][format!("io.k8s.api.core.v1.{message}")]["properties"][field].clone()
+        };
+        let containers = property("PodSpec", "containers");
         assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
         assert_eq!(containers["x-kubernetes-patch-strategy"], "merge");
-        assert!(
-            v3_index()["paths"]["apis/apps/v1"]["serverRelativeURL"]
-                .as_str()
-                .unwrap()
-                .contains("?hash=")
+        assert_eq!(containers["x-kubernetes-list-type"], "map");
+        assert_eq!(containers["x-kubernetes-list-map-keys"], json!(["name"]));
+        assert_eq!(
+            property("ServiceSpec", "ports")["x-kubernetes-list-map-keys"],
+            json!(["port", "protocol"])
         );
+        assert_eq!(property("ServiceSpec", "selector")["x-kubernetes-map-type"], "atomic");
+        assert_eq!(property("PodSpec", "tolerations")["x-kubernetes-list-type"], "atomic");
+        assert_eq!(property("ContainerPort", "protocol")["default"], "TCP");
+        assert_eq!(
+            document["components"]["schemas"]["io.k8s.api.core.v1.ConfigMapKeySelector"]["x-kubernetes-map-type"],
+            "atomic"
+        );
+    }
+
+    #[test]
+    fn types_and_fields_are_described() {
+        let document = v3("apps", "v1");
+        let deployment = &document["components"]["schemas"]["io.k8s.api.apps.v1.Deployment"];
+        assert_eq!(
+            deployment["description"],
+            "Deployment enables declarative updates for Pods and ReplicaSets."
+        );
+        let described = |schema: &Value| schema["description"].as_str().is_some_and(|d| !d.is_empty());
+        for (field, schema) in deployment["properties"].as_object().unwrap() {
+            assert!(described(schema), "{field}");
+        }
+        assert_eq!(
+            deployment["properties"]["spec"]["allOf"][0]["$ref"],
+            "#/components/schemas/io.k8s.api.apps.v1.DeploymentSpec"
+        );
+    }
+
+    #[test]
+    fn the_index_names_each_document_by_its_hash() {
+        let index = v3_index()["paths"].as_object().unwrap();
+        for (group, version) in group_versions() {
+            let url = index[&document_path(group, version)]["serverRelativeURL"]
+                .as_str()
+                .unwrap();
+            let hash = v3_hash(group, version).unwrap();
+            assert_eq!(
+                url,
+                format!("/openapi/v3/{}?hash={hash}", document_path(group, version))
+            );
+        }
         assert!(v3_document("example.com", "v1").is_none());
     }
 }

@@ -1,6 +1,6 @@
 //! Patches: JSON patch (RFC 6902), merge patch (RFC 7386) and Kubernetes' strategic merge patch.
 //!
-//! Server-side apply is not among them; the API server refuses it clearly.
+//! Server-side apply, which depends on who owns what, is in [`crate::managed`].
 
 use crate::schema::{Field, Merge, Message, Shape, message};
 use crate::status::Status;
@@ -9,19 +9,44 @@ use serde_json::{Map, Value};
 /// Applies a JSON patch (RFC 6902).
 ///
 /// # Errors
-/// 400 when it is no patch, 422 when an operation does not fit the object.
+/// 400 when it is no patch, 413 when it does too much, 422 when an operation does not fit the object.
 pub fn json(current: &Value, patch: &Value) -> Result<Value, Status> {
     let patch: json_patch::Patch =
         serde_json::from_value(patch.clone()).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
+    if patch.len() > MAX_OPERATIONS {
+        let found = patch.len();
+        return Err(too_large(format!(
+            "The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {found}"
+        )));
+    }
     let mut object = current.clone();
-    json_patch::patch(&mut object, &patch).map_err(|e| {
-        Status::new(
-            422,
-            "Invalid",
-            format!("the server rejected our request due to an error in our request: {e}"),
-        )
-    })?;
+    let mut copied = 0;
+    for operation in patch.iter() {
+        if let json_patch::PatchOperation::Copy(copy) = operation {
+            // Copies of copies would grow without end.
+            copied += object.pointer(copy.from.as_str()).map_or(0, |v| v.to_string().len());
+            if copied > MAX_COPIED {
+                return Err(too_large(format!("a JSON patch may copy {MAX_COPIED} bytes at most")));
+            }
+        }
+        json_patch::patch(&mut object, std::slice::from_ref(operation)).map_err(|e| {
+            Status::new(
+                422,
+                "Invalid",
+                format!("the server rejected our request due to an error in our request: {e}"),
+            )
+        })?;
+    }
     Ok(object)
+}
+
+/// Most operations of a JSON patch.
+const MAX_OPERATIONS: usize = 10_000;
+/// Most bytes that a JSON patch may copy in all.
+const MAX_COPIED: usize = 3 << 20;
+
+fn too_large(why: String) -> Status {
+    Status::new(413, "RequestEntityTooLarge", why)
 }
 
 /// Applies a merge patch (RFC 7386).
@@ -312,6 +337,19 @@ mod tests {
         let expected = json!({"metadata": {"labels": {"b": "2", "c": "3"}}, "data": {"k": "v", "l": "w"}});
         assert_eq!(strategic("core.v1.ConfigMap", &current, &patch).unwrap(), expected);
         assert_eq!(merge(&current, &patch).unwrap(), expected);
+    }
+
+    #[test]
+    fn patches_that_would_grow_without_end_are_refused() {
+        let current = json!({"data": {"k": "x".repeat(1000)}});
+        let copies: Vec<Value> = (0..40)
+            .map(|i| json!({"op": "copy", "from": "/data", "path": format!("/data/c{i}")}))
+            .collect();
+        assert_eq!(json(&current, &copies.into()).unwrap_err().code, 413);
+        let many = vec![json!({"op": "test", "path": "/data", "value": 1}); MAX_OPERATIONS + 1];
+        assert_eq!(json(&current, &many.into()).unwrap_err().code, 413);
+        let once = json!([{"op": "copy", "from": "/data/k", "path": "/data/l"}]);
+        assert_eq!(json(&current, &once).unwrap()["data"]["l"], current["data"]["k"]);
     }
 
     #[test]

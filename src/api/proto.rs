@@ -8,7 +8,8 @@ use serde_json::Value;
 mod captured;
 mod decode;
 mod encode;
-mod wire;
+mod pointers;
+pub(crate) mod wire;
 use wire::{Reader, Writer};
 
 /// The four bytes that every encoded object begins with.
@@ -132,8 +133,9 @@ pub fn encode_watch_event(event: &str, object: &Value) -> Result<Vec<u8>, ProtoE
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema::{Message, Shape, Type};
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Map, json};
 
     fn round(object: &Value) -> Value {
         decode(&encode(object).unwrap()).unwrap()
@@ -162,15 +164,99 @@ mod tests {
     }
 
     #[test]
-    fn zero_is_a_value_only_behind_pointers() {
-        let mut ports = Writer::default();
-        ports.varint(3, 0);
-        ports.varint(2, 0);
-        let message = message_of("v1", "ContainerPort").unwrap();
-        assert_eq!(
-            Value::Object(decode::fields(message, &ports.finish(), 0).unwrap()),
-            json!({})
-        );
+    fn zero_is_a_value_only_behind_pointers_and_where_it_is_required() {
+        for (kind, numbers, expected) in [
+            ("ContainerPort", &[2, 3][..], json!({"containerPort": 0})),
+            ("ContainerStatus", &[4, 5], json!({"ready": false, "restartCount": 0})),
+            (
+                "PodSpec",
+                &[4, 5, 11, 25],
+                json!({"terminationGracePeriodSeconds": 0, "activeDeadlineSeconds": 0, "priority": 0}),
+            ),
+        ] {
+            let mut zeros = Writer::default();
+            numbers.iter().for_each(|n| zeros.varint(*n, 0));
+            let message = message_of("v1", kind).unwrap();
+            assert_eq!(
+                Value::Object(decode::fields(message, &zeros.finish(), 0).unwrap()),
+                expected
+            );
+        }
+    }
+
+    /// A message with every field filled, as deep as it may be without end.
+    fn filled(message: &'static Message, depth: usize) -> Map<String, Value> {
+        let mut out = Map::new();
+        for field in &message.fields {
+            let value = match field.ty {
+                Type::Message(_) if depth == 0 => continue,
+                Type::Message(_) => {
+                    let inner = filled(field.ty.message().unwrap(), depth - 1);
+                    if inner.is_empty() {
+                        continue;
+                    }
+                    if field.inline {
+                        out.extend(inner);
+                        continue;
+                    }
+                    Value::Object(inner)
+                }
+                Type::String => json!(format!("{}-{}", field.name, field.number)),
+                Type::Int32 => json!(-i64::from(field.number)),
+                Type::Int64 => json!(i64::from(field.number) << 40),
+                Type::Bool => json!(true),
+                Type::Double => json!(0.5),
+                Type::Bytes => json!("AAH/"),
+                Type::Quantity => json!("100m"),
+                Type::IntOrString if field.number % 2 == 0 => json!(7),
+                Type::IntOrString => json!("25%"),
+                Type::Time => json!("2026-01-02T03:04:05Z"),
+                Type::MicroTime => json!("2026-01-02T03:04:05.678901Z"),
+                Type::Raw => json!({"any": [1, null]}),
+                Type::Fields => json!({"f:a": {".": {}}}),
+                Type::Strings => json!(["a", ""]),
+            };
+            let value = match field.shape {
+                Shape::One => value,
+                Shape::List => json!([value.clone(), value]),
+                Shape::Map => json!({"k": value, "": value}),
+            };
+            out.insert(field.name.to_owned(), value);
+        }
+        out
+    }
+
+    #[test]
+    fn every_field_of_every_kind_survives_the_wire() {
+        let with_type = |mut map: Map<String, Value>, api_version: &str, kind: &str| {
+            map.insert("apiVersion".to_owned(), api_version.into());
+            map.insert("kind".to_owned(), kind.into());
+            Value::Object(map)
+        };
+        let mut checked = 0;
+        let mut check = |api_version: &str, kind: &str| {
+            let Some(message) = message_of(api_version, kind) else {
+                return;
+            };
+            let object = with_type(filled(message, 8), api_version, kind);
+            assert_eq!(round(&object), object, "{kind}");
+            checked += 1;
+        };
+        for kind in crate::kinds::kinds() {
+            check(&kind.api_version(), kind.kind);
+            check(&kind.api_version(), &kind.list_kind());
+            for sub in kind.subresources {
+                check(&crate::kinds::join_api_version(sub.group, sub.version), sub.kind);
+            }
+        }
+        for kind in ["Status", "APIGroupList", "APIResourceList", "APIVersions"] {
+            check("v1", kind);
+        }
+        for kind in ["PartialObjectMetadata", "PartialObjectMetadataList"] {
+            check("meta.k8s.io/v1", kind);
+            check("meta.k8s.io/v1beta1", kind);
+        }
+        assert!(checked > 2 * crate::kinds::kinds().iter().filter(|k| k.stored()).count());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The schema of every message: JSON names, protobuf numbers, types and how patches merge its lists.
+//! The schema of every message: JSON names, protobuf numbers, types, how patches merge its lists, and how its fields are owned.
 //!
 //! The data is `schema/messages.txt`, which `schema/generate.py` writes.
 
@@ -60,6 +60,23 @@ pub struct Merge {
     pub retain_keys: bool,
 }
 
+/// How the parts of a value are owned, and so how server-side apply merges them (`x-kubernetes-list-type`,
+/// `x-kubernetes-map-type`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ownership {
+    /// As its type says: lists as one, maps and messages by their parts, unless the message is atomic everywhere.
+    #[default]
+    Natural,
+    /// As one.
+    Atomic,
+    /// By its fields, although its message is atomic elsewhere.
+    Granular,
+    /// A list of scalars by its values.
+    Set,
+    /// A list of messages by its items, told apart by these fields (separated by commas).
+    Keyed(&'static str),
+}
+
 /// A field of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Field {
@@ -77,6 +94,10 @@ pub struct Field {
     pub ty: Type,
     /// How a strategic merge patch treats it.
     pub merge: Merge,
+    /// How its parts are owned.
+    pub ownership: Ownership,
+    /// Its value where it is left out; known only for fields by which items of a list are told apart.
+    pub default: Option<&'static str>,
 }
 
 /// A message.
@@ -84,6 +105,8 @@ pub struct Field {
 pub struct Message {
     /// Its name, such as `core.v1.Pod`.
     pub name: &'static str,
+    /// Whether it is owned as one wherever it stands.
+    pub atomic: bool,
     /// Its fields in the order of Kubernetes' definitions.
     pub fields: Vec<Field>,
 }
@@ -104,12 +127,17 @@ fn parse(text: &'static str) -> Schema {
             .map(str::trim)
             .filter(|b| !b.is_empty() && !b.starts_with('#'))
     };
-    let name = |block: &'static str| block.lines().next().unwrap_or_default();
-    let index: HashMap<_, _> = blocks().enumerate().map(|(i, block)| (name(block), i)).collect();
+    let head = |block: &'static str| {
+        let line = block.lines().next().unwrap_or_default();
+        line.split_once(' ')
+            .map_or((line, false), |(name, mark)| (name, mark == "@atomic"))
+    };
+    let index: HashMap<_, _> = blocks().enumerate().map(|(i, block)| (head(block).0, i)).collect();
     let messages = blocks()
-        .map(|block| Message {
-            name: name(block),
-            fields: block.lines().skip(1).filter_map(|l| field(l, &index)).collect(),
+        .map(|block| {
+            let (name, atomic) = head(block);
+            let fields = block.lines().skip(1).filter_map(|l| field(l, &index)).collect();
+            Message { name, atomic, fields }
         })
         .collect();
     Schema { messages, index }
@@ -120,7 +148,6 @@ fn field(line: &'static str, index: &HashMap<&'static str, usize>) -> Option<Fie
     let number = words.next()?.parse().ok()?;
     let marked = words.next()?;
     let shaped = words.next()?;
-    let merge = words.next().map_or_else(Merge::default, merge);
     let (shape, ty) = match (shaped.strip_prefix("[]"), shaped.strip_prefix("{}")) {
         (Some(ty), _) => (Shape::List, ty),
         (_, Some(ty)) => (Shape::Map, ty),
@@ -142,16 +169,34 @@ fn field(line: &'static str, index: &HashMap<&'static str, usize>) -> Option<Fie
         "strings" => Type::Strings,
         message => Type::Message(*index.get(message)?),
     };
-    let name = marked.trim_start_matches(['^', '!']);
-    Some(Field {
+    let mut field = Field {
         number,
-        name,
+        name: marked.trim_start_matches(['^', '!']),
         inline: marked.starts_with('^'),
         required: marked.starts_with('!'),
         shape,
         ty,
-        merge,
-    })
+        merge: Merge::default(),
+        ownership: Ownership::default(),
+        default: None,
+    };
+    for word in words {
+        match (word.strip_prefix('@'), word.strip_prefix('=')) {
+            (Some(how), _) => field.ownership = ownership(how),
+            (_, Some(value)) => field.default = Some(value),
+            _ => field.merge = merge(word),
+        }
+    }
+    Some(field)
+}
+
+fn ownership(text: &'static str) -> Ownership {
+    match text {
+        "atomic" => Ownership::Atomic,
+        "granular" => Ownership::Granular,
+        "set" => Ownership::Set,
+        keys => Ownership::Keyed(keys),
+    }
 }
 
 fn merge(text: &'static str) -> Merge {
@@ -249,8 +294,45 @@ mod tests {
                         field.name
                     );
                 }
+                if let Ownership::Keyed(keys) = field.ownership {
+                    let item = field.ty.message().unwrap();
+                    assert!(
+                        field.shape == Shape::List && keys.split(',').all(|key| item.field(key).is_some()),
+                        "{} {}",
+                        message.name,
+                        field.name
+                    );
+                }
             }
         }
+    }
+
+    #[test]
+    fn ownership_is_that_of_kubernetes() {
+        let field = |message: &str, name: &str| *super::message(message).unwrap().field(name).unwrap();
+        for (message, name, expected) in [
+            ("core.v1.PodSpec", "containers", Ownership::Keyed("name")),
+            ("core.v1.Container", "ports", Ownership::Keyed("containerPort,protocol")),
+            (
+                "core.v1.EphemeralContainer",
+                "ports",
+                Ownership::Keyed("containerPort,protocol"),
+            ),
+            ("core.v1.ServiceSpec", "ports", Ownership::Keyed("port,protocol")),
+            ("core.v1.ServiceSpec", "selector", Ownership::Atomic),
+            ("core.v1.PodSpec", "tolerations", Ownership::Natural),
+            ("core.v1.PersistentVolumeSpec", "claimRef", Ownership::Granular),
+            ("meta.v1.ObjectMeta", "finalizers", Ownership::Set),
+            ("meta.v1.ObjectMeta", "ownerReferences", Ownership::Keyed("uid")),
+            ("meta.v1.ObjectMeta", "labels", Ownership::Natural),
+        ] {
+            assert_eq!(field(message, name).ownership, expected, "{message} {name}");
+        }
+        assert!(super::message("meta.v1.LabelSelector").unwrap().atomic);
+        assert!(!super::message("core.v1.PodSpec").unwrap().atomic);
+        assert_eq!(field("core.v1.ContainerPort", "protocol").default, Some("TCP"));
+        assert_eq!(field("core.v1.LocalObjectReference", "name").default, Some(""));
+        assert_eq!(field("core.v1.ContainerPort", "containerPort").default, None);
     }
 
     #[test]

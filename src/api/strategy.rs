@@ -36,7 +36,6 @@ pub fn prepare_create(kind: &Kind, object: &mut Value) {
         "deletionTimestamp",
         "deletionGracePeriodSeconds",
         "selfLink",
-        "managedFields",
         "generation",
     ] {
         meta.remove(field);
@@ -81,6 +80,33 @@ fn namespace_created(namespace: &mut Value) {
     metadata::as_map(namespace).insert("status".to_owned(), json!({"phase": "Active"}));
 }
 
+/// Which fields a way of writing can change, as paths of names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// All but these and what is below them.
+    AllBut(&'static [&'static [&'static str]]),
+    /// Only these and what is below them.
+    Only(&'static [&'static [&'static str]]),
+}
+
+/// Which fields of an object of the kind a write can change, given the subresource it goes through: nobody comes to own what
+/// [`prepare_update`] keeps. The server's own part of the metadata is not told here.
+pub fn reach(kind: &Kind, subresource: Option<&str>) -> Reach {
+    match (subresource, kind.message) {
+        (None, "core.v1.Namespace") => Reach::AllBut(&[&["status"], &["spec", "finalizers"]]),
+        (None, _) if kind.has_status() => Reach::AllBut(&[&["status"]]),
+        (Some("status"), "core.v1.Pod") => Reach::AllBut(&[&["spec"], &["metadata", "ownerReferences"]]),
+        (Some("status"), "apps.v1.Deployment") => Reach::AllBut(&[&["spec"], &["metadata", "labels"]]),
+        (Some("status"), "certificates.v1.CertificateSigningRequest") => Reach::Only(&[&["status"]]),
+        (Some("status"), _) => Reach::AllBut(&[&["spec"]]),
+        (Some("approval"), _) => Reach::AllBut(&[&["spec"], &["status", "certificate"]]),
+        (Some("finalize"), _) => Reach::AllBut(&[&["status"]]),
+        (Some("ephemeralcontainers"), _) => Reach::Only(&[&["spec", "ephemeralContainers"]]),
+        (Some("scale"), _) => Reach::Only(&[&["spec", "replicas"]]),
+        _ => Reach::AllBut(&[]),
+    }
+}
+
 /// Prepares a change: keeps what this way of writing may not touch, and bumps the generation with the spec.
 pub fn prepare_update(kind: &Kind, new: &mut Value, old: &Value, subresource: Option<&str>) {
     // What is left out means its default, so only after that it is known whether the spec differs.
@@ -97,10 +123,12 @@ pub fn prepare_update(kind: &Kind, new: &mut Value, old: &Value, subresource: Op
         Some("finalize") => keep(new, old, "status"),
         Some("ephemeralcontainers") => {
             let containers = new["spec"].get("ephemeralContainers").cloned();
-            let version = new["metadata"].get("resourceVersion").cloned();
+            let kept = ["resourceVersion", "managedFields"].map(|f| (f, new["metadata"].get(f).cloned()));
             *new = old.clone();
             put(child_mut(new, "spec"), "ephemeralContainers", containers);
-            put(metadata::metadata_mut(new), "resourceVersion", version);
+            for (field, value) in kept {
+                put(metadata::metadata_mut(new), field, value);
+            }
         }
         Some(_) => {}
     }
@@ -151,7 +179,6 @@ fn keep_metadata(new: &mut Value, old: &Value) {
             put(meta, field, old["metadata"].get(field).cloned());
         }
     }
-    meta.remove("managedFields");
 }
 
 fn main_update(kind: &Kind, new: &mut Value, old: &Value) {
@@ -325,6 +352,55 @@ mod tests {
             status,
             json!({"metadata": {"name": "a", "uid": "u", "generation": 3}, "spec": {"replicas": 1}, "status": {"replicas": 9}})
         );
+    }
+
+    #[test]
+    fn what_is_out_of_reach_is_kept() {
+        let filled = |text: &str| {
+            json!({
+                "metadata": {"name": "a", "labels": {"x": text}, "annotations": {"x": text}, "finalizers": [text], "ownerReferences": [{"uid": text}]},
+                "spec": {"x": text, "finalizers": [text], "ephemeralContainers": [{"name": text}]},
+                "status": {"x": text, "certificate": text},
+            })
+        };
+        let paths = [
+            &["metadata", "labels"][..],
+            &["metadata", "annotations"],
+            &["metadata", "finalizers"],
+            &["metadata", "ownerReferences"],
+            &["spec", "x"],
+            &["spec", "finalizers"],
+            &["spec", "ephemeralContainers"],
+            &["status", "x"],
+            &["status", "certificate"],
+        ];
+        for kind in crate::kinds::kinds().iter().filter(|k| k.has_status()) {
+            let ways = [
+                None,
+                Some("status"),
+                Some("approval"),
+                Some("finalize"),
+                Some("ephemeralcontainers"),
+            ];
+            for way in ways
+                .into_iter()
+                .filter(|w| w.is_none_or(|w| kind.subresource(w).is_some()))
+            {
+                let old = filled("old");
+                let mut new = filled("new");
+                prepare_update(kind, &mut new, &old, way);
+                for path in paths {
+                    let kept = new[path[0]][path[1]] == old[path[0]][path[1]];
+                    let beyond = match reach(kind, way) {
+                        Reach::AllBut(out) => out.iter().any(|o| path.starts_with(o)),
+                        Reach::Only(within) => !within.iter().any(|o| path.starts_with(o)),
+                    };
+                    // The whole spec of a request is kept after its creation, but whoever created it owns it.
+                    let request = kind.plural == "certificatesigningrequests" && way.is_none() && path[0] == "spec";
+                    assert!(kept == beyond || request, "{} {way:?} {path:?}", kind.kind);
+                }
+            }
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use http::HeaderMap;
-use http::header::{ACCEPT, CACHE_CONTROL, ETAG, HeaderValue, IF_NONE_MATCH};
+use http::header::{ACCEPT, CACHE_CONTROL, ETAG, HeaderValue, IF_NONE_MATCH, LOCATION};
 use serde_json::{Value, json};
 use sha2::Digest as _;
 
@@ -19,6 +19,10 @@ use crate::server::{Response, json as answer, negotiated};
 
 /// The Kubernetes version this server speaks.
 pub const VERSION: &str = "v1.36.0";
+/// Media type of the protobuf form of OpenAPI v2.
+const OPENAPI_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+/// The name by which Go clients ask for it, which is no valid media type, so that they could not read it in an answer.
+const OPENAPI_PROTOBUF_ASKED: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
 /// Answers a path that is no resource.
@@ -163,8 +167,8 @@ struct Document {
 }
 
 impl Document {
-    fn new(value: &Value) -> Self {
-        let bytes = bytes::Bytes::from(value.to_string());
+    fn new(content: impl Into<bytes::Bytes>) -> Self {
+        let bytes = content.into();
         let hash = hex::encode_upper(&sha2::Sha256::digest(&bytes)[..32]);
         Self {
             bytes,
@@ -173,16 +177,25 @@ impl Document {
     }
 
     fn respond(&self, headers: &HeaderMap, media: &str) -> Response {
-        let known = headers.get(IF_NONE_MATCH).and_then(|v| v.to_str().ok());
-        let mut response = if known.is_some_and(|k| k.split(',').any(|e| e.trim() == self.etag)) {
+        let mut response = if has(headers, &self.etag) {
             negotiated(304, media, Body::empty())
         } else {
             negotiated(200, media, self.bytes.clone().into())
         };
-        if let Ok(v) = HeaderValue::from_str(&self.etag) {
-            response.headers_mut().insert(ETAG, v);
-        }
+        tag(&mut response, &self.etag);
         response
+    }
+}
+
+/// Whether the client has what this tag names.
+fn has(headers: &HeaderMap, etag: &str) -> bool {
+    let known = headers.get(IF_NONE_MATCH).and_then(|v| v.to_str().ok());
+    known.is_some_and(|k| k.split(',').any(|e| e.trim().trim_start_matches("W/") == etag))
+}
+
+fn tag(response: &mut Response, etag: &str) {
+    if let Ok(v) = HeaderValue::from_str(etag) {
+        response.headers_mut().insert(ETAG, v);
     }
 }
 
@@ -190,25 +203,51 @@ fn aggregated(legacy: bool, headers: &HeaderMap) -> Response {
     static LEGACY: OnceLock<Document> = OnceLock::new();
     static GROUPS: OnceLock<Document> = OnceLock::new();
     let slot = if legacy { &LEGACY } else { &GROUPS };
-    slot.get_or_init(|| Document::new(&api::discovery::aggregated(legacy)))
+    slot.get_or_init(|| Document::new(api::discovery::aggregated(legacy).to_string()))
         .respond(headers, AGGREGATED)
 }
 
 fn openapi_v2(headers: &HeaderMap) -> Result<Response> {
-    let wanted = accept(headers);
-    // The protobuf form is of another schema language; every client takes JSON too.
-    if !wanted.is_empty() && !["json", "*/*", "application/*"].iter().any(|w| wanted.contains(w)) {
-        return Err(ApiError::not_acceptable("application/json"));
-    }
     // Few ask for it, and it is large: made anew each time rather than kept.
-    let document = Document::new(&api::openapi::v2());
-    Ok(document.respond(headers, "application/json"))
+    for entry in accept(headers).split(',') {
+        match entry.split(';').next().unwrap_or_default().trim() {
+            OPENAPI_PROTOBUF | OPENAPI_PROTOBUF_ASKED => {
+                return Ok(Document::new(api::openapi::v2_protobuf()).respond(headers, OPENAPI_PROTOBUF));
+            }
+            "application/json" | "application/*" | "*/*" | "" => {
+                return Ok(Document::new(api::openapi::v2()).respond(headers, "application/json"));
+            }
+            _ => {}
+        }
+    }
+    Err(ApiError::not_acceptable(&format!(
+        "application/json, {OPENAPI_PROTOBUF}"
+    )))
 }
 
 fn openapi_v3(info: &RequestInfo, headers: &HeaderMap, group: &str, version: &str) -> Result<Response> {
-    let value = api::openapi::v3_document(group, version).ok_or_else(ApiError::no_such_path)?;
-    let mut response = Document::new(&value).respond(headers, "application/json");
-    if info.query.has("hash") {
+    let hash = api::openapi::v3_hash(group, version).ok_or_else(ApiError::no_such_path)?;
+    let asked = info.query.get("hash");
+    if asked.is_some_and(|a| a != hash) {
+        // The index that the client has is of another version of this server.
+        let mut response = negotiated(301, "text/plain", Body::empty());
+        let place = format!(
+            "/openapi/v3/{}?hash={hash}",
+            api::openapi::document_path(group, version)
+        );
+        let place = HeaderValue::from_str(&place).map_err(ApiError::internal)?;
+        response.headers_mut().insert(LOCATION, place);
+        return Ok(response);
+    }
+    let etag = format!("\"{hash}\"");
+    let mut response = if has(headers, &etag) {
+        negotiated(304, "application/json", Body::empty())
+    } else {
+        let text = api::openapi::v3_document(group, version).ok_or_else(ApiError::no_such_path)?;
+        negotiated(200, "application/json", text.into())
+    };
+    tag(&mut response, &etag);
+    if asked.is_some() {
         // The path names the content, so it never changes.
         let forever = HeaderValue::from_static("public, immutable");
         response.headers_mut().insert(CACHE_CONTROL, forever);

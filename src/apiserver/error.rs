@@ -20,6 +20,7 @@ impl From<StoreError> for ApiError {
     fn from(e: StoreError) -> Self {
         match e {
             StoreError::Compacted => Self::expired("The provided resource version is too old; start again without it"),
+            StoreError::TooLarge => Self::new(413, "RequestEntityTooLarge", format!("Request entity too large: {e}")),
             StoreError::Timeout => Self::new(504, "Timeout", format!("the store does not answer: {e}")),
             StoreError::Etcd(_) => Self::internal(e),
             StoreError::Future | StoreError::File { .. } | StoreError::Damaged { .. } => Self::internal(e),

@@ -7,8 +7,7 @@
 //!                                        cache (per kind) ◄── store::Etcd (one watch over everything)
 //! ```
 //!
-//! Deliberately absent: controllers; custom resources and aggregation; server-side apply (refused with 415, so managed
-//! fields are never stored); webhooks; the audit log.
+//! Deliberately absent: controllers; custom resources and aggregation; webhooks; the audit log.
 
 pub mod admission;
 mod app;

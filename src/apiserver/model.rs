@@ -2,6 +2,7 @@
 
 use api::Kind;
 use serde_json::Value;
+use serde_saphyr::options::DuplicateKeyPolicy;
 
 use crate::error::{ApiError, Result};
 
@@ -31,13 +32,26 @@ pub fn to_yaml(value: &Value) -> Result<String> {
     serde_saphyr::to_string(value).map_err(ApiError::internal)
 }
 
-/// Reads YAML (one document).
+/// Reads YAML (one document); a field that occurs twice is an error.
 ///
 /// # Errors
 /// 400 for malformed text.
 pub fn from_yaml(bytes: &[u8]) -> Result<Value> {
+    yaml(bytes, DuplicateKeyPolicy::Error)
+}
+
+/// Reads YAML (one document); of a field that occurs twice the last one counts.
+///
+/// # Errors
+/// 400 for malformed text.
+pub fn from_lax_yaml(bytes: &[u8]) -> Result<Value> {
+    yaml(bytes, DuplicateKeyPolicy::LastWins)
+}
+
+fn yaml(bytes: &[u8], duplicate_keys: DuplicateKeyPolicy) -> Result<Value> {
     let text = std::str::from_utf8(bytes).map_err(|e| ApiError::bad_request(e.to_string()))?;
     let options = serde_saphyr::options! {
+        duplicate_keys: duplicate_keys,
         legacy_octal_numbers: true,
         strict_booleans: true,
         budget: serde_saphyr::budget! { max_events: 1_000_000, max_nodes: 500_000, max_documents: 1 },

@@ -79,7 +79,6 @@ fn encode(value: &Value) -> Vec<u8> {
     if let Some(meta) = v.get_mut("metadata").and_then(Value::as_object_mut) {
         meta.remove("resourceVersion");
         meta.remove("selfLink");
-        meta.remove("managedFields");
     }
     v.to_string().into_bytes()
 }

@@ -1,5 +1,6 @@
 //! From the bytes of a message to JSON, by the schema.
 
+use super::pointers::is_pointer;
 use super::wire::{self, Reader};
 use super::{ProtoError, decode, is_protobuf};
 use crate::schema::{Field, Message, Shape, Type};
@@ -10,54 +11,6 @@ use serde_json::{Map, Value, json};
 
 /// How deep messages may nest; JSONSchemaProps aside, real ones stay far below.
 const MAX_DEPTH: usize = 64;
-
-/// Scalars behind pointers in Kubernetes' types: there zero is a value, elsewhere it means absent.
-const POINTERS: &[&str] = &[
-    "activeDeadlineSeconds",
-    "allowPrivilegeEscalation",
-    "allowVolumeExpansion",
-    "allocateLoadBalancerNodePorts",
-    "automountServiceAccountToken",
-    "blockOwnerDeletion",
-    "controller",
-    "defaultMode",
-    "enableServiceLinks",
-    "expirationSeconds",
-    "fsGroup",
-    "gracePeriodSeconds",
-    "hostUsers",
-    "ignoreStoreReadErrorWithClusterBreakingPotential",
-    "immutable",
-    "leaseDurationSeconds",
-    "leaseTransitions",
-    "minDomains",
-    "mode",
-    "optional",
-    "orphanDependents",
-    "partition",
-    "priority",
-    "privileged",
-    "procMount",
-    "progressDeadlineSeconds",
-    "readOnlyRootFilesystem",
-    "ready",
-    "replicas",
-    "revisionHistoryLimit",
-    "runAsGroup",
-    "runAsNonRoot",
-    "runAsUser",
-    "serving",
-    "setHostnameAsFQDN",
-    "shareProcessNamespace",
-    "started",
-    "storageClassName",
-    "terminating",
-    "terminatingReplicas",
-    "terminationGracePeriodSeconds",
-    "timeoutSeconds",
-    "tolerationSeconds",
-    "ttlSecondsAfterFinished",
-];
 
 pub(super) fn fields(message: &'static Message, bytes: &[u8], depth: usize) -> Result<Map<String, Value>, ProtoError> {
     if depth > MAX_DEPTH {
@@ -77,7 +30,7 @@ pub(super) fn fields(message: &'static Message, bytes: &[u8], depth: usize) -> R
         match field.shape {
             Shape::One => {
                 let decoded = decode_value(field.ty, &value, depth)?;
-                if !is_absent(field, &decoded) {
+                if !is_absent(message, field, &decoded) {
                     out.insert(field.name.to_owned(), decoded);
                 }
             }
@@ -122,7 +75,7 @@ fn empty(ty: Type) -> Value {
     }
 }
 
-fn is_absent(field: &Field, value: &Value) -> bool {
+fn is_absent(message: &Message, field: &Field, value: &Value) -> bool {
     if field.ty == Type::IntOrString {
         // Only ports are no pointers: `maxSurge: 0` is a wish, `targetPort: 0` is none.
         return field.name == "targetPort" && *value == json!(0);
@@ -130,8 +83,9 @@ fn is_absent(field: &Field, value: &Value) -> bool {
     let zero = match value {
         Value::Null => return true,
         Value::String(s) => s.is_empty(),
-        Value::Bool(b) => !b,
-        Value::Number(n) => n.as_i64() == Some(0),
+        // Zeros that Kubernetes always writes are shown.
+        Value::Bool(b) => !b && !field.required,
+        Value::Number(n) => n.as_i64() == Some(0) && !field.required,
         // Kubernetes' encoder writes empty structs that are not pointers; the server's defaults bring back those that matter.
         Value::Object(map) => {
             map.is_empty()
@@ -152,7 +106,7 @@ fn is_absent(field: &Field, value: &Value) -> bool {
         }
         Value::Array(_) => false,
     };
-    zero && (value.is_object() || !POINTERS.contains(&field.name))
+    zero && (value.is_object() || !is_pointer(message.name, field))
 }
 
 #[expect(clippy::cast_possible_wrap, reason = "varints carry two's complement")]

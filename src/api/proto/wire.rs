@@ -118,16 +118,16 @@ pub(super) fn packed(bytes: &[u8]) -> Result<Vec<u64>, ProtoError> {
 
 /// Writes the fields of a message.
 #[derive(Default)]
-pub(super) struct Writer {
+pub(crate) struct Writer {
     out: Vec<u8>,
 }
 
 impl Writer {
-    pub(super) fn starting_with(bytes: &[u8]) -> Self {
+    pub(crate) fn starting_with(bytes: &[u8]) -> Self {
         Self { out: bytes.to_vec() }
     }
 
-    pub(super) fn finish(self) -> Vec<u8> {
+    pub(crate) fn finish(self) -> Vec<u8> {
         self.out
     }
 
@@ -139,17 +139,17 @@ impl Writer {
         self.out.push(u8::try_from(n).unwrap_or(0));
     }
 
-    pub(super) fn varint(&mut self, number: u32, n: u64) {
+    pub(crate) fn varint(&mut self, number: u32, n: u64) {
         self.raw_varint(u64::from(number) << 3);
         self.raw_varint(n);
     }
 
-    pub(super) fn double(&mut self, number: u32, n: f64) {
+    pub(crate) fn double(&mut self, number: u32, n: f64) {
         self.raw_varint(u64::from(number) << 3 | 1);
         self.out.extend(n.to_le_bytes());
     }
 
-    pub(super) fn bytes(&mut self, number: u32, bytes: &[u8]) {
+    pub(crate) fn bytes(&mut self, number: u32, bytes: &[u8]) {
         self.raw_varint(u64::from(number) << 3 | 2);
         self.raw_varint(bytes.len() as u64);
         self.out.extend(bytes);

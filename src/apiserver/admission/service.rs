@@ -98,11 +98,16 @@ pub fn assign(ranges: &Ranges, taken: &Taken, service: &mut Value, old: Option<&
     if matches!(kind.as_str(), "NodePort" | "LoadBalancer") {
         node_ports(ranges, taken, service, old)?;
     } else if old.is_some_and(|o| o["spec"]["type"] != kind.as_str()) {
-        for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
+        for port in ports_mut(service) {
             release_in(port, "nodePort");
         }
     }
     Ok(())
+}
+
+fn ports_mut(service: &mut Value) -> impl Iterator<Item = &mut Value> {
+    let ports = service.pointer_mut("/spec/ports").and_then(Value::as_array_mut);
+    ports.into_iter().flatten()
 }
 
 fn release(service: &mut Value, fields: &[&str]) {
@@ -225,7 +230,7 @@ fn node_ports(ranges: &Ranges, taken: &Taken, service: &mut Value, old: Option<&
         own.insert((protocol, number));
         given.push(Some(number));
     }
-    for (port, number) in service["spec"]["ports"].as_array_mut().into_iter().flatten().zip(given) {
+    for (port, number) in ports_mut(service).zip(given) {
         if let Some(number) = number {
             port["nodePort"] = number.into();
         }

@@ -84,7 +84,7 @@ fn mount_token(spec: &mut Value) {
     let fresh = existing.is_none();
     let mut mounted = false;
     for field in ["initContainers", "containers", "ephemeralContainers"] {
-        for container in spec[field].as_array_mut().into_iter().flatten() {
+        for container in spec.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten() {
             let Some(mounts) = array(container, "volumeMounts") else {
                 continue;
             };

@@ -1,70 +1,7 @@
-//! Stock kubectl against the server. Skipped where none is found: `KUBECTL` names it, else `kubectl` of PATH is taken.
+//! Stock kubectl against the server.
 
+use super::programs::{Program, find};
 use super::*;
-use std::io::Write as _;
-
-fn kubectl() -> Option<PathBuf> {
-    if let Some(p) = std::env::var_os("KUBECTL") {
-        return Some(p.into());
-    }
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|d| d.join("kubectl"))
-        .find(|p| p.is_file())
-}
-
-struct Kubectl<'a> {
-    program: PathBuf,
-    cluster: &'a Cluster,
-}
-
-impl Kubectl<'_> {
-    /// Runs it; standard output if it succeeds, standard error if not.
-    async fn run(&self, line: &str, stdin: &str) -> Result<String, String> {
-        let dir = self.cluster.dir.path();
-        let path = |f: &str| dir.join(f).to_str().unwrap().to_owned();
-        let mut command = Command::new(&self.program);
-        command
-            .env_clear()
-            .env("HOME", dir)
-            .args(["--server", &format!("https://127.0.0.1:{}", self.cluster.port)])
-            .args(["--certificate-authority", &path("ca.crt")])
-            .args([
-                "--client-certificate",
-                &path("admin.crt"),
-                "--client-key",
-                &path("admin.key"),
-            ])
-            .args(line.split(' '))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let stdin = stdin.to_owned();
-        let out = tokio::task::spawn_blocking(move || {
-            let mut child = command.spawn().unwrap();
-            child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
-            child.wait_with_output().unwrap()
-        })
-        .await
-        .unwrap();
-        let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
-        if out.status.success() {
-            Ok(text(&out.stdout))
-        } else {
-            Err(text(&out.stderr))
-        }
-    }
-
-    async fn check(&self, line: &str, stdin: &str, expected: &[&str]) {
-        let out = self
-            .run(line, stdin)
-            .await
-            .unwrap_or_else(|e| panic!("kubectl {line}: {e}"));
-        for e in expected {
-            assert!(out.contains(e), "kubectl {line}: no {e:?} in\n{out}");
-        }
-    }
-}
 
 const DEPLOYMENT: &str = "
 apiVersion: apps/v1
@@ -87,15 +24,9 @@ spec: {selector: {app: web}, ports: [{port: 80}]}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stock_kubectl_works() {
-    let Some(program) = kubectl() else {
-        eprintln!("no kubectl found: skipped");
-        return;
-    };
+    let Some(path) = find("kubectl") else { return };
     let cluster = Cluster::start().await;
-    let k = Kubectl {
-        program,
-        cluster: &cluster,
-    };
+    let k = Program::new("kubectl", path, &cluster);
     k.check("create ns x", "", &["namespace/x created"]).await;
     k.check("get ns", "", &["NAME", "STATUS", "AGE", "x ", "Active"]).await;
     k.check(
@@ -231,6 +162,178 @@ async fn stock_kubectl_works() {
         missing.contains("Error from server (NotFound): deployments.apps \"web\" not found"),
         "{missing}"
     );
+    drop(k);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stock_kubectl_applies_on_the_server() {
+    let Some(path) = find("kubectl") else { return };
+    let cluster = Cluster::start().await;
+    let k = Program::new("kubectl", path, &cluster);
+    let version = "get deploy web -o jsonpath={.metadata.resourceVersion}";
+    k.check(
+        "apply --server-side -f -",
+        DEPLOYMENT,
+        &["deployment.apps/web serverside-applied"],
+    )
+    .await;
+    let before = k.run(version, "").await.unwrap();
+    k.check(
+        "apply --server-side -f -",
+        DEPLOYMENT,
+        &["service/web serverside-applied"],
+    )
+    .await;
+    assert_eq!(k.run(version, "").await.unwrap(), before);
+    k.check("diff --server-side -f -", DEPLOYMENT, &[]).await;
+    let changed = DEPLOYMENT.replace("web:1", "web:2");
+    k.refused(
+        "diff --server-side -f -",
+        &changed,
+        &["-      - image: web:1", "+      - image: web:2"],
+    )
+    .await;
+    k.refused(
+        "apply --server-side --field-manager=other -f -",
+        &changed,
+        &[
+            "Apply failed with 1 conflict: conflict with \"kubectl\": .spec.template.spec.containers[name=\"web\"].image",
+            "--force-conflicts",
+        ],
+    )
+    .await;
+    k.check(
+        "apply --server-side --field-manager=other --force-conflicts -f -",
+        &changed,
+        &["deployment.apps/web serverside-applied"],
+    )
+    .await;
+    k.check(
+        "get deploy web -o yaml --show-managed-fields",
+        "",
+        &["manager: kubectl", "manager: other", "f:image: {}"],
+    )
+    .await;
+    k.refused("apply --server-side -f -", DEPLOYMENT, &["conflict with \"other\""])
+        .await;
+    k.check("scale deploy web --replicas=4", "", &["scaled"]).await;
+    k.refused(
+        "apply --server-side -f -",
+        &changed,
+        &["with subresource \"scale\" using apps/v1: .spec.replicas"],
+    )
+    .await;
+    drop(k);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stock_kubectl_goes_over_from_client_side_apply() {
+    let Some(path) = find("kubectl") else { return };
+    let cluster = Cluster::start().await;
+    let k = Program::new("kubectl", path, &cluster);
+    let labelled = DEPLOYMENT.replace(
+        "labels: {app: web}}\nspec:\n  rep",
+        "labels: {app: web, old: 'yes'}}\nspec:\n  rep",
+    );
+    assert_ne!(labelled, DEPLOYMENT);
+    k.check("apply -f -", &labelled, &["deployment.apps/web created"]).await;
+    let managers = "get deploy web --show-managed-fields -o jsonpath={.metadata.managedFields[*].manager}";
+    assert_eq!(k.run(managers, "").await.unwrap(), "kubectl-client-side-apply");
+    let changed = DEPLOYMENT.replace("web:1", "web:2");
+    k.check(
+        "apply --server-side -f -",
+        &changed,
+        &["deployment.apps/web serverside-applied"],
+    )
+    .await;
+    // The client hands the old manager's fields over, so that what is no longer applied goes.
+    k.check("apply --server-side -f -", &changed, &["serverside-applied"])
+        .await;
+    assert_eq!(k.run(managers, "").await.unwrap(), "kubectl kubectl-last-applied");
+    let labels = k
+        .run("get deploy web -o jsonpath={.metadata.labels}", "")
+        .await
+        .unwrap();
+    assert_eq!(labels, r#"{"app":"web"}"#);
+    // And back again.
+    k.check("apply -f -", &labelled, &["deployment.apps/web configured"])
+        .await;
+    k.check("get deploy web -o jsonpath={.metadata.labels.old}", "", &["yes"])
+        .await;
+    drop(k);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stock_kubectl_explains_and_validates() {
+    let Some(path) = find("kubectl") else { return };
+    let cluster = Cluster::start().await;
+    let k = Program::new("kubectl", path, &cluster);
+    k.check(
+        "explain deploy.spec.template",
+        "",
+        &[
+            "KIND:       Deployment",
+            "FIELD: template <PodTemplateSpec>",
+            "Template describes the pods that will be created",
+        ],
+    )
+    .await;
+    k.check(
+        "explain pod.spec.containers.resources",
+        "",
+        &["limits\t<map[string]Quantity>", "<ResourceRequirements>"],
+    )
+    .await;
+    k.check(
+        "explain svc.spec.ports --recursive",
+        "",
+        &["targetPort\t<IntOrString>", "port\t<integer> -required-"],
+    )
+    .await;
+    k.check(
+        "explain deploy.spec.template --output plaintext-openapiv2",
+        "",
+        &[
+            "RESOURCE: template <Object>",
+            "Template describes the pods that will be created",
+        ],
+    )
+    .await;
+    for kind in api::kinds::kinds().iter().filter(|k| k.stored()) {
+        let version = format!("--api-version={}", kind.api_version());
+        k.check(
+            &format!("explain {} {version}", kind.plural),
+            "",
+            &[&format!("KIND:       {}", kind.kind), "apiVersion\t<string>"],
+        )
+        .await;
+    }
+    let odd = "{apiVersion: v1, kind: ConfigMap, metadata: {name: odd}, datta: {a: b}}";
+    k.refused("create --validate=strict -f -", odd, &["unknown field \"datta\""])
+        .await;
+    k.check("create --validate=warn -f -", odd, &["configmap/odd created"])
+        .await;
+    k.refused(
+        "apply --server-side -f -",
+        odd,
+        &[".datta: field not declared in schema"],
+    )
+    .await;
+    k.check(
+        "create secret generic s --type=helm.sh/release.v1 --from-literal=a=b",
+        "",
+        &["created"],
+    )
+    .await;
+    k.check(
+        "get secrets --field-selector type=helm.sh/release.v1 -o name",
+        "",
+        &["secret/s"],
+    )
+    .await;
     drop(k);
     cluster.end().await;
 }

@@ -3,8 +3,13 @@
 //! Every test has its own etcd and server, both on ports of 127.0.0.1 that the kernel chose, and ends them.
 
 mod access;
+mod apply;
+mod helm;
+mod kinds;
 mod kubectl;
 mod objects;
+mod openapi;
+mod programs;
 mod proxies;
 mod watches;
 

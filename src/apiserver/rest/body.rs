@@ -1,6 +1,6 @@
 //! Request bodies: bounded, decoded by content type, checked for fields nobody knows.
 
-use api::Kind;
+use api::{Kind, managed};
 use bytes::Bytes;
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, Limited};
@@ -11,7 +11,6 @@ use super::Context;
 use super::format::PROTOBUF;
 use crate::error::{ApiError, FieldError, Result};
 use crate::model;
-use crate::request::Query;
 use crate::server::Response;
 
 /// Largest request body, in bytes.
@@ -83,60 +82,82 @@ pub enum FieldValidation {
 }
 
 /// Parameters of a write.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct WriteOptions {
     /// Whether to do everything but storing.
     pub dry: bool,
     /// Unknown fields.
     pub validation: FieldValidation,
+    /// Name of the manager that comes to own what is written.
+    pub manager: String,
 }
 
-fn invalid_option(error: FieldError) -> ApiError {
-    ApiError::invalid("meta.k8s.io", "WriteOptions", "", &[error])
+/// 422 about a parameter of a verb.
+pub fn invalid_option(verb: &str, error: FieldError) -> ApiError {
+    let kind = match verb {
+        "create" => "CreateOptions",
+        "update" => "UpdateOptions",
+        "patch" => "PatchOptions",
+        _ => "DeleteOptions",
+    };
+    ApiError::invalid("meta.k8s.io", kind, "", &[error])
 }
 
 /// Whether `dryRun=All` is asked for.
 ///
 /// # Errors
 /// 422 for other values.
-pub fn dry_run<'a>(values: impl Iterator<Item = &'a str>) -> Result<bool> {
+pub fn dry_run<'a>(verb: &str, values: impl Iterator<Item = &'a str>) -> Result<bool> {
     let mut dry = false;
     for v in values {
         match v {
             "All" => dry = true,
-            other => return Err(invalid_option(FieldError::not_supported("dryRun", other, &["All"]))),
+            other => {
+                return Err(invalid_option(
+                    verb,
+                    FieldError::not_supported("dryRun", other, &["All"]),
+                ));
+            }
         }
     }
     Ok(dry)
 }
 
 impl WriteOptions {
-    /// Reads them off the query.
+    /// Reads them off a request.
     ///
     /// # Errors
     /// 422 for unknown values.
-    pub fn parse(query: &Query) -> Result<Self> {
+    pub fn parse(c: &Context) -> Result<Self> {
+        let (query, verb) = (&c.info.query, c.info.verb.as_str());
         let validation = match query.get("fieldValidation") {
             None | Some("Warn") => FieldValidation::Warn,
             Some("Ignore") => FieldValidation::Ignore,
             Some("Strict") => FieldValidation::Strict,
             Some(other) => {
                 let supported = ["", "Ignore", "Strict", "Warn"];
-                return Err(invalid_option(FieldError::not_supported(
-                    "fieldValidation",
-                    other,
-                    &supported,
-                )));
+                let error = FieldError::not_supported("fieldValidation", other, &supported);
+                return Err(invalid_option(verb, error));
             }
         };
-        if let Some(manager) = query.get("fieldManager")
-            && manager.len() > 128
-        {
-            return Err(invalid_option(FieldError::too_long("fieldManager", 128)));
-        }
+        let manager = match query.get("fieldManager") {
+            None => managed::default_manager(&c.user_agent),
+            Some(name) if name.len() > managed::MAX_MANAGER => {
+                return Err(invalid_option(
+                    verb,
+                    FieldError::too_long("fieldManager", managed::MAX_MANAGER),
+                ));
+            }
+            Some(name) if name.chars().any(char::is_control) => {
+                let error = FieldError::invalid_text("fieldManager", name, "should only contain printable characters");
+                return Err(invalid_option(verb, error));
+            }
+            Some(name) => name.to_owned(),
+        };
         Ok(Self {
-            dry: dry_run(query.all("dryRun"))?,
+            dry: dry_run(verb, query.all("dryRun"))?,
             validation,
+            manager,
         })
     }
 }
@@ -148,7 +169,7 @@ impl WriteOptions {
 pub async fn object(
     kind: Option<&'static Kind>,
     expected: (&str, &str, &str),
-    options: WriteOptions,
+    options: &WriteOptions,
     request: Request<Incoming>,
 ) -> Result<(Value, Vec<String>)> {
     let media = content_type(request.headers());

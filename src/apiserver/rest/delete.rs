@@ -80,7 +80,7 @@ fn is_dry(options: &Value, query: &Query) -> Result<bool> {
         .into_iter()
         .flatten()
         .filter_map(Value::as_str);
-    dry_run(listed.chain(query.all("dryRun")))
+    dry_run("delete", listed.chain(query.all("dryRun")))
 }
 
 /// Deletes one object as `options` (a DeleteOptions) say.

@@ -1,5 +1,6 @@
 //! The generic REST verbs over the table of kinds.
 
+pub mod apply;
 pub mod body;
 pub mod csr;
 pub mod delete;
@@ -39,6 +40,8 @@ pub struct Context {
     pub info: RequestInfo,
     /// Who asks.
     pub user: User,
+    /// With which program, as it says itself.
+    pub user_agent: String,
 }
 
 impl Context {

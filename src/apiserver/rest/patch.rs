@@ -1,4 +1,4 @@
-//! Patches: JSON, merge, strategic merge. Server-side apply is refused, not imitated.
+//! Patches: JSON, merge, strategic merge.
 
 use api::Kind;
 use http::Request;
@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::body::{self, WriteOptions};
 use super::format::Format;
 use super::write::{Target, Writer};
-use super::{Context, render};
-use crate::error::{ApiError, Result};
+use super::{Context, apply, render};
+use crate::error::{ApiError, FieldError, Result};
 use crate::server::Response;
 
 /// A patch as it came.
@@ -37,13 +37,11 @@ impl Patch {
             "application/json-patch+json" => Ok(Self::Json(value()?)),
             "application/merge-patch+json" => Ok(Self::Merge(value()?)),
             "application/strategic-merge-patch+json" => Ok(Self::Strategic(value()?)),
-            "application/apply-patch+yaml" | "application/apply-patch+cbor" => Err(ApiError::unsupported_media_type(
-                "server-side apply is not supported by this server; use client-side apply or another patch type \
-                 (application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json)",
-            )),
             other => Err(ApiError::unsupported_media_type(format!(
                 "the body of the request was in an unknown format - accepted media types include: \
-                 application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json; got {other}"
+                 application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, \
+                 {}; got {other}",
+                apply::MEDIA
             ))),
         }
     }
@@ -66,15 +64,19 @@ impl Patch {
 /// # Errors
 /// The refusal.
 pub async fn patch(c: &Context, kind: &'static Kind, request: Request<Incoming>) -> Result<Response> {
-    let format = Format::negotiate(request.headers(), &c.info.query, false)?;
-    let options = WriteOptions::parse(&c.info.query)?;
     let media = body::content_type(request.headers());
+    if media == apply::MEDIA {
+        return apply::apply(c, kind, request).await;
+    }
+    let format = Format::negotiate(request.headers(), &c.info.query, false)?;
+    let options = WriteOptions::parse(c)?;
+    if c.info.query.has("force") {
+        let error = FieldError::forbidden("force", "may not be specified for non-apply patch");
+        return Err(body::invalid_option("patch", error));
+    }
     let patch = Patch::parse(&media, &body::read(request.into_body()).await?)?;
     let mut warnings = Vec::new();
-    let writer = Writer {
-        app: &c.app,
-        user: Some(&c.user),
-    };
+    let writer = Writer::of(c, &options.manager);
     let target = Target::of(c, kind);
     let outcome = writer
         .update(&target, options.dry, |wire| {

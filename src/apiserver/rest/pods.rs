@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::Context;
 use super::body::{self, WriteOptions};
 use super::delete::delete_object;
-use super::write::Target;
+use super::write::{Target, Writer};
 use crate::error::{ApiError, Result};
 use crate::objects::{self, Modify};
 use crate::proxy::{self, Target as Far, Tls};
@@ -32,8 +32,8 @@ fn created() -> Response {
 /// # Errors
 /// The refusal; 409 for pods that are bound or going.
 pub async fn bind(c: &Context, kind: &'static Kind, request: Request<Incoming>) -> Result<Response> {
-    let options = WriteOptions::parse(&c.info.query)?;
-    let (mut binding, _) = body::object(None, ("", "v1", "Binding"), options, request).await?;
+    let options = WriteOptions::parse(c)?;
+    let (mut binding, _) = body::object(None, ("", "v1", "Binding"), &options, request).await?;
     body::place(c, kind, &mut binding)?;
     assign(c, &binding, options.dry).await
 }
@@ -43,8 +43,8 @@ pub async fn bind(c: &Context, kind: &'static Kind, request: Request<Incoming>) 
 /// # Errors
 /// As [`bind`].
 pub async fn bind_by_body(c: &Context, request: Request<Incoming>) -> Result<Response> {
-    let options = WriteOptions::parse(&c.info.query)?;
-    let (mut binding, _) = body::object(None, ("", "v1", "Binding"), options, request).await?;
+    let options = WriteOptions::parse(c)?;
+    let (mut binding, _) = body::object(None, ("", "v1", "Binding"), &options, request).await?;
     body::place(c, pod_kind()?, &mut binding)?;
     assign(c, &binding, options.dry).await
 }
@@ -119,8 +119,8 @@ fn set_condition(pod: &mut Value, mut condition: Value) {
 /// # Errors
 /// 429 if a budget forbids it now, 500 if several budgets cover the pod.
 pub async fn evict(c: &Context, kind: &'static Kind, request: Request<Incoming>) -> Result<Response> {
-    let options = WriteOptions::parse(&c.info.query)?;
-    let (mut eviction, _) = body::object(None, ("policy", "v1", "Eviction"), options, request).await?;
+    let options = WriteOptions::parse(c)?;
+    let (mut eviction, _) = body::object(None, ("policy", "v1", "Eviction"), &options, request).await?;
     body::place(c, kind, &mut eviction)?;
     let mut delete = eviction["deleteOptions"].take();
     if delete.is_null() {
@@ -131,7 +131,7 @@ pub async fn evict(c: &Context, kind: &'static Kind, request: Request<Incoming>)
         .into_iter()
         .flatten()
         .filter_map(Value::as_str);
-    let dry = options.dry || body::dry_run(listed)?;
+    let dry = options.dry || body::dry_run("delete", listed)?;
     let pod = objects::read(&c.app, kind, c.namespace(kind), &c.info.name).await?;
     if !unprotected(&pod) {
         disrupt(c, &pod, dry).await?;
@@ -223,6 +223,7 @@ async fn disrupt(c: &Context, pod: &Value, dry: bool) -> Result<()> {
         let mut new = b.clone();
         new["status"]["disruptionsAllowed"] = (allowed - 1).into();
         metadata::child_mut(&mut new["status"], "disruptedPods").insert(name.clone(), api::time::time(Timestamp::now()).into());
+        Writer::server(&c.app).note(kind, Some("status"), b, &mut new);
         Ok(Modify::Write(new))
     })
     .await?;

@@ -26,9 +26,9 @@ pub async fn create(c: &Context, kind: &'static Kind, request: Request<Incoming>
         return pods::bind_by_body(c, request).await;
     }
     let format = Format::negotiate(request.headers(), &c.info.query, false)?;
-    let options = WriteOptions::parse(&c.info.query)?;
+    let options = WriteOptions::parse(c)?;
     let (mut value, warnings) =
-        body::object(Some(kind), (kind.group, kind.version, kind.kind), options, request).await?;
+        body::object(Some(kind), (kind.group, kind.version, kind.kind), &options, request).await?;
     value["status"] = match kind.plural {
         "tokenreviews" => token(c, &value["spec"]).await,
         "selfsubjectreviews" => {

@@ -4,13 +4,13 @@ use api::Kind;
 use api::convert::{scale_of, with_scale};
 use http::{HeaderMap, Request};
 use hyper::body::Incoming;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::body::{self, WriteOptions};
 use super::format::{Encoding, Format, View};
 use super::patch::Patch;
 use super::write::{Target, Writer};
-use super::{Context, render};
+use super::{Context, apply, render};
 use crate::error::{ApiError, FieldError, Result};
 use crate::objects;
 use crate::server::{Response, negotiated};
@@ -52,23 +52,22 @@ pub async fn get(c: &Context, kind: &'static Kind, headers: &HeaderMap) -> Resul
 /// The refusal.
 pub async fn write(c: &Context, kind: &'static Kind, request: Request<Incoming>) -> Result<Response> {
     let encoding = encoding(request.headers(), c)?;
-    let options = WriteOptions::parse(&c.info.query)?;
+    let options = WriteOptions::parse(c)?;
+    let (target, writer) = (Target::of(c, kind), Writer::of(c, &options.manager));
+    let media = body::content_type(request.headers());
+    if c.info.verb == "patch" && media == apply::MEDIA {
+        let force = apply::forced(c)?;
+        let (scale, warnings) = apply::decode(&body::read(request.into_body()).await?, options.validation)?;
+        let config = configuration(c, kind, scale)?;
+        let outcome = writer.apply(&target, &config, force, options.dry).await?;
+        return Ok(body::warn(shown(kind, &outcome.into_value(), encoding)?, &warnings));
+    }
     let patch = if c.info.verb == "patch" {
-        let media = body::content_type(request.headers());
         Ok(Patch::parse(&media, &body::read(request.into_body()).await?)?)
     } else {
-        let (mut scale, _) = body::object(None, ("autoscaling", "v1", "Scale"), options, request).await?;
+        let (mut scale, _) = body::object(None, ("autoscaling", "v1", "Scale"), &options, request).await?;
         body::place(c, kind, &mut scale)?;
         Err(scale)
-    };
-    // What is stored is the workload itself: its spec moves, so it is no subresource to the strategy.
-    let target = Target {
-        subresource: None,
-        ..Target::of(c, kind)
-    };
-    let writer = Writer {
-        app: &c.app,
-        user: Some(&c.user),
     };
     let outcome = writer
         .update(&target, options.dry, |wire| {
@@ -82,6 +81,27 @@ pub async fn write(c: &Context, kind: &'static Kind, request: Request<Incoming>)
         })
         .await?;
     shown(kind, &outcome.into_value(), encoding)
+}
+
+/// What an applied Scale says of the workload.
+fn configuration(c: &Context, kind: &Kind, mut scale: Value) -> Result<Value> {
+    if (scale["apiVersion"].as_str(), scale["kind"].as_str()) != (Some("autoscaling/v1"), Some("Scale")) {
+        return Err(ApiError::bad_request(
+            "the applied object must be a Scale of autoscaling/v1",
+        ));
+    }
+    body::place(c, kind, &mut scale)?;
+    let unknown = api::fieldcheck::prune(MESSAGE, &mut scale)?;
+    if let Some(path) = unknown.first() {
+        let why = format!("failed to create typed patch object: .{path}: field not declared in schema");
+        return Err(ApiError::bad_request(why));
+    }
+    check(&c.info.name, &scale)?;
+    let mut config = json!({"apiVersion": kind.api_version(), "kind": kind.kind, "metadata": scale["metadata"]});
+    if let Some(replicas) = scale["spec"].get("replicas") {
+        config["spec"] = json!({"replicas": replicas});
+    }
+    Ok(config)
 }
 
 fn check(name: &str, scale: &Value) -> Result<()> {

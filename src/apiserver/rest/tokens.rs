@@ -25,8 +25,8 @@ const LONGEST: i64 = 1 << 32;
 /// The refusal.
 pub async fn create(c: &Context, kind: &'static Kind, request: Request<Incoming>) -> Result<Response> {
     let format = Format::negotiate(request.headers(), &c.info.query, false)?;
-    let options = WriteOptions::parse(&c.info.query)?;
-    let (mut value, _) = body::object(None, ("authentication.k8s.io", "v1", "TokenRequest"), options, request).await?;
+    let options = WriteOptions::parse(c)?;
+    let (mut value, _) = body::object(None, ("authentication.k8s.io", "v1", "TokenRequest"), &options, request).await?;
     let namespace = c.namespace(kind);
     let account = objects::read(&c.app, kind, namespace, &c.info.name).await?;
     let spec = &value["spec"];

@@ -1,5 +1,6 @@
-//! Create and update: decode, prepare, default, admit, validate, store.
+//! Create and update: decode, note who owns what, prepare, default, admit, validate, store.
 
+use api::managed::{self, Writing};
 use api::{Kind, metadata, strategy, validation};
 use http::Request;
 use hyper::body::Incoming;
@@ -25,9 +26,25 @@ const NAME_TRIES: usize = 8;
 #[derive(Clone, Copy)]
 pub struct Writer<'a> {
     /// The server.
-    pub app: &'a App,
+    app: &'a App,
     /// The user; `None` for the server.
-    pub user: Option<&'a User>,
+    user: Option<&'a User>,
+    /// Name of the manager that comes to own what is written.
+    manager: &'a str,
+}
+
+/// The manager of what the server itself writes.
+const SERVER: &str = "kube-apiserver";
+
+/// How the managers of a new version come about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owners {
+    /// The writer owns what it changes.
+    Noted,
+    /// They are in the new version already: it was applied.
+    Applied,
+    /// There are none, as the object would be too large for the store with them.
+    Forgotten,
 }
 
 /// Answers a create.
@@ -36,14 +53,11 @@ pub struct Writer<'a> {
 /// The refusal.
 pub async fn create(c: &Context, kind: &'static Kind, request: Request<Incoming>) -> Result<Response> {
     let format = Format::negotiate(request.headers(), &c.info.query, false)?;
-    let options = WriteOptions::parse(&c.info.query)?;
+    let options = WriteOptions::parse(c)?;
     let (mut value, warnings) =
-        body::object(Some(kind), (kind.group, kind.version, kind.kind), options, request).await?;
+        body::object(Some(kind), (kind.group, kind.version, kind.kind), &options, request).await?;
     body::place(c, kind, &mut value)?;
-    let writer = Writer {
-        app: &c.app,
-        user: Some(&c.user),
-    };
+    let writer = Writer::of(c, &options.manager);
     let stored = writer.create(kind, value, options.dry).await?;
     let response = render::object(kind, format, 201, &render::in_version(kind, stored))?;
     Ok(body::warn(response, &warnings))
@@ -55,14 +69,11 @@ pub async fn create(c: &Context, kind: &'static Kind, request: Request<Incoming>
 /// The refusal.
 pub async fn update(c: &Context, kind: &'static Kind, request: Request<Incoming>) -> Result<Response> {
     let format = Format::negotiate(request.headers(), &c.info.query, false)?;
-    let options = WriteOptions::parse(&c.info.query)?;
+    let options = WriteOptions::parse(c)?;
     let (mut value, warnings) =
-        body::object(Some(kind), (kind.group, kind.version, kind.kind), options, request).await?;
+        body::object(Some(kind), (kind.group, kind.version, kind.kind), &options, request).await?;
     body::place(c, kind, &mut value)?;
-    let writer = Writer {
-        app: &c.app,
-        user: Some(&c.user),
-    };
+    let writer = Writer::of(c, &options.manager);
     let target = Target::of(c, kind);
     let (code, stored) = match writer.update(&target, options.dry, |_| Ok(value.clone())).await {
         Ok(outcome) => (200, outcome.into_value()),
@@ -102,18 +113,72 @@ impl<'a> Target<'a> {
     }
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    /// The one who makes a request.
+    pub fn of(c: &'a Context, manager: &'a str) -> Self {
+        Self {
+            app: &c.app,
+            user: Some(&c.user),
+            manager,
+        }
+    }
+
+    /// The server itself.
+    pub fn server(app: &'a App) -> Self {
+        Self {
+            app,
+            user: None,
+            manager: SERVER,
+        }
+    }
+
+    fn writing(self, kind: &'static Kind, subresource: Option<&'a str>) -> Writing<'a> {
+        Writing {
+            kind,
+            subresource: subresource.unwrap_or_default(),
+            manager: self.manager,
+            now: Timestamp::now(),
+        }
+    }
+
     /// Stores a new object, given in the kind's version.
     ///
     /// # Errors
     /// The refusal; 409 if the name is taken.
-    pub async fn create(self, kind: &'static Kind, mut value: Value, dry: bool) -> Result<Value> {
+    pub async fn create(self, kind: &'static Kind, value: Value, dry: bool) -> Result<Value> {
+        match self.create_owned(kind, value.clone(), dry, Owners::Noted).await {
+            Err(e) if e.code == 413 => self.create_owned(kind, value, dry, Owners::Forgotten).await,
+            done => done,
+        }
+    }
+
+    /// Stores a new object that is what a configuration says, given in the kind's version.
+    ///
+    /// # Errors
+    /// The refusal; 409 if the name is taken.
+    pub async fn create_applied(self, kind: &'static Kind, config: &Value, dry: bool) -> Result<Value> {
+        let uid = metadata::uid(config);
+        if !uid.is_empty() {
+            let why =
+                format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
+            return Err(ApiError::conflict(
+                kind.group,
+                kind.plural,
+                metadata::name(config),
+                &why,
+            ));
+        }
+        let mut value = self.writing(kind, None).apply(&Value::Null, config, false)?;
+        model::check_fields(kind, &mut value, None)?;
+        self.create_owned(kind, value, dry, Owners::Applied).await
+    }
+
+    async fn create_owned(self, kind: &'static Kind, mut value: Value, dry: bool, owners: Owners) -> Result<Value> {
         if !metadata::resource_version(&value).is_empty() {
             return Err(ApiError::bad_request(
                 "resourceVersion should not be set on objects to be created",
             ));
         }
-        model::to_storage(kind, &mut value);
         let storage = model::storage(kind)?;
         for field in [
             "uid",
@@ -122,11 +187,19 @@ impl Writer<'_> {
             "deletionGracePeriodSeconds",
             "selfLink",
             "generation",
-            "managedFields",
             "resourceVersion",
         ] {
             metadata::set(&mut value, field, Value::Null);
         }
+        match owners {
+            Owners::Noted => {
+                api::defaults::apply(kind, &mut value);
+                self.writing(kind, None).update(&Value::Null, &mut value);
+            }
+            Owners::Applied => {}
+            Owners::Forgotten => metadata::set(&mut value, "managedFields", Value::Null),
+        }
+        model::to_storage(kind, &mut value);
         metadata::set(&mut value, "uid", uuid::Uuid::new_v4().to_string().into());
         metadata::set(
             &mut value,
@@ -222,6 +295,38 @@ impl Writer<'_> {
         dry: bool,
         mut compute: impl FnMut(&Value) -> Result<Value>,
     ) -> Result<Outcome> {
+        match self.change(target, dry, Owners::Noted, &mut compute).await {
+            Err(e) if e.code == 413 => self.change(target, dry, Owners::Forgotten, &mut compute).await,
+            done => done,
+        }
+    }
+
+    /// Changes an object to what a configuration says of it; `force` takes what others own.
+    ///
+    /// # Errors
+    /// The refusal; 409 with the fields that others own.
+    pub async fn apply(self, target: &Target<'_>, config: &Value, force: bool, dry: bool) -> Result<Outcome> {
+        let writing = self.writing(target.kind, target.subresource);
+        self.change(target, dry, Owners::Applied, &mut |live| {
+            let mut new = writing.apply(live, config, force)?;
+            model::check_fields(target.kind, &mut new, None)?;
+            Ok(new)
+        })
+        .await
+    }
+
+    /// Notes the server's own change of an object that is stored as it is.
+    pub fn note(self, storage: &'static Kind, subresource: Option<&str>, old: &Value, new: &mut Value) {
+        self.writing(storage, subresource).update(old, new);
+    }
+
+    async fn change(
+        self,
+        target: &Target<'_>,
+        dry: bool,
+        owners: Owners,
+        compute: &mut impl FnMut(&Value) -> Result<Value>,
+    ) -> Result<Outcome> {
         let storage = model::storage(target.kind)?;
         let whole_service = is_service(storage) && target.subresource.is_none();
         let _lock = if whole_service {
@@ -236,8 +341,19 @@ impl Writer<'_> {
             None
         };
         objects::modify(self.app, storage, target.namespace, target.name, dry, |old| {
-            let wire = render::in_version(target.kind, old.clone());
-            let new = compute(&wire)?;
+            let live = render::in_version(target.kind, old.clone());
+            let mut new = compute(&live)?;
+            preconditions(target.kind, target.name, &new, old)?;
+            keep_identity(&mut new, old);
+            match owners {
+                Owners::Noted => {
+                    api::defaults::apply(target.kind, &mut new);
+                    self.writing(target.kind, target.subresource).update(&live, &mut new);
+                }
+                Owners::Applied => {}
+                Owners::Forgotten => metadata::set(&mut new, "managedFields", Value::Null),
+            }
+            model::to_storage(target.kind, &mut new);
             self.settle(target, storage, new, old, taken.as_ref())
         })
         .await
@@ -252,22 +368,6 @@ impl Writer<'_> {
         old: &Value,
         taken: Option<&service::Taken>,
     ) -> Result<Modify> {
-        preconditions(target.kind, target.name, &new, old)?;
-        model::to_storage(target.kind, &mut new);
-        for field in [
-            "name",
-            "namespace",
-            "uid",
-            "creationTimestamp",
-            "deletionTimestamp",
-            "deletionGracePeriodSeconds",
-            "generation",
-            "generateName",
-            "resourceVersion",
-        ] {
-            let kept = old["metadata"].get(field).cloned().unwrap_or(Value::Null);
-            metadata::set(&mut new, field, kept);
-        }
         strategy::prepare_update(storage, &mut new, old, target.subresource);
         api::defaults::apply(storage, &mut new);
         let attributes = Attributes {
@@ -285,11 +385,33 @@ impl Writer<'_> {
         }
         let errors = validation::validate_update(storage, &new, old, target.subresource);
         model::refuse_invalid(target.kind, target.name, &errors)?;
+        if managed::only_times_differ(old, &new) {
+            let kept = old["metadata"].get("managedFields").cloned().unwrap_or_default();
+            metadata::set(&mut new, "managedFields", kept);
+        }
         Ok(if strategy::ends(storage, &new) {
             Modify::Delete(new)
         } else {
             Modify::Write(new)
         })
+    }
+}
+
+/// What of the metadata no write changes.
+fn keep_identity(new: &mut Value, old: &Value) {
+    for field in [
+        "name",
+        "namespace",
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "generateName",
+        "resourceVersion",
+    ] {
+        let kept = old["metadata"].get(field).cloned().unwrap_or(Value::Null);
+        metadata::set(new, field, kept);
     }
 }
 

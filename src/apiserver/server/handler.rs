@@ -79,10 +79,12 @@ async fn answer(
     if !info.resource_request {
         return other(app, &info, &request).await;
     }
+    let agent = request.headers().get(http::header::USER_AGENT);
     let context = Context {
         app: app.clone(),
         info,
         user,
+        user_agent: agent.and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned(),
     };
     rest::serve(context, request).await
 }
@@ -162,5 +164,6 @@ async fn other(app: &App, info: &RequestInfo, request: &Request<Incoming>) -> Re
         let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         return Ok(negotiated(200, kind, page.into()));
     }
-    discovery::serve(app, info, request.headers())
+    let answer = discovery::serve(app, info, request.headers())?;
+    Ok(crate::compress::gzip(request.headers(), answer).await)
 }

@@ -52,6 +52,9 @@ pub enum StoreError {
     /// The revision asked for lies in the future.
     #[error("the required revision is a future one")]
     Future,
+    /// The object is larger than etcd takes (1.5 MiB, unless its `--max-request-bytes` says otherwise).
+    #[error("the object is larger than the store takes")]
+    TooLarge,
     /// etcd did not answer in time.
     #[error("etcd did not answer within {} s", CALL_TIMEOUT.as_secs())]
     Timeout,
@@ -73,6 +76,9 @@ impl From<EtcdError> for StoreError {
         if let EtcdError::GRpcStatus(s) = &e {
             if s.message().contains("has been compacted") {
                 return Self::Compacted;
+            }
+            if s.message().contains("request is too large") || s.message().contains("message larger than max") {
+                return Self::TooLarge;
             }
             if s.message().contains("is a future revision") {
                 return Self::Future;

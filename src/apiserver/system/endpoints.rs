@@ -111,18 +111,15 @@ async fn write(app: &App, group: &str, plural: &str, wanted: Value, fields: &[&s
         for f in fields {
             new[*f] = wanted[*f].clone();
         }
-        Ok(if new == *current {
-            Modify::Keep
-        } else {
-            Modify::Write(new)
-        })
+        if new == *current {
+            return Ok(Modify::Keep);
+        }
+        Writer::server(app).note(kind, None, current, &mut new);
+        Ok(Modify::Write(new))
     })
     .await;
     match outcome {
-        Err(e) if e.code == 404 => (Writer { app, user: None })
-            .create(kind, wanted, false)
-            .await
-            .map(|_| ()),
+        Err(e) if e.code == 404 => Writer::server(app).create(kind, wanted, false).await.map(|_| ()),
         done => done.map(|_| ()),
     }
 }

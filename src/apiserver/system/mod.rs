@@ -92,7 +92,7 @@ pub(crate) async fn ensure(app: &App, kind: &'static Kind, object: Value) -> Res
     if objects::cache_of(app, kind)?.get(namespace, name).is_some() {
         return Ok(());
     }
-    match (Writer { app, user: None }).create(kind, object, false).await {
+    match Writer::server(app).create(kind, object, false).await {
         Err(e) if e.reason == "AlreadyExists" => Ok(()),
         done => done.map(|_| ()),
     }
@@ -150,11 +150,11 @@ async fn rbac(app: &App) -> Result<()> {
         }
         objects::modify(app, kind, &namespace, &name, false, |current| {
             let mut new = current.clone();
-            Ok(if policy::reconcile(&mut new, &wanted) {
-                Modify::Write(new)
-            } else {
-                Modify::Keep
-            })
+            if !policy::reconcile(&mut new, &wanted) {
+                return Ok(Modify::Keep);
+            }
+            Writer::server(app).note(kind, None, current, &mut new);
+            Ok(Modify::Write(new))
         })
         .await?;
     }
