@@ -68,6 +68,10 @@ pub fn open(store_dir: &Path, reference: &str, platform: &Platform) -> Result<Op
             report.problems.join("; ")
         )));
     }
+    let problems = image.check_closure();
+    if !problems.is_empty() {
+        return Err(bad(format!("its images are not what its lock says: {}", problems.join("; "))));
+    }
     let cache = store_dir.join("cache");
     let extract = extract(&image, &cache).map_err(|e| bad(e.to_string()))?;
     let program = program(&image, &cache, extract.clusterd.as_ref()).map_err(|e| bad(e.to_string()))?;
@@ -129,7 +133,7 @@ fn registry_blobs(image: &ClusterImage) -> Vec<Blob> {
 /// The list of images a registry host serves.
 fn layout(image: &ClusterImage) -> Index {
     Index {
-        manifests: image.carried.iter().map(|carried| carried.manifest.clone()).collect(),
+        manifests: image.carried.iter().map(|carried| carried.served()).collect(),
         ..Index::default()
     }
 }

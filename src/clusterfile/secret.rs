@@ -41,6 +41,13 @@ impl serde::Serialize for Secret {
     }
 }
 
+// Its error messages must come from a format that does not quote what it read.
+impl<'de> serde::Deserialize<'de> for Secret {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Secret)
+    }
+}
+
 /// Where a secret is to be read from, decided while parsing and read only when needed.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
 pub enum SecretSource {

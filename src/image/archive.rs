@@ -9,7 +9,6 @@ use oci::{Descriptor, Digest, media_type};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-pub(crate) use crate::load::import;
 
 /// The content of the file `oci-layout`.
 pub(crate) const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;

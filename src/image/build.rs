@@ -12,28 +12,20 @@ use std::sync::Arc;
 
 use clusterfile::Env;
 use clusterfile::kubefile::{CopyFlags, Dialect, Evaluator, ImageSource, Instruction, Line, lines};
-use futures::{StreamExt as _, TryStreamExt as _};
 use oci::{Descriptor, Digest, Index, Platform, REF_NAME, Reference, media_type};
 
-use crate::archive;
-use crate::closure;
 use crate::config::{ClusterConfig, ImageConfig};
 use crate::container::build_folder;
 use crate::context::Contexts;
 use crate::error::Error;
-use crate::extract::files_of_layer;
 use crate::filesystem::FileSystem;
-use crate::manifest::{CLUSTER_IMAGE, CONTENT, Manifest, ROOTFS};
+use crate::import::import;
+use crate::manifest::{CLUSTER_IMAGE, CONTENT, Manifest, ROOTFS, has_digest};
 use crate::progress::{Event, Progress};
-use crate::pull::Puller;
+use crate::proof::{Origins, Proof};
+use crate::pull::{PullOptions, Puller};
 use crate::store::Store;
-use crate::tree::{Kind, Source};
 use crate::view::ClusterImage;
-
-/// Images pulled at once.
-const PARALLEL_PULLS: usize = 3;
-/// A manifest larger than this is no manifest, in bytes.
-const LARGEST_MANIFEST: u64 = 16 << 20;
 
 /// What to build.
 #[derive(Debug, Clone)]
@@ -50,8 +42,8 @@ pub struct BuildOptions {
     pub tag: Reference,
     /// What the image is for.
     pub platform: Platform,
-    /// Registries spoken to by plain HTTP, as `host[:port]`.
-    pub insecure_registries: Vec<String>,
+    /// How images are pulled, if at all.
+    pub pull: PullOptions,
 }
 
 /// What came out of a build.
@@ -75,9 +67,10 @@ pub async fn build(store: &Store, options: BuildOptions, progress: Arc<dyn Progr
     let _lock = store.lock_shared()?;
     let (kept, shown) = (store.clone(), options.clone());
     let recipe = blocking(move || Recipe::read(&kept, &shown)).await??;
-    let pulled = pull_images(store, &recipe, &options, progress.as_ref()).await?;
+    let puller = Puller::new(&options.pull, Arc::clone(&progress))?;
+    let pulled = pull_images(store, &puller, &recipe, &options.platform).await?;
     let store = store.clone();
-    blocking(move || Build::new(&store, &options, &recipe, pulled, progress.as_ref())?.run()).await?
+    blocking(move || Build::new(&store, &options, &recipe, &puller, pulled, progress.as_ref())?.run()).await?
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
@@ -154,36 +147,22 @@ impl Recipe {
 /// Manifests of pulled images by step.
 type Pulled = BTreeMap<usize, Descriptor>;
 
-async fn pull_images(
-    store: &Store,
-    recipe: &Recipe,
-    options: &BuildOptions,
-    progress: &dyn Progress,
-) -> Result<Pulled, Error> {
-    let pulls = recipe.pulls()?;
-    if pulls.is_empty() {
-        return Ok(Pulled::new());
-    }
-    let puller = &Puller::new(&options.insecure_registries);
-    let pull = async |(index, reference): (usize, Reference)| {
-        progress.event(Event::Image(reference.to_string()));
-        let pulled = puller.pull(store, &reference, &options.platform, progress).await;
+async fn pull_images(store: &Store, puller: &Puller, recipe: &Recipe, platform: &Platform) -> Result<Pulled, Error> {
+    let asked = recipe.pulls()?;
+    let references = asked.iter().map(|(_, reference)| reference.clone()).collect();
+    let pulled = puller.pull_all(store, references, platform).await;
+    let manifest = |((index, _), pulled): ((usize, Reference), Result<Descriptor, Error>)| {
         let number = recipe.steps[index].line.number;
-        pulled
-            .map(|descriptor| (index, descriptor))
-            .map_err(|error| error.at(&recipe.file, number))
+        Ok((index, pulled.map_err(|error| error.at(&recipe.file, number))?))
     };
-    futures::stream::iter(pulls)
-        .map(pull)
-        .buffer_unordered(PARALLEL_PULLS)
-        .try_collect()
-        .await
+    asked.into_iter().zip(pulled).map(manifest).collect()
 }
 
 struct Build<'a> {
     store: &'a Store,
     options: &'a BuildOptions,
     recipe: &'a Recipe,
+    puller: &'a Puller,
     pulled: Pulled,
     progress: &'a dyn Progress,
     files: FileSystem<'a>,
@@ -198,6 +177,7 @@ impl<'a> Build<'a> {
         store: &'a Store,
         options: &'a BuildOptions,
         recipe: &'a Recipe,
+        puller: &'a Puller,
         pulled: Pulled,
         progress: &'a dyn Progress,
     ) -> Result<Self, Error> {
@@ -216,6 +196,7 @@ impl<'a> Build<'a> {
             store,
             options,
             recipe,
+            puller,
             pulled,
             progress,
             files,
@@ -333,7 +314,7 @@ impl<'a> Build<'a> {
         let reference: Reference = reference.parse()?;
         self.progress.event(Event::Image(reference.to_string()));
         let (contexts, platform) = (&self.recipe.contexts, &self.options.platform);
-        let mut manifest = match source {
+        let manifest = match source {
             ImageSource::Registry | ImageSource::Docker(_) => {
                 let pulled = self.pulled.remove(&index);
                 pulled.ok_or_else(|| Error::Refused(format!("{reference} was not pulled")))?
@@ -343,17 +324,17 @@ impl<'a> Build<'a> {
                 build_folder(self.store, contexts, folder, args, platform, self.progress)?
             }
             ImageSource::OciArchive { file, name } => {
-                archive::import(self.store, &contexts.inside(file)?, name.as_deref(), platform)?
+                let (file, pinned) = (contexts.inside(file)?, reference.digest());
+                import(self.store, &file, name.as_deref(), pinned, platform, self.progress)?
             }
         };
-        if let Some(wanted) = reference.digest().filter(|wanted| **wanted != manifest.digest) {
+        if let Some(wanted) = reference.digest().filter(|wanted| !has_digest(&manifest, wanted)) {
             let found = &manifest.digest;
             return Err(Error::Refused(format!(
                 "{reference}: the image has the digest {found}, not {wanted}"
             )));
         }
-        manifest.annotations = BTreeMap::from([(REF_NAME.to_string(), reference.to_string())]);
-        self.carried.insert(reference, manifest);
+        self.carry(reference, manifest);
         Ok(())
     }
 
@@ -370,61 +351,51 @@ impl<'a> Build<'a> {
         Ok(())
     }
 
-    /// Every image that the rootfs names must be carried.
-    fn prove_closure(&self) -> Result<(), Error> {
-        let carried = self
-            .carried
-            .iter()
-            .map(|(name, manifest)| (name.clone(), manifest.digest.clone()))
-            .collect();
-        let mut missing = Vec::new();
-        let mut judge = |path: &str, shown: &str, text: &str| -> Result<(), Error> {
-            let named = closure::named_images(path, shown, text, &self.config.env)?;
-            missing.extend(named.iter().filter_map(|named| closure::judge(shown, named, &carried)));
-            Ok(())
+    /// Every image that the rootfs names must be carried; what a registry has is pulled.
+    fn prove_closure(&mut self) -> Result<(), Error> {
+        let mut proof = Proof {
+            store: self.store,
+            puller: self.puller,
+            platform: &self.options.platform,
+            origins: self.origins(),
+            survey: Proof::begin(self.recipe.contexts.main(), &self.config)?,
         };
-        let mut inherited: BTreeMap<&Digest, std::collections::BTreeSet<String>> = BTreeMap::new();
-        for (path, entry) in self
-            .files
-            .tree()
-            .0
-            .iter()
-            .filter(|(path, _)| closure::is_relevant(path))
-        {
-            match &entry.kind {
-                Kind::File {
-                    source: Source::Disk(from),
-                    ..
-                } => {
-                    let file = std::fs::File::open(from).map_err(Error::io("cannot read", from))?;
-                    judge(path, &self.shown(path, from), &read_text(path, file)?)?;
+        let (tree, layers) = (self.files.tree(), self.files.base_layers());
+        let shown = |path: &str, from: &Path| self.shown(path, from);
+        proof.survey.tree(tree, self.store.blobs(), layers, shown)?;
+        let (lock, pulled) = proof.run(&self.carried)?;
+        self.config.lock = Some(lock);
+        pulled
+            .into_iter()
+            .for_each(|(reference, manifest)| self.carry(reference, manifest));
+        Ok(())
+    }
+
+    fn carry(&mut self, reference: Reference, mut manifest: Descriptor) {
+        let name = (REF_NAME.to_string(), reference.to_string());
+        manifest.annotations.extend([name]);
+        self.carried.insert(reference, manifest);
+    }
+
+    /// The lines of the recipe that ask for images: IMAGE, and FROM for all that is inherited.
+    fn origins(&self) -> Origins {
+        let mut origins = Origins::of(&self.options.kubefile, self.recipe.contexts.main());
+        for step in &self.recipe.steps {
+            match (&step.instruction, &self.recipe.base) {
+                (Instruction::From { .. }, Some(base)) => {
+                    let carried = base.carried.iter().map(|image| &image.reference);
+                    carried.for_each(|reference| origins.add(reference.clone(), step.line.number));
                 }
-                Kind::File {
-                    source: Source::Layer(layer),
-                    ..
-                } => {
-                    inherited.entry(layer).or_default().insert(path.clone());
+                (Instruction::Image { reference, .. }, _) => {
+                    reference
+                        .parse()
+                        .into_iter()
+                        .for_each(|reference| origins.add(reference, step.line.number));
                 }
                 _ => {}
             }
         }
-        for (digest, wanted) in inherited {
-            let layer = self
-                .files
-                .base_layers()
-                .get(digest)
-                .ok_or_else(|| oci::Error::Missing(digest.clone()))?;
-            files_of_layer(self.store.blobs(), layer, &wanted, |path, reader| {
-                judge(path, path, &read_text(path, reader)?)
-            })?;
-        }
-        missing.sort();
-        missing.dedup();
-        if missing.is_empty() {
-            Ok(())
-        } else {
-            Err(Error::NotClosed(missing))
-        }
+        origins
     }
 
     /// The name of a file as its author knows it: in the context if it came from there.
@@ -462,15 +433,5 @@ impl<'a> Build<'a> {
         index.manifests.push(rootfs);
         index.manifests.extend(self.carried.values().cloned());
         self.store.put_json(media_type::INDEX, &index)
-    }
-}
-
-fn read_text(path: &str, reader: impl std::io::Read) -> Result<String, Error> {
-    let mut text = String::new();
-    let mut limited = std::io::Read::take(reader, LARGEST_MANIFEST + 1);
-    std::io::Read::read_to_string(&mut limited, &mut text).map_err(Error::io("cannot read", path))?;
-    match text.len() as u64 > LARGEST_MANIFEST {
-        true => Err(Error::path(path, "a manifest this large cannot be checked")),
-        false => Ok(text),
     }
 }

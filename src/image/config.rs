@@ -7,6 +7,7 @@ use oci::{Digest, Platform};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::lock::Lock;
 
 /// Times in images are all this one, so that the same inputs give the same bytes.
 const EPOCH: &str = "1970-01-01T00:00:00Z";
@@ -126,6 +127,9 @@ pub struct ClusterConfig {
     pub cni: Vec<String>,
     /// `KUBEVERSION`: the versions of Kubernetes this image fits.
     pub kube_version: Option<String>,
+    /// What the image names of this platform's files mean.
+    #[serde(skip)]
+    pub lock: Option<Lock>,
 }
 
 /// One application of a cluster image.
@@ -156,6 +160,7 @@ impl ClusterConfig {
                 Some("commands") => cluster.commands = serde_json::from_str(value).map_err(json)?,
                 Some("apps") => cluster.apps = serde_json::from_str(value).map_err(json)?,
                 Some("cni") => cluster.cni = serde_json::from_str(value).map_err(json)?,
+                Some("lock") => cluster.lock = Some(serde_json::from_str(value).map_err(json)?),
                 Some("kube-version") => cluster.kube_version = Some(value.clone()),
                 _ => {
                     cluster.labels.insert(name.clone(), value.clone());
@@ -191,6 +196,7 @@ impl ClusterConfig {
             (!self.apps.is_empty()).then(|| serde_json::to_string(&self.apps)),
         )?;
         own("cni", (!self.cni.is_empty()).then(|| serde_json::to_string(&self.cni)))?;
+        own("lock", self.lock.as_ref().map(serde_json::to_string))?;
         own("kube-version", self.kube_version.clone().map(Ok))?;
         config.set_env(&self.env);
         config.config.labels = (!labels.is_empty()).then_some(labels);

@@ -121,8 +121,10 @@ pub struct MissingImage {
     pub reference: String,
     /// The carried reference most like it.
     pub nearest: Option<Reference>,
-    /// Set where the text is no reference at all: why.
+    /// Set where the text is no reference at all, or can't be read: why.
     pub malformed: Option<String>,
+    /// Why it could not be pulled either, where that was tried or forbidden.
+    pub pull: Option<String>,
 }
 
 impl Error {
@@ -154,6 +156,12 @@ impl Error {
     }
 }
 
+/// What to do about images that are not carried.
+const REMEDIES: &str = "\
+every image a cluster needs must be inside its cluster image. Either build where its registry can be reached (without \
+--no-pull; `installer login` for private ones), or bring it along: `IMAGE REFERENCE FROM oci-archive:FILE`, \
+docker-archive:FILE, oci:FOLDER or FOLDER-WITH-CONTAINERFILE in the Kubefile";
+
 fn tail_text(tail: &[String]) -> String {
     tail.iter().map(|line| format!("\n  {line}")).collect()
 }
@@ -174,16 +182,21 @@ fn missing_text(missing: &[MissingImage]) -> String {
         if let Some(reason) = &m.malformed {
             return format!("{}:{}: {reason}", m.file, m.line);
         }
-        let hint = m
-            .nearest
-            .as_ref()
-            .map(|n| format!(", nearest carried one: {n}"))
+        let (pull, near) = (m.pull.as_ref(), m.nearest.as_ref());
+        let pull = pull
+            .map(|why| format!(" and cannot be pulled: {why}"))
             .unwrap_or_default();
-        format!("{}:{}: the image {} is not carried{hint}", m.file, m.line, m.reference)
+        let near = near
+            .map(|name| format!(", nearest carried one: {name}"))
+            .unwrap_or_default();
+        format!(
+            "{}:{}: the image {} is not carried{pull}{near}",
+            m.file, m.line, m.reference
+        )
     };
     let mut text: Vec<String> = missing.iter().map(line).collect();
-    text.push(
-        "every image a cluster needs must be inside its cluster image: add IMAGE instructions to the Kubefile".into(),
-    );
+    if missing.iter().any(|missing| missing.malformed.is_none()) {
+        text.push(REMEDIES.into());
+    }
     text.join("\n")
 }

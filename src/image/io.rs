@@ -4,6 +4,11 @@ use std::io::{self, Read, Write};
 
 use oci::{Digest, Hasher};
 
+use crate::error::Error;
+
+/// A manifest larger than this is no manifest, in bytes.
+const LARGEST_TEXT: u64 = 16 << 20;
+
 /// Copies in pieces of this size.
 pub(crate) const CHUNK: usize = 256 << 10;
 
@@ -85,6 +90,22 @@ pub(crate) fn copy(reader: &mut (impl Read + ?Sized), writer: &mut impl Write) -
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// A text of people, such as a manifest. `path` is its name in errors.
+pub(crate) fn read_text(path: &str, reader: impl Read) -> Result<String, Error> {
+    let mut text = String::new();
+    let mut limited = reader.take(LARGEST_TEXT + 1);
+    limited
+        .read_to_string(&mut text)
+        .map_err(Error::io("cannot read", path))?;
+    match text.len() as u64 > LARGEST_TEXT {
+        true => Err(Error::path(
+            path,
+            format!("a text of more than {LARGEST_TEXT} bytes is not read"),
+        )),
+        false => Ok(text),
     }
 }
 

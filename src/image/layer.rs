@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 
 use oci::{Bounded, Descriptor, Digest, UNCOMPRESSED_SIZE, media_type};
 use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
 
 use crate::error::Error;
 use crate::io::{self, HashReader, HashWriter};
@@ -37,45 +38,104 @@ pub(crate) struct Layer {
 /// Puts the layer of `changes` into the store, or finds it there.
 pub(crate) fn store_layer(store: &Store, changes: &Changes, progress: &dyn Progress) -> Result<Layer, Error> {
     let key = changes.key(FORMAT)?;
-    if let Some(layer) = store.cache_get::<Layer>("layers", &key)
-        && store.blobs().has(&layer.descriptor.digest, layer.descriptor.size)
-    {
-        let (digest, size) = (layer.descriptor.digest.clone(), layer.descriptor.size);
+    if let Some(layer) = remembered(store, &key, progress) {
+        return Ok(layer);
+    }
+    let mut builder = tar::Builder::new(Compressor::new(store)?);
+    for (path, change) in &changes.0 {
+        append(&mut builder, path, change)?;
+    }
+    let cannot = Error::io("cannot write a layer below", store.root());
+    let (file, layer) = builder.into_inner().map_err(cannot)?.finish(store)?;
+    let digest = layer.descriptor.digest.clone();
+    store.adopt(file, &digest)?;
+    store.cache_put("files", &digest, &changes.records().collect::<Vec<_>>())?;
+    remember(store, &key, &layer, progress)?;
+    Ok(layer)
+}
+
+/// Puts a layer that comes as an uncompressed archive into the store, if its digest is `diff_id`. Gives the layer that it
+/// is, in the store or not.
+pub(crate) fn compress_layer(
+    store: &Store,
+    diff_id: &Digest,
+    archive: &mut impl Read,
+    progress: &dyn Progress,
+) -> Result<Layer, Error> {
+    let key = Digest::of(format!("{FORMAT}{diff_id}").as_bytes());
+    if let Some(layer) = remembered(store, &key, progress) {
+        return Ok(layer);
+    }
+    let mut compressor = Compressor::new(store)?;
+    io::copy(archive, &mut compressor).map_err(Error::io("cannot compress a layer below", store.root()))?;
+    let (file, layer) = compressor.finish(store)?;
+    if layer.diff_id == *diff_id {
+        store.adopt(file, &layer.descriptor.digest)?;
+        remember(store, &key, &layer, progress)?;
+    }
+    Ok(layer)
+}
+
+/// The layer that was made for a key before, if the store still has it.
+fn remembered(store: &Store, key: &Digest, progress: &dyn Progress) -> Option<Layer> {
+    let layer = store.cache_get::<Layer>("layers", key)?;
+    let (digest, size) = (layer.descriptor.digest.clone(), layer.descriptor.size);
+    store.blobs().has(&digest, size).then(|| {
         progress.event(Event::Layer {
             digest,
             size,
             cached: true,
         });
-        return Ok(layer);
-    }
-    let file = store.temporary()?;
-    let encoder = zstd::stream::Encoder::new(HashWriter::new(file), LEVEL).and_then(|mut encoder| {
-        encoder.multithread(WORKERS)?;
-        Ok(encoder)
-    });
-    let cannot = |error| Error::io("cannot write a layer below", store.root())(error);
-    let encoder = encoder.map_err(cannot)?;
-    let mut builder = tar::Builder::new(HashWriter::new(BufWriter::with_capacity(1 << 20, encoder)));
-    for (path, change) in &changes.0 {
-        append(&mut builder, path, change)?;
-    }
-    let (buffered, diff_id, uncompressed) = builder.into_inner().map_err(cannot)?.finish();
-    let encoder = buffered.into_inner().map_err(|error| cannot(error.into_error()))?;
-    let (file, digest, size) = encoder.finish().map_err(cannot)?.finish();
-    store.adopt(file, &digest)?;
-    let mut descriptor = Descriptor::new(media_type::LAYER_ZSTD, digest.clone(), size);
-    descriptor
-        .annotations
-        .insert(UNCOMPRESSED_SIZE.to_string(), uncompressed.to_string());
-    let layer = Layer { descriptor, diff_id };
-    store.cache_put("files", &digest, &changes.records().collect::<Vec<_>>())?;
-    store.cache_put("layers", &key, &layer)?;
+        layer
+    })
+}
+
+fn remember(store: &Store, key: &Digest, layer: &Layer, progress: &dyn Progress) -> Result<(), Error> {
+    store.cache_put("layers", key, layer)?;
     progress.event(Event::Layer {
-        digest,
-        size,
+        digest: layer.descriptor.digest.clone(),
+        size: layer.descriptor.size,
         cached: false,
     });
-    Ok(layer)
+    Ok(())
+}
+
+type Encoder = zstd::stream::Encoder<'static, HashWriter<NamedTempFile>>;
+
+/// Takes a layer's archive and compresses it into a temporary file.
+struct Compressor(HashWriter<BufWriter<Encoder>>);
+
+impl Compressor {
+    fn new(store: &Store) -> Result<Compressor, Error> {
+        let file = store.temporary()?;
+        let encoder = zstd::stream::Encoder::new(HashWriter::new(file), LEVEL).and_then(|mut encoder| {
+            encoder.multithread(WORKERS)?;
+            Ok(encoder)
+        });
+        let encoder = encoder.map_err(Error::io("cannot write a layer below", store.root()))?;
+        Ok(Compressor(HashWriter::new(BufWriter::with_capacity(1 << 20, encoder))))
+    }
+
+    fn finish(self, store: &Store) -> Result<(NamedTempFile, Layer), Error> {
+        let cannot = |error| Error::io("cannot write a layer below", store.root())(error);
+        let (buffered, diff_id, uncompressed) = self.0.finish();
+        let encoder = buffered.into_inner().map_err(|error| cannot(error.into_error()))?;
+        let (file, digest, size) = encoder.finish().map_err(cannot)?.finish();
+        let mut descriptor = Descriptor::new(media_type::LAYER_ZSTD, digest, size);
+        let uncompressed = (UNCOMPRESSED_SIZE.to_string(), uncompressed.to_string());
+        descriptor.annotations.extend([uncompressed]);
+        Ok((file, Layer { descriptor, diff_id }))
+    }
+}
+
+impl Write for Compressor {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
 }
 
 fn append<W: Write>(builder: &mut tar::Builder<W>, path: &str, change: &Change) -> Result<(), Error> {

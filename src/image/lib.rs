@@ -15,22 +15,31 @@ mod context;
 mod contract_tests;
 #[cfg(test)]
 mod crash_tests;
+mod credentials;
 mod describe;
 mod diff;
+mod docker;
 mod error;
 mod extract;
 mod filesystem;
 mod garbage;
+mod import;
 mod io;
 mod layer;
 mod listing;
 mod load;
+mod lock;
 mod manifest;
 mod merge;
 #[cfg(test)]
 mod merge_tests;
 mod progress;
+mod proof;
+#[cfg(test)]
+mod proof_tests;
 mod pull;
+#[cfg(test)]
+mod pull_contract_tests;
 #[cfg(test)]
 mod pull_tests;
 mod referrers;
@@ -52,20 +61,24 @@ mod transfer;
 #[cfg(test)]
 mod transfer_tests;
 mod tree;
+mod verify;
 mod view;
 
 pub use build::{BuildOptions, Built, build};
 pub use config::{AppMeta, ClusterConfig};
+pub use credentials::{AuthFile, CredentialEnv, CredentialFiles, registry_key};
 pub use describe::{ArtifactDescription, CarriedDescription, Description, History, PlatformDescription, Step};
 pub use diff::{Change, Difference, FileShape, PlatformDifference, diff};
 pub use error::{Error, MissingImage};
 pub use garbage::{Damaged, Freed, PruneOptions, Pruned, Removed};
 pub use listing::ImageSummary;
 pub use load::{Loaded, load, load_stream};
+pub use lock::{Lock, Locked, Place};
 pub use manifest::host_platform;
 pub use merge::{Conflict, MergeOptions, Merged, Prefer, merge};
 pub use oci::UNCOMPRESSED_SIZE;
 pub use progress::{Event, NoProgress, Progress};
+pub use pull::PullOptions;
 pub use referrers::{Artifact, Attached, Document};
 pub use remote::{
     Access, Anonymous, Credentials, Login, Remote, RemoteManifest, RemoteOptions, Repository, Retry, fallback_tag,
@@ -73,4 +86,5 @@ pub use remote::{
 pub use save::{Save, Saved, save};
 pub use store::{InUse, Store};
 pub use transfer::{PulledImage, Pushed, pull, push};
+pub use verify::{PlatformVerification, Verification, verify};
 pub use view::{Carried, ClusterImage, FileEntry, FileKind, Rootfs, VerifyReport};

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::SystemTime;
 
-use oci::{Descriptor, Digest, REF_NAME};
+use oci::{Descriptor, Digest, Platform, REF_NAME, Reference};
 use serde::Serialize;
 
 use crate::config::ImageConfig;
 use crate::error::Error;
-use crate::manifest::{self, Manifest};
+use crate::manifest::{self, Manifest, fits};
 use crate::referrers::is_artifact_entry;
 use crate::store::Store;
 
@@ -47,6 +47,22 @@ pub struct ImageSummary {
 }
 
 impl Store {
+    /// The entries by which images of the store carry a container image for a platform.
+    ///
+    /// # Errors
+    /// When `index.json` or an index can't be read.
+    pub(crate) fn carried(&self, reference: &Reference, platform: &Platform) -> Result<Vec<Descriptor>, Error> {
+        let mut found = Vec::new();
+        for image in self.layout().read_index()?.manifests {
+            if image.is_index() {
+                let entries = self.read_index(&image)?.manifests.into_iter();
+                let offers = |entry: &Descriptor| entry.platform.as_ref().is_none_or(|offered| fits(offered, platform));
+                found.extend(entries.filter(|entry| entry.reference().as_ref() == Some(reference) && offers(entry)));
+            }
+        }
+        Ok(found)
+    }
+
     /// All images that have a name, sorted by it. One that is damaged is listed with its problem.
     ///
     /// # Errors

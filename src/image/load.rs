@@ -9,18 +9,19 @@ use std::io::{BufRead, BufReader, Read};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use oci::{Descriptor, Digest, Index, Layout, Platform, REF_NAME, Reference};
+use oci::{Descriptor, Digest, Index, Layout, Reference};
 use tempfile::TempPath;
 
 use crate::archive::{DELTA, Delta, Entry, entry_of, refused};
 use crate::error::Error;
 use crate::io::{self, HashWriter};
-use crate::manifest::{self, MAX_JSON, Manifest, fits};
-use crate::progress::{Event, NoProgress, Progress};
+use crate::manifest::{self, MAX_JSON, Manifest};
+use crate::progress::{Event, Progress};
 use crate::referrers::is_artifact_entry;
 use crate::split::{Parts, PartsReader};
 use crate::store::Store;
 use crate::tarball;
+use crate::verify::check_index;
 
 /// Compressed files begin like this, and this unpacks them.
 const COMPRESSIONS: [(&[u8], &str); 4] = [
@@ -66,51 +67,11 @@ pub fn load_stream(
     Staged::read(store, name, stream, None, progress)?.finish(store, tag)
 }
 
-/// Takes one container image out of an archive: the only one, or the one named `name`.
-pub(crate) fn import(store: &Store, file: &Path, name: Option<&str>, platform: &Platform) -> Result<Descriptor, Error> {
-    let staged = Staged::open(store, file, &NoProgress)?;
-    let named = |entry: &&Descriptor| name.is_none() || entry.annotations.get(REF_NAME).map(String::as_str) == name;
-    let mut found = Vec::new();
-    for entry in staged.index.manifests.iter().filter(named) {
-        if !staged.is_artifact(entry)? {
-            found.push(entry);
-        }
-    }
-    let [entry] = found.as_slice() else {
-        let names = staged
-            .index
-            .manifests
-            .iter()
-            .filter_map(|e| e.annotations.get(REF_NAME));
-        let names: Vec<_> = names.cloned().collect();
-        let reason = format!(
-            "{} images fit, exactly one must; it has: {}",
-            found.len(),
-            names.join(", ")
-        );
-        return Err(refused(file, reason));
-    };
-    let mut entry = (*entry).clone();
-    staged.check_complete(&entry)?;
-    if entry.is_index() {
-        let list: Index = staged.json(&entry)?;
-        let fitting = |e: &&Descriptor| e.platform.as_ref().is_some_and(|offered| fits(offered, platform));
-        let inner = list.manifests.iter().find(fitting).cloned();
-        entry = inner.ok_or_else(|| refused(file, "it has no image for the platform"))?;
-    }
-    staged.adopt(store)?;
-    Ok(Descriptor {
-        platform: Some(platform.clone()),
-        annotations: BTreeMap::new(),
-        ..entry
-    })
-}
-
 /// What came from outside, verified blob by blob, not yet part of the store.
-struct Staged<'a> {
+pub(crate) struct Staged<'a> {
     store: &'a Store,
     from: &'a Path,
-    index: Index,
+    pub(crate) index: Index,
     /// Size, and the file if the store lacks the blob.
     blobs: BTreeMap<Digest, (u64, Option<TempPath>)>,
 }
@@ -125,7 +86,7 @@ impl<'a> Staged<'a> {
         }
     }
 
-    fn open(store: &'a Store, from: &'a Path, progress: &dyn Progress) -> Result<Staged<'a>, Error> {
+    pub(crate) fn open(store: &'a Store, from: &'a Path, progress: &dyn Progress) -> Result<Staged<'a>, Error> {
         if from.is_dir() {
             return Staged::read_folder(store, from, progress);
         }
@@ -318,7 +279,7 @@ impl<'a> Staged<'a> {
         Ok(())
     }
 
-    fn bytes(&self, descriptor: &Descriptor) -> Result<Vec<u8>, Error> {
+    pub(crate) fn bytes(&self, descriptor: &Descriptor) -> Result<Vec<u8>, Error> {
         let large = |size: u64| {
             let why = format!("{}: a document of {size} bytes is too large", descriptor.digest);
             refused(self.from, why)
@@ -333,14 +294,14 @@ impl<'a> Staged<'a> {
         }
     }
 
-    fn json<T: serde::de::DeserializeOwned>(&self, descriptor: &Descriptor) -> Result<T, Error> {
+    pub(crate) fn json<T: serde::de::DeserializeOwned>(&self, descriptor: &Descriptor) -> Result<T, Error> {
         let bytes = self.bytes(descriptor)?;
         let bad = |error: serde_json::Error| refused(self.from, format!("{}: {error}", descriptor.digest));
         serde_json::from_slice(&bytes).map_err(bad)
     }
 
     /// Whether an entry is a document about an image, not an image.
-    fn is_artifact(&self, entry: &Descriptor) -> Result<bool, Error> {
+    pub(crate) fn is_artifact(&self, entry: &Descriptor) -> Result<bool, Error> {
         if !is_artifact_entry(entry) {
             return Ok(false);
         }
@@ -349,7 +310,7 @@ impl<'a> Staged<'a> {
     }
 
     /// Everything below a descriptor is there, in what came or in the store.
-    fn check_complete(&self, descriptor: &Descriptor) -> Result<(), Error> {
+    pub(crate) fn check_complete(&self, descriptor: &Descriptor) -> Result<(), Error> {
         let check = |blob: &Descriptor| {
             let size = self.blobs.get(&blob.digest).map(|(size, _)| *size);
             match size.or_else(|| self.store.blobs().size(&blob.digest)) {
@@ -378,7 +339,15 @@ impl<'a> Staged<'a> {
             true => manifest::check_cluster_index(&self.json(entry)?),
             false => Err("it is a container image, not a cluster image (it has no rootfs)".to_string()),
         };
-        why.map_err(|why| refused(self.from, why))
+        why.map_err(|why| refused(self.from, why))?;
+        let problems = check_index(&self.json(entry)?, &|document| self.bytes(document))?;
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(refused(
+                self.from,
+                format!("its images are not what its lock says: {}", problems.join("; ")),
+            )),
+        }
     }
 
     /// Makes what came part of the store, after the last check.
@@ -420,7 +389,7 @@ impl<'a> Staged<'a> {
     }
 
     /// Moves the blobs into the store.
-    fn adopt(self, store: &Store) -> Result<(usize, u64), Error> {
+    pub(crate) fn adopt(self, store: &Store) -> Result<(usize, u64), Error> {
         let (mut count, mut bytes) = (0, 0);
         for (digest, (size, path)) in self.blobs {
             let Some(path) = path else { continue };

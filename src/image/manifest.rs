@@ -16,6 +16,8 @@ const LARGEST_BLOB: u64 = 1 << 44;
 pub(crate) const DEEPEST: usize = 4;
 /// Annotation of a cluster image's index entries: what the manifest is for.
 pub(crate) const CONTENT: &str = "installer.internal/content";
+/// Annotation of a carried image whose reference is pinned to an index: that index, byte for byte.
+pub(crate) const PINNED_INDEX: &str = "installer.internal/index";
 /// Value of [`CONTENT`] for the manifest that holds the rootfs.
 pub(crate) const ROOTFS: &str = "rootfs";
 /// Artifact type of a cluster image's index.
@@ -111,6 +113,81 @@ pub(crate) fn read_json<T: DeserializeOwned>(blobs: &BlobStore, descriptor: &Des
 pub(crate) fn parse<T: DeserializeOwned>(descriptor: &Descriptor, bytes: &[u8]) -> Result<T, Error> {
     let path = descriptor.digest.to_string();
     Ok(serde_json::from_slice(bytes).map_err(|source| oci::Error::Json { path, source })?)
+}
+
+/// The manifest of an index that a runtime takes for a platform: of several variants the plainest.
+///
+/// # Errors
+/// If there is none, with what there is instead.
+pub(crate) fn choose(index: &Index, platform: &Platform) -> Result<Descriptor, String> {
+    let fitting = index.manifests.iter().filter_map(|entry| {
+        let offered = entry.platform.as_ref().filter(|offered| fits(offered, platform))?;
+        Some((offered.variant.is_some(), offered.variant.clone(), entry))
+    });
+    let best = fitting.min_by(|one, other| (one.0, &one.1).cmp(&(other.0, &other.1)));
+    match best {
+        Some((_, _, entry)) if entry.is_index() => Err("its index lists an index, which is not supported".to_string()),
+        Some((_, _, entry)) => Ok(Descriptor {
+            annotations: BTreeMap::new(),
+            ..entry.clone()
+        }),
+        None => {
+            let platforms = index.manifests.iter().filter_map(|entry| entry.platform.as_ref());
+            let available: Vec<String> = platforms.map(platform_text).collect();
+            let (wanted, available) = (platform_text(platform), available.join(", "));
+            Err(format!("it has no content for {wanted}, it has {available}"))
+        }
+    }
+}
+
+/// Remembers the index through which a manifest was found, because a reference is pinned to its digest. The index itself
+/// would claim manifests of other platforms, which nobody carries.
+///
+/// # Errors
+/// When the index is no text.
+pub(crate) fn pin(entry: &mut Descriptor, index: Vec<u8>) -> Result<(), String> {
+    let text = String::from_utf8(index).map_err(|_| "its index is not UTF-8".to_string())?;
+    entry.annotations.insert(PINNED_INDEX.to_string(), text);
+    Ok(())
+}
+
+/// The index that [`pin`] remembered.
+pub(crate) fn pinned(entry: &Descriptor) -> Option<&[u8]> {
+    entry.annotations.get(PINNED_INDEX).map(String::as_bytes)
+}
+
+/// Whether a carried image is what a reference with this digest means.
+pub(crate) fn has_digest(entry: &Descriptor, wanted: &Digest) -> bool {
+    entry.digest == *wanted || pinned(entry).is_some_and(|index| Digest::of(index) == *wanted)
+}
+
+/// Checks that an image whose configuration this is runs on a platform. One that says nothing runs everywhere.
+///
+/// # Errors
+/// What it is for instead.
+pub(crate) fn check_platform(config: &[u8], platform: &Platform) -> Result<(), String> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Says {
+        architecture: String,
+        os: String,
+        variant: Option<String>,
+    }
+    let says: Says =
+        serde_json::from_slice(config).map_err(|error| format!("its configuration is malformed: {error}"))?;
+    let offered = Platform {
+        architecture: says.architecture,
+        os: says.os,
+        variant: says.variant,
+    };
+    let silent = offered.architecture.is_empty() && offered.os.is_empty();
+    match silent || fits(&offered, platform) {
+        true => Ok(()),
+        false => {
+            let (offered, wanted) = (platform_text(&offered), platform_text(platform));
+            Err(format!("it is an image for {offered}, not for {wanted}"))
+        }
+    }
 }
 
 /// Whether the content names other blobs.
@@ -226,6 +303,56 @@ mod tests {
             (vec![entry("a:1", "x", None), entry("a:1", "y", None)], true),
         ] {
             assert_eq!(ambiguous(&entries).is_some(), bad, "{entries:?}");
+        }
+    }
+
+    #[test]
+    fn the_plainest_variant_is_chosen_and_an_index_is_remembered() {
+        let platform = |variant: Option<&str>| {
+            let mut entry = entry("a:1", variant.unwrap_or_default(), Some("arm64"));
+            if let Some(platform) = entry.platform.as_mut() {
+                platform.variant = variant.map(str::to_string);
+            }
+            entry
+        };
+        let index = |manifests: Vec<Descriptor>| Index {
+            manifests,
+            ..Index::default()
+        };
+        let wanted = Platform {
+            architecture: "arm64".into(),
+            os: "linux".into(),
+            variant: None,
+        };
+        let list = index(vec![
+            platform(Some("v9")),
+            platform(Some("v8")),
+            entry("a:1", "x", Some("amd64")),
+        ]);
+        let mut chosen = choose(&list, &wanted).unwrap();
+        assert_eq!(chosen.digest, Digest::of(b"v8"));
+        let list = index(vec![platform(Some("v8")), platform(None)]);
+        assert_eq!(choose(&list, &wanted).unwrap().digest, Digest::of(b""));
+        let error = choose(&index(vec![entry("a:1", "x", Some("amd64"))]), &wanted).unwrap_err();
+        assert_eq!(error, "it has no content for linux/arm64, it has linux/amd64");
+        pin(&mut chosen, b"the index".to_vec()).unwrap();
+        assert!(has_digest(&chosen, &Digest::of(b"the index")) && has_digest(&chosen, &Digest::of(b"v8")));
+        assert!(!has_digest(&chosen, &Digest::of(b"other")));
+    }
+
+    #[test]
+    fn an_image_for_another_platform_is_refused() {
+        let platform = host_platform();
+        for (config, good) in [
+            (
+                format!(r#"{{"architecture": "{}", "os": "linux"}}"#, platform.architecture),
+                true,
+            ),
+            (r#"{"architecture": "s390x", "os": "linux"}"#.to_string(), false),
+            ("{}".to_string(), true),
+            ("[".to_string(), false),
+        ] {
+            assert_eq!(check_platform(config.as_bytes(), &platform).is_ok(), good, "{config}");
         }
     }
 

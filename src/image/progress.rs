@@ -29,6 +29,15 @@ pub enum Event {
     Waiting(String),
     /// An image is being fetched or built to be carried.
     Image(String),
+    /// Bytes of an image arrived from a registry.
+    Pulled {
+        /// The image's name in its short form.
+        image: String,
+        /// So far.
+        done: u64,
+        /// In all.
+        total: u64,
+    },
     /// Bytes were moved.
     Bytes {
         /// So far.

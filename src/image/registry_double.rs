@@ -6,8 +6,10 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use oci::{Digest, media_type};
+use oci::{Descriptor, Digest, Index, Platform, media_type};
 use serde_json::Value;
+
+use crate::host_platform;
 
 /// What goes wrong, once, with the first request that fits.
 #[derive(Clone, Debug)]
@@ -31,6 +33,8 @@ pub(crate) enum Trouble {
     Hang,
     /// After so many bytes of the answer's body nothing more comes.
     HangAnswer(usize),
+    /// The answer announces no length, and goes on for so many bytes.
+    Endless(usize),
 }
 
 /// What kind of registry it is.
@@ -38,6 +42,8 @@ pub(crate) enum Trouble {
 pub(crate) struct Kind {
     /// Name and password; none lets everybody in.
     pub(crate) login: Option<(&'static str, &'static str)>,
+    /// Tokens are wanted, and everybody gets one.
+    pub(crate) open: bool,
     /// Passwords with every request instead of tokens.
     pub(crate) basic: bool,
     /// How often a token is good.
@@ -53,6 +59,7 @@ impl Default for Kind {
     fn default() -> Self {
         Kind {
             login: None,
+            open: false,
             basic: false,
             token_uses: usize::MAX,
             mounts: true,
@@ -80,6 +87,13 @@ pub(crate) struct State {
     pub(crate) received: u64,
     /// Bytes of blobs and manifests that went out.
     pub(crate) sent: u64,
+}
+
+/// What a stored image consists of.
+pub(crate) struct Stored {
+    pub(crate) layer: Digest,
+    pub(crate) manifest: Digest,
+    pub(crate) index: Digest,
 }
 
 #[derive(Clone)]
@@ -160,10 +174,61 @@ impl Double {
         (state.received, state.sent) = (0, 0);
     }
 
+    /// Stores the image `name:tag` with one layer: an index of a manifest for another platform, which is not there, and one
+    /// for this platform.
+    pub(crate) fn image(&self, name: &str, tag: &str, layer: &[u8]) -> Stored {
+        let config = serde_json::json!({"architecture": host_platform().architecture, "os": "linux"}).to_string();
+        let blob = |kind: &str, body: &[u8]| {
+            let mut state = self.state();
+            let blobs = state.blobs.entry(name.to_string()).or_default();
+            blobs.insert(Digest::of(body), body.to_vec());
+            Descriptor::of(kind, body)
+        };
+        let layer = blob(media_type::LAYER_TAR, layer);
+        let manifest = serde_json::json!({
+            "schemaVersion": 2, "mediaType": media_type::MANIFEST, "config": blob(media_type::CONFIG, config.as_bytes()),
+            "layers": [layer], "annotations": {"keep": "me"},
+        });
+        let manifest = serde_json::to_vec_pretty(&manifest).unwrap();
+        let mut entry = self.put(name, Digest::of(&manifest).as_str(), media_type::MANIFEST, &manifest);
+        entry.platform = Some(host_platform());
+        let mut other = Descriptor::of(media_type::MANIFEST, b"other");
+        other.platform = Some(Platform {
+            architecture: "s390x".into(),
+            os: "linux".into(),
+            variant: None,
+        });
+        let index = Index {
+            manifests: vec![other, entry.clone()],
+            ..Index::default()
+        };
+        let index = serde_json::to_vec(&index).unwrap();
+        let digest = self.put(name, tag, media_type::INDEX, &index).digest;
+        self.put(name, digest.as_str(), media_type::INDEX, &index);
+        Stored {
+            layer: layer.digest,
+            manifest: entry.digest,
+            index: digest,
+        }
+    }
+
+    /// Stores a manifest, whatever it is.
+    pub(crate) fn put(&self, name: &str, tag: &str, kind: &str, body: &[u8]) -> Descriptor {
+        let mut state = self.state();
+        let manifests = state.manifests.entry(name.to_string()).or_default();
+        manifests.insert(tag.to_string(), (kind.to_string(), body.to_vec()));
+        Descriptor::of(kind, body)
+    }
+
     /// One request and its answer; none if the connection is to end.
     fn exchange(&self, stream: &TcpStream) -> Option<()> {
         let mut reader = BufReader::new(stream.try_clone().ok()?);
-        let mut request = head(&mut reader)?;
+        let Some(mut request) = head(&mut reader) else {
+            // Whoever speaks TLS to us is told as every server tells it; it may be gone already.
+            let mut stream = stream;
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+            return None;
+        };
         let trouble = self.trouble(&request);
         let length: usize = request
             .headers
@@ -192,6 +257,15 @@ impl Double {
             Some(Trouble::LoseAnswer) => return None,
             Some(Trouble::Hang) => hang(),
             _ => {}
+        }
+        if let Some(Trouble::Endless(more)) = trouble {
+            let mut stream = stream;
+            stream.write_all(b"HTTP/1.1 200 X\r\nConnection: close\r\n\r\n").ok()?;
+            stream
+                .write_all(&answer.body)
+                .and_then(|()| stream.write_all(&vec![b'x'; more]))
+                .ok()?;
+            return None;
         }
         let cut = match trouble {
             Some(Trouble::CutAnswer(limit) | Trouble::HangAnswer(limit)) => limit,
@@ -280,7 +354,10 @@ impl Double {
 
     /// An answer for those who don't prove who they are.
     fn unknown(&self, request: &Request) -> Option<Answer> {
-        let (user, password) = self.kind.login?;
+        if self.kind.login.is_none() && !self.kind.open {
+            return None;
+        }
+        let (user, password) = self.kind.login.unwrap_or_default();
         let given = request
             .headers
             .get("authorization")
@@ -303,9 +380,9 @@ impl Double {
     }
 
     fn token(&self, request: &Request) -> Answer {
-        let (user, password) = self.kind.login.unwrap();
+        let (user, password) = self.kind.login.unwrap_or_default();
         let expected = format!("Basic {}", base64(&format!("{user}:{password}")));
-        if request.headers.get("authorization") != Some(&expected) {
+        if !self.kind.open && request.headers.get("authorization") != Some(&expected) {
             return refuse(401, "UNAUTHORIZED");
         }
         let mut state = self.state();

@@ -5,8 +5,10 @@
 mod auth;
 mod content;
 mod download;
+mod login;
 mod repository;
 mod retry;
+mod tls;
 mod upload;
 
 use std::collections::BTreeSet;
@@ -27,8 +29,10 @@ use auth::{Challenge, Proof, Proofs, TokenAnswer, challenge};
 use content::Content;
 pub(crate) use content::Meter;
 pub use repository::fallback_tag;
+pub(crate) use repository::manifest_kind;
 pub use retry::Retry;
 pub(crate) use retry::{Again, Failure};
+use tls::Clients;
 pub(crate) use upload::Sent;
 
 /// Time for a connection, name look-up and TLS included.
@@ -37,6 +41,8 @@ const CONNECT: Duration = Duration::from_secs(20);
 const DIGESTION: Duration = Duration::from_secs(600);
 /// Redirects followed in a row.
 const REDIRECTS: usize = 5;
+/// How the reason of a registry begins that could not be spoken to at all.
+pub(crate) const UNREACHABLE: &str = "cannot connect: ";
 /// More of an error's body is not read, in bytes.
 const ERROR_BODY: u64 = 64 << 10;
 
@@ -47,6 +53,8 @@ pub struct RemoteOptions {
     pub insecure: Vec<String>,
     /// PEM files with certificate authorities to trust besides the system's.
     pub ca_files: Vec<PathBuf>,
+    /// Folders like `/etc/docker/certs.d`, with certificates of single registries in folders named `HOST[:PORT]`.
+    pub certs_dirs: Vec<PathBuf>,
     /// Who knows the logins.
     pub credentials: Arc<dyn Credentials>,
     /// When to try again.
@@ -62,6 +70,7 @@ impl Default for RemoteOptions {
         RemoteOptions {
             insecure: Vec::new(),
             ca_files: Vec::new(),
+            certs_dirs: Vec::new(),
             credentials: Arc::new(Anonymous),
             retry: Retry::default(),
             stall: Duration::from_secs(60),
@@ -72,7 +81,7 @@ impl Default for RemoteOptions {
 
 /// All registries; one for a whole operation, so that connections and tokens are reused.
 pub struct Remote {
-    http: reqwest::Client,
+    clients: Clients,
     insecure: BTreeSet<String>,
     credentials: Arc<dyn Credentials>,
     retry: Retry,
@@ -114,28 +123,8 @@ impl Remote {
     /// # Errors
     /// When a file of certificates can't be read or holds none.
     pub fn new(options: RemoteOptions) -> Result<Arc<Remote>, Error> {
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("installer/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT)
-            .tcp_keepalive(Duration::from_secs(30))
-            .referer(false)
-            .redirect(reqwest::redirect::Policy::custom(redirect));
-        for file in &options.ca_files {
-            let pem = std::fs::read(file).map_err(Error::io("cannot read", file))?;
-            let refused = |why: String| Error::path(file.display().to_string(), why);
-            let certificates = reqwest::Certificate::from_pem_bundle(&pem)
-                .map_err(|error| refused(format!("it holds no PEM certificates: {}", explain(&error))))?;
-            if certificates.is_empty() {
-                return Err(refused("it holds no PEM certificates".to_string()));
-            }
-            builder = builder.tls_certs_merge(certificates);
-        }
-        let http = builder.build().map_err(|error| Error::Remote {
-            action: "prepare to speak HTTP".to_string(),
-            reason: explain(&error),
-        })?;
         Ok(Arc::new(Remote {
-            http,
+            clients: Clients::new(&options)?,
             insecure: options.insecure.into_iter().collect(),
             credentials: options.credentials,
             retry: options.retry,
@@ -204,8 +193,8 @@ impl Remote {
         proof: Option<&Proof>,
         moved: &Arc<AtomicU64>,
     ) -> Result<Response, Failure> {
-        let mut request = self
-            .http
+        let http = self.clients.of(&call.repository.domain)?;
+        let mut request = http
             .request(call.method.clone(), call.url.clone())
             .headers(call.headers.clone());
         request = match proof {
@@ -264,6 +253,7 @@ impl Remote {
         let mut pairs: Vec<(&str, &str)> = call.scopes.iter().map(|scope| ("scope", scope.as_str())).collect();
         pairs.extend(service.map(|service| ("service", service)));
         let scope = call.scopes.join(" ");
+        let http = self.clients.of(&call.repository.domain)?;
         let request = match &login {
             Some(Login::IdentityToken(refresh)) => {
                 let mut form = vec![
@@ -278,11 +268,11 @@ impl Remote {
                 let form = Url::parse_with_params("form:", form).map_err(|_| refused("cannot be asked"))?;
                 let kind = HeaderValue::from_static("application/x-www-form-urlencoded");
                 let body = form.query().unwrap_or_default().to_string();
-                self.http.post(url).header(CONTENT_TYPE, kind).body(body)
+                http.post(url).header(CONTENT_TYPE, kind).body(body)
             }
             login => {
                 url.query_pairs_mut().extend_pairs(pairs);
-                let request = self.http.get(url);
+                let request = http.get(url);
                 match login {
                     Some(Login::Password { user, password }) => request.basic_auth(user, Some(password.expose())),
                     _ => request,
@@ -323,10 +313,16 @@ fn explain(error: &reqwest::Error) -> String {
         }
         cause = inner.source();
     }
-    match (error.is_timeout(), parts.is_empty()) {
+    // The library's own words for it; ours come first.
+    parts.retain(|part| part != "client error (Connect)");
+    let reason = match (error.is_timeout(), parts.is_empty()) {
         (true, _) => "no connection in time".to_string(),
         (_, true) => "the request failed".to_string(),
         _ => parts.join(": "),
+    };
+    match error.is_connect() {
+        true => format!("{UNREACHABLE}{reason}"),
+        false => reason,
     }
 }
 
@@ -394,10 +390,7 @@ impl Call<'_> {
         let body = self.read(response, ERROR_BODY).await.unwrap_or_default();
         let transient = status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED;
         let transient = transient || [StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT].contains(&status);
-        let hint = match status {
-            StatusCode::UNAUTHORIZED => "; is there a login for this registry, and is it right?",
-            _ => "",
-        };
+        let hint = self.repository.advice(status);
         Err(Failure {
             error: self.error(format!("{status}{}{hint}", reasons(&body))),
             again: if transient { Again::After(after) } else { Again::No },

@@ -81,7 +81,7 @@ impl Bench {
     }
 
     /// The build's error, with the context's own path taken out.
-    fn refusal(&self, kubefile: &str) -> String {
+    pub(crate) fn refusal(&self, kubefile: &str) -> String {
         self.write("Kubefile", kubefile);
         let text = self.try_build("t:1").unwrap_err().to_string();
         text.replace(&format!("{}/", self.context().display()), "")
@@ -97,7 +97,10 @@ pub(crate) fn options_in(dir: &Path, tag: &str) -> BuildOptions {
         build_args: BTreeMap::new(),
         tag: tag.parse().unwrap(),
         platform: host_platform(),
-        insecure_registries: Vec::new(),
+        pull: crate::PullOptions {
+            offline: true,
+            ..Default::default()
+        },
     }
 }
 
@@ -273,12 +276,14 @@ fn an_image_that_is_not_carried_fails_the_build_with_its_place() {
         "version = 2\nsandbox_image = \"a.b/pause:1\"\n",
     );
     bench.write("bad/x.yaml", "kind: Pod\nspec: [\n");
-    assert_eq!(
-        bench.refusal(&format!("{KUBEFILE}COPY etc etc\n")),
-        "etc/containerd/config.toml.tmpl:2: the image a.b/pause:1 is not carried\n\
-         manifests/pod.yaml:5: the image a.b/web:v2 is not carried, nearest carried one: a.b/web:v1\n\
-         every image a cluster needs must be inside its cluster image: add IMAGE instructions to the Kubefile"
+    let error = bench.refusal(&format!("{KUBEFILE}COPY etc etc\n"));
+    let offline = "and cannot be pulled: --no-pull is set, and no cluster image of the store carries it";
+    let expected = format!(
+        "etc/containerd/config.toml.tmpl:2: the image a.b/pause:1 is not carried {offline}\n\
+         manifests/pod.yaml:5: the image a.b/web:v2 is not carried {offline}, nearest carried one: a.b/web:v1\n\
+         every image a cluster needs must be inside its cluster image."
     );
+    assert!(error.starts_with(&expected), "{error}");
     let error = bench.refusal("FROM scratch\nCNI x bad/x.yaml\n");
     assert!(error.starts_with("bad/x.yaml:"), "{error}");
 }

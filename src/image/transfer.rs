@@ -21,6 +21,7 @@ use crate::progress::Progress;
 use crate::referrers::Attached;
 use crate::remote::{Access, Meter, Remote, Repository, Sent, fallback_tag};
 use crate::store::Store;
+use crate::verify::check_index;
 
 /// Blobs that move at once.
 const PARALLEL: usize = 4;
@@ -311,6 +312,15 @@ pub async fn pull(
     new.put(store, &index, &found.bytes)?;
     let blobs = documents(store, &repository, vec![index.clone()], &mut new).await?;
     fetch(store, &repository, blobs, progress, &mut new).await?;
+    let list = manifest::parse(&index, &found.bytes)?;
+    let read = |document: &Descriptor| Ok(store.blobs().read(&document.digest, manifest::MAX_JSON)?);
+    let problems = check_index(&list, &read)?;
+    if !problems.is_empty() {
+        return Err(failed(format!(
+            "its images are not what its lock says: {}",
+            problems.join("; ")
+        )));
+    }
     let reference = name.unwrap_or(from).clone();
     let artifacts = pull_artifacts(store, &repository, &index, &mut new).await?;
     store.tag(&reference, &index)?;

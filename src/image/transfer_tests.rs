@@ -390,7 +390,10 @@ fn logins_are_used_where_they_are_asked_for_and_expired_tokens_are_renewed() {
             ))
         };
         let error = send("wrong").unwrap_err().to_string();
-        assert!(error.contains("401") && error.contains("is there a login"), "{error}");
+        assert!(
+            error.contains("401") && error.contains("the login of me was refused"),
+            "{error}"
+        );
         assert!(!error.contains("wrong"), "{error}");
         let error = push_to(&bench.store, "app:1", &registry.address, "team/app:1")
             .unwrap_err()

@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
+/// More links than this in a row are a loop.
+const LONGEST_CHAIN: usize = 16;
+
 /// One file, folder or symbolic link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
@@ -269,6 +272,30 @@ pub(crate) fn normalize(path: &str) -> Result<String, Error> {
         return Err(Error::path(path.replace('\0', "?"), "the name holds a zero byte"));
     }
     Ok(parts.join("/"))
+}
+
+/// The path a chain of symbolic links ends at.
+pub(crate) fn follow(tree: &Tree, path: &str) -> Result<String, Error> {
+    let mut path = path.to_string();
+    for _ in 0..LONGEST_CHAIN {
+        let Some(Kind::Link { target }) = tree.0.get(&path).map(|entry| &entry.kind) else {
+            return Ok(path);
+        };
+        let mut parts: Vec<&str> = path.split('/').collect();
+        parts.pop();
+        for part in target.split('/') {
+            match part {
+                ".." if parts.pop().is_none() => return Err(Error::path(&path, "the link leads out of the rootfs")),
+                "" if parts.is_empty() || target.starts_with('/') => {
+                    return Err(Error::path(&path, "the link is absolute"));
+                }
+                ".." | "." | "" => {}
+                name => parts.push(name),
+            }
+        }
+        path = parts.join("/");
+    }
+    Err(Error::path(path, "too many symbolic links"))
 }
 
 #[cfg(test)]

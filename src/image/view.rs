@@ -4,22 +4,19 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{Read as _, Write};
 use std::sync::{Arc, Mutex};
 
-use oci::{Descriptor, Digest, Index, Platform, Reference, UNCOMPRESSED_SIZE};
+use oci::{Descriptor, Digest, Index, Platform, Reference, UNCOMPRESSED_SIZE, media_type};
 use serde::Serialize;
 
 use crate::config::{ClusterConfig, ImageConfig};
 use crate::error::Error;
 use crate::extract::files_of_layer;
 use crate::layer::layer_changes;
-use crate::manifest::{Manifest, fits, is_rootfs, platform_text};
+use crate::manifest::{Manifest, PINNED_INDEX, fits, is_rootfs, pinned, platform_text};
 use crate::store::Store;
-use crate::tree::{Kind, Source, Tree, normalize};
+use crate::tree::{Kind, Source, Tree, follow, normalize};
 
 /// Largest file [`ClusterImage::read_file`] gives, in bytes.
 const LARGEST_FILE: u64 = 1 << 20;
-
-/// More links than this in a row are a loop.
-const LONGEST_CHAIN: usize = 16;
 
 /// One platform of a cluster image in the store.
 #[derive(Debug)]
@@ -61,6 +58,9 @@ pub struct Carried {
     pub reference: Reference,
     /// Its manifest, annotated with the name.
     pub manifest: Descriptor,
+    /// The index that the name is pinned to, if it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index: Option<Descriptor>,
     /// Every blob it needs: manifest, configuration, layers.
     pub blobs: Vec<Descriptor>,
 }
@@ -108,6 +108,47 @@ pub struct VerifyReport {
     pub problems: Vec<String>,
 }
 
+impl Carried {
+    fn read(store: &Store, reference: Reference, entry: &Descriptor) -> Result<Carried, Error> {
+        let mut manifest = entry.clone();
+        let mut blobs = store.reachable(entry)?;
+        let mut index = None;
+        if let Some(bytes) = pinned(entry) {
+            let found = Descriptor::of(media_type::INDEX, bytes);
+            let wanted = reference.digest().filter(|wanted| **wanted != found.digest);
+            if let Some(wanted) = wanted {
+                let what = format!("{reference} comes with the index {}", found.digest);
+                let digest = wanted.clone();
+                return Err(oci::Error::Corrupt { digest, what }.into());
+            }
+            // Hosts get it as the blob that it is.
+            store.put(bytes)?;
+            blobs.push(found.clone());
+            index = Some(found);
+        }
+        manifest.annotations.remove(PINNED_INDEX);
+        Ok(Carried {
+            reference,
+            manifest,
+            index,
+            blobs,
+        })
+    }
+
+    /// What a registry serves by the image's name, annotated with it: the manifest, or the index that the name is pinned to.
+    #[must_use]
+    pub fn served(&self) -> Descriptor {
+        let Some(index) = &self.index else {
+            return self.manifest.clone();
+        };
+        let name = (oci::REF_NAME.to_string(), self.reference.to_string());
+        Descriptor {
+            annotations: BTreeMap::from([name]),
+            ..index.clone()
+        }
+    }
+}
+
 impl ClusterImage {
     /// Opens an image by name or digest.
     ///
@@ -135,11 +176,7 @@ impl ClusterImage {
         let mut carried = Vec::new();
         for entry in list.manifests.iter().filter(|entry| !is_rootfs(entry)).filter(offers) {
             if let Some(reference) = entry.reference() {
-                carried.push(Carried {
-                    reference,
-                    manifest: entry.clone(),
-                    blobs: store.reachable(entry)?,
-                });
+                carried.push(Carried::read(store, reference, entry)?);
             }
         }
         carried.sort_by(|a, b| a.reference.cmp(&b.reference));
@@ -186,7 +223,7 @@ impl ClusterImage {
         self.carried.iter().find(|image| image.reference == *reference)
     }
 
-    fn tree(&self) -> Result<Arc<Tree>, Error> {
+    pub(crate) fn tree(&self) -> Result<Arc<Tree>, Error> {
         let poisoned = |_| Error::Refused("another reader of the image failed".to_string());
         let mut place = self.tree.lock().map_err(poisoned)?;
         if let Some(tree) = &*place {
@@ -356,34 +393,11 @@ impl ClusterImage {
             "platform": platform_text(&self.platform),
             "size": sizes.values().sum::<u64>(),
             "config": self.config,
+            "lock": self.config.lock,
             "rootfs": self.rootfs,
             "images": self.carried,
         })
     }
-}
-
-/// The path a chain of symbolic links ends at.
-fn follow(tree: &Tree, path: &str) -> Result<String, Error> {
-    let mut path = path.to_string();
-    for _ in 0..LONGEST_CHAIN {
-        let Some(Kind::Link { target }) = tree.0.get(&path).map(|entry| &entry.kind) else {
-            return Ok(path);
-        };
-        let mut parts: Vec<&str> = path.split('/').collect();
-        parts.pop();
-        for part in target.split('/') {
-            match part {
-                ".." if parts.pop().is_none() => return Err(Error::path(&path, "the link leads out of the rootfs")),
-                "" if parts.is_empty() || target.starts_with('/') => {
-                    return Err(Error::path(&path, "the link is absolute"));
-                }
-                ".." | "." | "" => {}
-                name => parts.push(name),
-            }
-        }
-        path = parts.join("/");
-    }
-    Err(Error::path(path, "too many symbolic links"))
 }
 
 fn uncompressed_size(layer: &Descriptor) -> u64 {

@@ -1,11 +1,11 @@
 //! `installer build`: a Kubefile and its context become a cluster image in the store.
 
-use crate::{context::Context, failure::Exit, output::FormatArg, table};
+use crate::{context::Context, failure::Exit, output::FormatArg, progress::Task, registry_args::RegistryArgs, table};
 use anyhow::{Context as _, bail};
-use image::{BuildOptions, Event, Progress, Store};
-use std::collections::BTreeMap;
+use image::{BuildOptions, Event, Progress, PullOptions, Store};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// Flags of `build`.
@@ -26,9 +26,12 @@ pub struct Args {
     /// What the image is for, as os/architecture [default: this machine]
     #[arg(long, value_name = "PLATFORM", value_parser = platform)]
     pub platform: Option<oci::Platform>,
-    /// A registry to be spoken to by plain HTTP; may be repeated
-    #[arg(long = "insecure-registry", value_name = "HOST[:PORT]")]
-    pub insecure_registries: Vec<String>,
+    /// Ask no registry: every image must be in the context, the base image, or another image of the store
+    #[arg(long)]
+    pub no_pull: bool,
+    /// How to speak to registries.
+    #[command(flatten)]
+    pub registries: RegistryArgs,
     /// The folder COPY, CNI, APP and IMAGE read from
     #[arg(value_name = "CONTEXT")]
     pub context: PathBuf,
@@ -73,11 +76,15 @@ pub async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
             .collect(),
         build_args: args.build_args.into_iter().collect::<BTreeMap<_, _>>(),
         platform: args.platform.unwrap_or_else(image::host_platform),
-        insecure_registries: args.insecure_registries,
+        pull: PullOptions {
+            remote: args.registries.remote(),
+            offline: args.no_pull,
+        },
         tag: args.tag,
     };
     let show = Arc::new(Show {
         out: context.out.clone(),
+        pulls: Mutex::default(),
     });
     let built = image::build(&store, options, show).await?;
     context.out.json(&serde_json::json!({"event": "built", "image": built}));
@@ -93,6 +100,28 @@ pub async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
 
 struct Show {
     out: crate::output::Output,
+    /// Images on their way, with the bytes that have come.
+    pulls: Mutex<HashMap<String, (Task, u64)>>,
+}
+
+impl Show {
+    fn pulled(&self, image: String, done: u64, total: u64) {
+        let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+        let (task, before) = pulls.entry(image).or_insert_with_key(|image| {
+            let task = self.out.task(image);
+            task.phase("pulling");
+            task.total(total);
+            (task, 0)
+        });
+        // Several blobs of an image come at once, and one may begin again.
+        if done > *before {
+            task.advance(done - *before);
+            *before = done;
+        }
+        if done >= total {
+            task.done(&format!("pulled, {}", table::size(total)));
+        }
+    }
 }
 
 impl Progress for Show {
@@ -108,6 +137,7 @@ impl Progress for Show {
                 self.out
                     .note(format!("        layer {} {}", digest.short(), table::size(size)));
             }
+            Event::Pulled { image, done, total } => self.pulled(image, done, total),
             _ => {}
         }
     }

@@ -4,9 +4,10 @@
 //! `main::run`. A command that can print JSON flattens [`FormatArg`] into its `Args` and gets an arm in [`Command::format`].
 
 use crate::{
-    apply, build, check, completion, diff, exec, history, images, inspect, join, kubeconfig, load, merge,
+    apply, build, check, completion, diff, exec, history, images, inspect, join, kubeconfig, load, login, logout,
+    merge,
     output::{Format, FormatArg},
-    plan, prune, pull, push, reset, rmi, save, tag, version,
+    plan, prune, pull, push, reset, rmi, save, tag, verify, version,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -85,6 +86,12 @@ pub enum Command {
     Rmi(rmi::Args),
     /// Free what no image of the store needs
     Prune(prune::Args),
+    /// Prove that an image is whole and carries all that it names
+    Verify(verify::Args),
+    /// Try and store a login for a registry
+    Login(login::Args),
+    /// Forget a login
+    Logout(logout::Args),
     /// Show what an apply would do
     Plan(plan::Args),
     /// Make the cluster what the Clusterfile says
@@ -127,6 +134,8 @@ impl Command {
             Command::Diff(args) => return args.format.format(),
             Command::Prune(args) => return args.format.format(),
             Command::Save(_) | Command::Tag(_) | Command::Rmi(_) => None,
+            Command::Verify(args) => Some(&args.format),
+            Command::Login(_) | Command::Logout(_) => None,
             Command::Completion(_) | Command::Kubeconfig(_) => None,
         };
         arg.map_or(Format::Text, |arg| arg.output)

@@ -21,6 +21,8 @@ mod inspect;
 mod join;
 mod kubeconfig;
 mod load;
+mod login;
+mod logout;
 mod merge;
 mod output;
 mod plan;
@@ -36,6 +38,7 @@ mod save;
 mod show;
 mod table;
 mod tag;
+mod verify;
 mod version;
 
 use clap::Parser;
@@ -78,6 +81,9 @@ async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Pull(args) => pull::run(args, context).await,
         Command::Merge(args) => merge::run(args, context).await,
         Command::Diff(args) => diff::run(&args, context),
+        Command::Verify(args) => verify::run(args, context).await,
+        Command::Login(args) => login::run(args, context).await,
+        Command::Logout(args) => logout::run(&args, context),
         Command::Plan(args) => plan::run(&args, context).await,
         Command::Apply(args) => apply::run(&args, context).await,
         Command::Check(args) => check::run(&args, context).await,

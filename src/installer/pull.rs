@@ -24,7 +24,7 @@ pub struct Args {
 /// Fetches the image. Run again after a failure, it goes on where it stopped.
 pub async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     let store = Store::open(&context.store)?;
-    let remote = args.registry.remote()?;
+    let remote = image::Remote::new(args.registry.remote())?;
     let bar = Arc::new(Bar::new(&context.out, args.image.familiar()));
     let pulled = image::pull(&store, &args.image, args.tag.as_ref(), &remote, bar.clone()).await;
     bar.end(pulled.is_ok());

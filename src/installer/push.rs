@@ -41,7 +41,7 @@ pub async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
             bail!("--mount-from {path}: the form is a repository without registry and tag, such as team/base");
         }
     }
-    let remote = args.registry.remote()?;
+    let remote = image::Remote::new(args.registry.remote())?;
     let bar = Arc::new(Bar::new(&context.out, destination.familiar()));
     let pushed = image::push(
         &store,

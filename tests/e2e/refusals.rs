@@ -113,7 +113,7 @@ fn a_build_names_what_is_wrong_with_its_kubefile() -> Result<()> {
         let mut command = std::process::Command::new(e2e::program("installer")?);
         command
             .current_dir(dir.path())
-            .args(["--store", "store", "build", "-t", "local/x:1", "-f", "Kubefile", "."]);
+            .args(["--store", "store", "build", "--no-pull", "-t", "local/x:1", "-f", "Kubefile", "."]);
         lab::output(&mut command)
     };
     fs::write(
@@ -132,7 +132,7 @@ fn a_build_names_what_is_wrong_with_its_kubefile() -> Result<()> {
         (
             "an image that is not carried",
             "FROM scratch\nCOPY pod.yaml manifests/\n",
-            &["example.com/absent:1", "pod.yaml"],
+            &["example.com/absent:1", "pod.yaml:4", "--no-pull", "FROM oci-archive:"],
         ),
     ] {
         refused(&build(text)?, &Case { what, says })?;

@@ -203,7 +203,7 @@ pub fn fallback_tag(subject: &Digest) -> String {
 }
 
 /// What a manifest is: what it says itself, else what the registry says.
-fn manifest_kind(bytes: &[u8], told: Option<&str>) -> Result<String, String> {
+pub(crate) fn manifest_kind(bytes: &[u8], told: Option<&str>) -> Result<String, String> {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Head {
