@@ -88,13 +88,20 @@ impl Layout {
     /// Replaces `index.json` in one step: readers see the old or the new one.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When it cannot be written, or would be too large to be read again.
     pub fn write_index(&self, index: &Index) -> Result<(), Error> {
         let path = self.index_path();
         let text = serde_json::to_vec(index).map_err(|source| Error::Json {
             path: path.display().to_string(),
             source,
         })?;
+        if text.len() as u64 > MAX_INDEX {
+            return Err(Error::TooLarge {
+                path: path.display().to_string(),
+                size: text.len() as u64,
+                limit: MAX_INDEX,
+            });
+        }
         write_atomic(&path, &text)
     }
 }
@@ -115,6 +122,16 @@ fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_index_that_could_not_be_read_again_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::create(dir.path()).unwrap();
+        let mut index = Index::default();
+        index.annotations.insert("a".into(), "b".repeat(17 << 20));
+        assert!(matches!(layout.write_index(&index), Err(Error::TooLarge { .. })));
+        assert!(layout.read_index().unwrap().annotations.is_empty());
+    }
 
     #[test]
     fn a_new_layout_is_empty_and_reads_back_what_was_written() {
