@@ -70,7 +70,10 @@ pub fn open(store_dir: &Path, reference: &str, platform: &Platform) -> Result<Op
     }
     let problems = image.check_closure();
     if !problems.is_empty() {
-        return Err(bad(format!("its images are not what its lock says: {}", problems.join("; "))));
+        return Err(bad(format!(
+            "its images are not what its lock says: {}",
+            problems.join("; ")
+        )));
     }
     let cache = store_dir.join("cache");
     let extract = extract(&image, &cache).map_err(|e| bad(e.to_string()))?;

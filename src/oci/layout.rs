@@ -32,10 +32,16 @@ impl Layout {
     }
 
     fn encode(&self, index: &Index) -> Result<Vec<u8>, Error> {
-        serde_json::to_vec(index).map_err(|source| Error::Json {
-            path: self.index_path().display().to_string(),
-            source,
-        })
+        let path = || self.index_path().display().to_string();
+        let text = serde_json::to_vec(index).map_err(|source| Error::Json { path: path(), source })?;
+        if text.len() as u64 > MAX_INDEX {
+            return Err(Error::TooLarge {
+                path: path(),
+                size: text.len() as u64,
+                limit: MAX_INDEX,
+            });
+        }
+        Ok(text)
     }
 
     /// Names the layout at `root` without touching the disk.
@@ -91,7 +97,7 @@ impl Layout {
     /// Replaces `index.json` in one step: readers see the old or the new one.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When it cannot be written, or would be too large to be read again.
     pub fn write_index(&self, index: &Index) -> Result<(), Error> {
         write_atomic(&self.index_path(), &self.encode(index)?)
     }
@@ -142,6 +148,16 @@ fn write_new(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_index_that_could_not_be_read_again_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::create(dir.path()).unwrap();
+        let mut index = Index::default();
+        index.annotations.insert("a".into(), "b".repeat(17 << 20));
+        assert!(matches!(layout.write_index(&index), Err(Error::TooLarge { .. })));
+        assert!(layout.read_index().unwrap().annotations.is_empty());
+    }
 
     #[test]
     fn a_new_layout_is_empty_and_reads_back_what_was_written() {

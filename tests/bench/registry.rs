@@ -296,9 +296,13 @@ fn skopeo_pull(dir: &Path, address: &str) -> Result<Duration> {
 
 fn skopeo(args: &[&str]) -> Result<()> {
     let mut command = Command::new("skopeo");
-    lab::output(command.args(["--insecure-policy", "copy", "--quiet", "--preserve-digests"]).args(args))?
-        .ok()
-        .map(drop)
+    lab::output(
+        command
+            .args(["--insecure-policy", "copy", "--quiet", "--preserve-digests"])
+            .args(args),
+    )?
+    .ok()
+    .map(drop)
 }
 
 /// Bytes that do not compress.

@@ -111,9 +111,17 @@ fn a_build_names_what_is_wrong_with_its_kubefile() -> Result<()> {
     let build = |text: &str| -> Result<Output> {
         fs::write(dir.path().join("Kubefile"), text)?;
         let mut command = std::process::Command::new(e2e::program("installer")?);
-        command
-            .current_dir(dir.path())
-            .args(["--store", "store", "build", "--no-pull", "-t", "local/x:1", "-f", "Kubefile", "."]);
+        command.current_dir(dir.path()).args([
+            "--store",
+            "store",
+            "build",
+            "--no-pull",
+            "-t",
+            "local/x:1",
+            "-f",
+            "Kubefile",
+            ".",
+        ]);
         lab::output(&mut command)
     };
     fs::write(

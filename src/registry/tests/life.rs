@@ -126,6 +126,34 @@ async fn deleted_content_leaves_the_disk_with_the_last_that_needs_it() {
 }
 
 #[tokio::test]
+async fn blobs_leave_the_disk_only_while_nobody_else_adds_any() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Args {
+        upload_expiry: Duration::from_secs(1),
+        ..open_args(dir.path())
+    })
+    .await;
+    let target = server.target();
+    let blob = target.push_blob("a", b"blob").await;
+    let layout = Layout::open(dir.path());
+    let lock = dir.path().join(".lock");
+    let other = std::fs::File::options().create(true).append(true).open(lock).unwrap();
+    other.lock_shared().unwrap();
+    let path = format!("/v2/a/blobs/{blob}");
+    assert_eq!(
+        (target.status("DELETE", &path).await, target.status("GET", &path).await),
+        (202, 404)
+    );
+    assert!(
+        layout.blobs().size(&blob).is_some(),
+        "who holds the lock may count on it"
+    );
+    drop(other);
+    until("a sweep removes it", async || layout.blobs().size(&blob).is_none()).await;
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn nothing_is_deleted_unless_that_is_switched_on() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(Args {

@@ -224,6 +224,36 @@ async fn pushes_at_once_lose_nothing() {
     server.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn others_may_change_the_index_under_its_lock_meanwhile() {
+    let store = Store::new();
+    let image = store.image(b"theirs");
+    store.list(vec![]);
+    let server = Server::start(open_args(store.layout.root())).await;
+    let layout = store.layout.clone();
+    let theirs = tokio::task::spawn_blocking(move || {
+        for number in 0..20 {
+            let lock = layout.root().join(".index.lock");
+            let lock = std::fs::File::options().create(true).append(true).open(lock).unwrap();
+            lock.lock().unwrap();
+            let mut index = layout.read_index().unwrap();
+            index
+                .manifests
+                .push(Store::named(&image, &format!("a.b/theirs:{number}")));
+            layout.write_index(&index).unwrap();
+        }
+    });
+    for number in 0..20 {
+        server
+            .target()
+            .push_image("ours", Some(&number.to_string()), b"ours")
+            .await;
+    }
+    theirs.await.unwrap();
+    assert_eq!(listed(&store.layout).len(), 40);
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn the_name_of_a_cluster_image_cannot_be_taken() {
     let store = Store::new();
