@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::io::{self, HashWriter};
 use crate::manifest::{CONTENT, MAX_JSON, Manifest, ROOTFS, fits};
 use crate::progress::{Event, Progress};
+use crate::referrers::is_artifact_entry;
 use crate::store::Store;
 
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -30,11 +31,10 @@ pub fn save(store: &Store, name: &str, file: &Path, progress: &dyn Progress) -> 
     if let Ok(reference) = name.parse::<Reference>() {
         entry.annotations.insert(REF_NAME.to_string(), reference.familiar());
     }
-    let blobs: BTreeMap<_, _> = store
-        .reachable(&index)?
-        .into_iter()
-        .map(|blob| (blob.digest, blob.size))
-        .collect();
+    let attached = store.attached(&index)?;
+    let blobs = store.reachable(&index)?;
+    let blobs = blobs.iter().chain(attached.iter().flat_map(|artifact| &artifact.blobs));
+    let blobs: BTreeMap<_, _> = blobs.map(|blob| (blob.digest.clone(), blob.size)).collect();
     let total = blobs.values().sum();
     let folder = file
         .parent()
@@ -44,8 +44,9 @@ pub fn save(store: &Store, name: &str, file: &Path, progress: &dyn Progress) -> 
     let temporary = NamedTempFile::new_in(folder).map_err(cannot)?;
     let mut builder = tar::Builder::new(BufWriter::with_capacity(1 << 20, temporary));
     append(&mut builder, "oci-layout", LAYOUT.len() as u64, LAYOUT).map_err(cannot)?;
+    let artifacts = attached.into_iter().map(|artifact| artifact.manifest);
     let list = Index {
-        manifests: vec![entry],
+        manifests: std::iter::once(entry).chain(artifacts).collect(),
         ..Index::default()
     };
     let list = serde_json::to_vec(&list).map_err(|source| oci::Error::Json {
@@ -106,8 +107,12 @@ pub struct Loaded {
 pub fn load(store: &Store, file: &Path, tag: Option<&Reference>, progress: &dyn Progress) -> Result<Loaded, Error> {
     let _lock = store.lock_shared()?;
     let staged = Staged::read(store, file, progress)?;
-    let mut images = Vec::new();
+    let (mut images, mut artifacts) = (Vec::new(), Vec::new());
     for entry in &staged.index.manifests {
+        if staged.is_artifact(entry)? {
+            artifacts.push(entry.clone());
+            continue;
+        }
         let name = entry.reference().or_else(|| tag.cloned());
         let why = "it holds an image without a name; give one with --tag";
         images.push((name.ok_or_else(|| refused(file, why))?, entry.clone()));
@@ -119,6 +124,9 @@ pub fn load(store: &Store, file: &Path, tag: Option<&Reference>, progress: &dyn 
     let (new_blobs, new_bytes) = staged.adopt(store)?;
     for (reference, entry) in &images {
         store.tag(reference, entry)?;
+    }
+    for artifact in &artifacts {
+        store.keep_artifact(artifact)?;
     }
     let images = images
         .into_iter()
@@ -135,7 +143,12 @@ pub fn load(store: &Store, file: &Path, tag: Option<&Reference>, progress: &dyn 
 pub(crate) fn import(store: &Store, file: &Path, name: Option<&str>, platform: &Platform) -> Result<Descriptor, Error> {
     let staged = Staged::read(store, file, &crate::progress::NoProgress)?;
     let named = |entry: &&Descriptor| name.is_none() || entry.annotations.get(REF_NAME).map(String::as_str) == name;
-    let found: Vec<&Descriptor> = staged.index.manifests.iter().filter(named).collect();
+    let mut found = Vec::new();
+    for entry in staged.index.manifests.iter().filter(named) {
+        if !staged.is_artifact(entry)? {
+            found.push(entry);
+        }
+    }
     let [entry] = found.as_slice() else {
         let names: Vec<_> = staged
             .index
@@ -286,6 +299,15 @@ impl<'a> Staged<'a> {
             _ => self.store.blobs().read(&descriptor.digest, MAX_JSON)?,
         };
         serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))
+    }
+
+    /// Whether an entry is a document about an image, not an image.
+    fn is_artifact(&self, entry: &Descriptor) -> Result<bool, Error> {
+        if !is_artifact_entry(entry) {
+            return Ok(false);
+        }
+        self.check_complete(entry)?;
+        Ok(self.json::<Manifest>(entry)?.subject.is_some())
     }
 
     /// Everything below a descriptor is there, in the archive or in the store.

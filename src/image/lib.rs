@@ -19,6 +19,9 @@ mod progress;
 mod pull;
 #[cfg(test)]
 mod pull_tests;
+mod referrers;
+#[cfg(test)]
+mod referrers_tests;
 mod run;
 mod store;
 #[cfg(test)]
@@ -33,5 +36,6 @@ pub use error::{Error, MissingImage};
 pub use layer::UNCOMPRESSED_SIZE;
 pub use manifest::host_platform;
 pub use progress::{Event, NoProgress, Progress};
+pub use referrers::{Artifact, Attached, Document};
 pub use store::{ImageSummary, Removed, Store};
 pub use view::{Carried, ClusterImage, FileEntry, FileKind, Rootfs, VerifyReport};

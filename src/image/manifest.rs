@@ -17,15 +17,25 @@ pub(crate) const ROOTFS: &str = "rootfs";
 /// Artifact type of a cluster image's index.
 pub(crate) const CLUSTER_IMAGE: &str = "application/vnd.installer.cluster-image.v1";
 
-/// An image manifest.
+/// Media type of the configuration of artifacts that need none (image-spec 1.1, `manifest.md`).
+pub(crate) const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
+/// The content of such a configuration.
+pub(crate) const EMPTY: &[u8] = b"{}";
+
+/// An image or artifact manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Manifest {
     pub(crate) schema_version: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) media_type: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) artifact_type: Option<String>,
     pub(crate) config: Descriptor,
     pub(crate) layers: Vec<Descriptor>,
+    /// What an artifact is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) subject: Option<Descriptor>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) annotations: BTreeMap<String, String>,
 }
@@ -36,10 +46,18 @@ impl Manifest {
         Manifest {
             schema_version: 2,
             media_type,
+            artifact_type: None,
             config,
             layers,
+            subject: None,
             annotations: BTreeMap::new(),
         }
+    }
+
+    /// The type of an artifact: its own word, else its configuration's media type (distribution-spec, "Listing Referrers").
+    pub(crate) fn artifact_type(&self) -> String {
+        let own = self.artifact_type.clone();
+        own.unwrap_or_else(|| self.config.media_type.clone())
     }
 }
 

@@ -18,6 +18,7 @@ use tempfile::NamedTempFile;
 use crate::error::Error;
 use crate::layer::Layer;
 use crate::manifest::{self, Manifest};
+use crate::referrers::{is_artifact_entry, retain_artifacts};
 
 /// A folder of cluster images.
 #[derive(Debug, Clone)]
@@ -80,6 +81,10 @@ impl Store {
     #[must_use]
     pub fn blobs(&self) -> &BlobStore {
         self.layout.blobs()
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     pub(crate) fn lock_shared(&self) -> Result<Lock, Error> {
@@ -173,15 +178,24 @@ impl Store {
     /// # Errors
     /// When `index.json` can't be replaced.
     pub fn tag(&self, reference: &Reference, index: &Descriptor) -> Result<(), Error> {
-        let _lock = self.lock(".index.lock", FlockOperation::LockExclusive)?;
-        let mut root = self.layout.read_index()?;
-        root.manifests
-            .retain(|entry| entry.reference().as_ref() != Some(reference));
         let mut entry = Descriptor::new(index.media_type.clone(), index.digest.clone(), index.size);
         entry.annotations.insert(REF_NAME.to_string(), reference.familiar());
-        root.manifests.push(entry);
-        root.manifests
-            .sort_by_key(|entry| entry.annotations.get(REF_NAME).cloned());
+        self.change_index(|root| {
+            root.manifests
+                .retain(|entry| entry.reference().as_ref() != Some(reference));
+            root.manifests.push(entry);
+        })
+    }
+
+    /// Replaces `index.json` by what `change` makes of it, names in order, artifacts after them.
+    pub(crate) fn change_index(&self, change: impl FnOnce(&mut Index)) -> Result<(), Error> {
+        let _lock = self.lock(".index.lock", FlockOperation::LockExclusive)?;
+        let mut root = self.layout.read_index()?;
+        change(&mut root);
+        root.manifests.sort_by_cached_key(|entry| {
+            let name = entry.annotations.get(REF_NAME).cloned();
+            (name.is_none(), name, entry.digest.clone())
+        });
         Ok(self.layout.write_index(&root)?)
     }
 
@@ -201,7 +215,7 @@ impl Store {
         let by_digest = || {
             root.manifests
                 .iter()
-                .find(|entry| is_hex && entry.digest.hex().starts_with(hex))
+                .find(|entry| is_hex && !is_artifact_entry(entry) && entry.digest.hex().starts_with(hex))
         };
         if let Some(entry) = found.or_else(by_digest) {
             return Ok(Descriptor {
@@ -225,7 +239,8 @@ impl Store {
     /// When `index.json` or an index can't be read.
     pub fn list(&self) -> Result<Vec<ImageSummary>, Error> {
         let root = self.layout.read_index()?;
-        root.manifests.iter().map(|entry| self.summary(entry)).collect()
+        let images = root.manifests.iter().filter(|entry| !is_artifact_entry(entry));
+        images.map(|entry| self.summary(entry)).collect()
     }
 
     fn summary(&self, entry: &Descriptor) -> Result<ImageSummary, Error> {
@@ -289,17 +304,14 @@ impl Store {
     pub fn remove(&self, name: &str) -> Result<Removed, Error> {
         let alone = self.lock(".lock", FlockOperation::LockExclusive)?;
         let target = self.resolve(name)?;
-        {
-            let _lock = self.lock(".index.lock", FlockOperation::LockExclusive)?;
-            let mut root = self.layout.read_index()?;
-            let reference = name.parse::<Reference>().ok();
-            let named = root.manifests.iter().any(|entry| entry.reference() == reference);
+        let reference = name.parse::<Reference>().ok();
+        self.change_index(|root| {
+            let named = reference.is_some() && root.manifests.iter().any(|entry| entry.reference() == reference);
             root.manifests.retain(|entry| match named {
                 true => entry.reference() != reference,
                 false => entry.digest != target.digest,
             });
-            self.layout.write_index(&root)?;
-        }
+        })?;
         let removed = self.collect_garbage();
         drop(alone);
         removed
@@ -323,9 +335,18 @@ impl Store {
     /// Removes what nothing names; the caller holds the store alone.
     fn collect_garbage(&self) -> Result<Removed, Error> {
         let mut wanted = BTreeSet::new();
-        for entry in self.layout.read_index()?.manifests {
-            wanted.extend(self.reachable(&entry)?.into_iter().map(|blob| blob.digest));
+        let root = self.layout.read_index()?;
+        for entry in root.manifests.iter().filter(|entry| !is_artifact_entry(entry)) {
+            wanted.extend(self.reachable(entry)?.into_iter().map(|blob| blob.digest));
         }
+        let attached = self.attached_or_lost(wanted.clone())?;
+        let kept = attached
+            .iter()
+            .map(|artifact| artifact.manifest.digest.clone())
+            .collect();
+        self.change_index(|root| retain_artifacts(root, &kept))?;
+        let blobs = attached.into_iter().flat_map(|artifact| artifact.blobs);
+        wanted.extend(blobs.map(|blob| blob.digest));
         let mut removed = Removed::default();
         for digest in self.blobs().list()? {
             if !wanted.contains(&digest) {
