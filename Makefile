@@ -15,7 +15,7 @@ IMAGE ?= local/native:dev
 export INSTALLER_STORE ?= $(CURDIR)/target/store
 export DEBIAN_FRONTEND := noninteractive
 PACKAGES := build-essential protobuf-compiler libprotobuf-dev mmdebstrap patchelf busybox-static iproute2 nftables openssh-client openssh-server \
-	python3-pip unzip zstd skopeo containerd runc etcd-server containernetworking-plugins bind9-dnsutils
+	python3-pip unzip zstd openssl skopeo containerd runc etcd-server containernetworking-plugins bind9-dnsutils
 NEXTEST := $(shell command -v cargo-nextest)
 
 # Installs those of the given Debian packages that are missing, without starting their services.
