@@ -22,7 +22,7 @@ const FORMAT: &str = "tar+zstd-3/1\n";
 const LEVEL: i32 = 3;
 /// Multi-threaded zstd gives the same bytes for any number of workers from 1 on.
 const WORKERS: u32 = 2;
-const WHITEOUT: &str = ".wh.";
+pub(crate) const WHITEOUT: &str = ".wh.";
 const OPAQUE: &str = ".wh..wh..opq";
 
 /// A layer in the store.

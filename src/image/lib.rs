@@ -8,6 +8,7 @@ mod build;
 mod closure;
 mod config;
 mod container;
+mod contents;
 mod context;
 mod error;
 mod extract;

@@ -186,7 +186,7 @@ impl ClusterImage {
         self.carried.iter().find(|image| image.reference == *reference)
     }
 
-    fn tree(&self) -> Result<Arc<Tree>, Error> {
+    pub(crate) fn tree(&self) -> Result<Arc<Tree>, Error> {
         let poisoned = |_| Error::Refused("another reader of the image failed".to_string());
         let mut place = self.tree.lock().map_err(poisoned)?;
         if let Some(tree) = &*place {
