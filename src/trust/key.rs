@@ -10,7 +10,7 @@ use aws_lc_rs::rand;
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use oci::Digest;
 use pkcs8::der::pem::{LineEnding, PemLabel as _};
-use pkcs8::pkcs5::{pbes2, scrypt};
+use pkcs8::pkcs5::{self, pbes2, scrypt};
 use pkcs8::spki::SubjectPublicKeyInfoRef;
 use pkcs8::{EncryptedPrivateKeyInfoRef, ObjectIdentifier, PrivateKeyInfoRef, SecretDocument};
 use zeroize::Zeroizing;
@@ -24,6 +24,8 @@ const PUBLIC_LABEL: &str = "PUBLIC KEY";
 const LARGEST_FILE: u64 = 64 << 10;
 /// N = 2^14, r = 8, p = 5: 16 MiB, which OpenSSL's own limit lets it read, and five passes over them.
 const SCRYPT: (u8, u32, u32) = (14, 8, 5);
+/// A key file that wants more memory than this to be opened was made to do harm, in bytes.
+const MOST_MEMORY: u64 = 1 << 30;
 
 /// Why a key can't be had. No variant ever holds a secret.
 #[derive(Debug, thiserror::Error)]
@@ -298,6 +300,15 @@ impl KeyFile {
         let passphrase = passphrase.ok_or_else(|| KeyError::Locked(self.path.clone()))?;
         let sealed = EncryptedPrivateKeyInfoRef::try_from(self.document.as_bytes());
         let sealed = sealed.map_err(|error| damaged(format!("it is damaged ({error})")))?;
+        if let pkcs5::EncryptionScheme::Pbes2(scheme) = &sealed.encryption_algorithm
+            && let pbes2::Kdf::Scrypt(cost) = &scheme.kdf
+            && memory(cost) > MOST_MEMORY
+        {
+            let needed = memory(cost);
+            return Err(damaged(format!(
+                "opening it would take {needed} bytes of memory, more than {MOST_MEMORY}"
+            )));
+        }
         // Whatever a wrong passphrase makes of the bytes, it is no PKCS#8.
         let wrong = || KeyError::Passphrase(self.path.clone());
         let document = sealed.decrypt(passphrase).map_err(|_| wrong())?;
@@ -317,6 +328,12 @@ impl KeyFile {
         let pair = Ed25519KeyPair::from_pkcs8(der).map_err(|error| damaged(format!("it is damaged ({error})")))?;
         Ok(PrivateKey(pair))
     }
+}
+
+/// What scrypt needs (RFC 7914, section 2), in bytes.
+fn memory(cost: &pbes2::ScryptParams) -> u64 {
+    let block = 128 * u64::from(cost.block_size);
+    block.saturating_mul(cost.cost_parameter.saturating_add(u64::from(cost.parallelization)))
 }
 
 fn not_private(path: &Path, why: String) -> KeyError {

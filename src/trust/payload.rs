@@ -163,6 +163,18 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_example_of_the_documentation_is_understood() {
+        let text = include_str!("../../docs/signing.md");
+        let example = text
+            .split("```json")
+            .nth(1)
+            .and_then(|rest| rest.split("```").next())
+            .unwrap();
+        let example = example.replace("sha256:…", Digest::of(b"x").as_str());
+        assert_eq!(Payload::decode(example.as_bytes()).unwrap().digest, Digest::of(b"x"));
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_decoding_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {

@@ -6,6 +6,8 @@ use std::process::Command;
 
 use image::{Artifact, Store};
 use oci::{Descriptor, Digest, Index, Reference};
+use pkcs8::pkcs5::{self, pbes2};
+use pkcs8::{EncryptedPrivateKeyInfoRef, LineEnding, SecretDocument};
 
 use crate::signature::KEY_ID;
 use crate::{Fault, KeyError, KeyFile, PrivateKey, PublicKey, SIGNATURE, check, sign, write_pair};
@@ -313,6 +315,31 @@ fn what_is_no_key_is_refused_with_what_it_is() {
         PublicKey::from_pem(&good.replace('\n', "\r\n"), "x").unwrap(),
         PublicKey::read(&public).unwrap()
     );
+}
+
+#[test]
+fn a_key_file_cannot_ask_for_all_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let (private, _) = write_pair(&keys().0, Some("x"), &dir.path().join("k")).unwrap();
+    let text = std::fs::read_to_string(&private).unwrap();
+    let (_, document) = SecretDocument::from_pem(&text).unwrap();
+    let mut sealed = EncryptedPrivateKeyInfoRef::try_from(document.as_bytes()).unwrap();
+    let pkcs5::EncryptionScheme::Pbes2(scheme) = &mut sealed.encryption_algorithm else {
+        panic!("PBES2")
+    };
+    let pbes2::Kdf::Scrypt(cost) = &mut scheme.kdf else {
+        panic!("scrypt")
+    };
+    cost.cost_parameter = 1 << 40;
+    let greedy = SecretDocument::encode_msg(&sealed).unwrap();
+    let pem = greedy.to_pem("ENCRYPTED PRIVATE KEY", LineEnding::LF).unwrap();
+    std::fs::write(&private, pem.as_bytes()).unwrap();
+    let error = KeyFile::read(&private)
+        .unwrap()
+        .open(Some("x"))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("bytes of memory") && error.contains("k.key"), "{error}");
 }
 
 /// OpenSSL as an independent judge of our files, and we of its.
