@@ -27,6 +27,9 @@ pub mod render;
 pub mod reset;
 pub mod run;
 pub mod session;
+mod signed;
+#[cfg(test)]
+mod signed_tests;
 pub mod site;
 pub mod template;
 #[cfg(test)]
