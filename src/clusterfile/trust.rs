@@ -82,6 +82,16 @@ mod tests {
     }
 
     #[test]
+    fn the_example_of_the_documentation_is_understood() {
+        let text = include_str!("../../docs/signing.md");
+        let start = text.find("```yaml\nspec:\n  image: local/demo:1\n").unwrap();
+        let example = text[start..].split("```").nth(1).unwrap();
+        let trust = example.strip_prefix("yaml\nspec:\n  image: local/demo:1\n").unwrap();
+        let trust = parse(trust).unwrap().unwrap();
+        assert_eq!((trust.keys.len(), trust.required), (2, true));
+    }
+
+    #[test]
     fn what_cannot_be_meant_is_named_with_its_place() {
         let private = "  trust: {keys: [\"-----BEGIN PRIVATE KEY-----\\nMC4CAQ\"]}\n";
         for (text, expected) in [

@@ -4,9 +4,9 @@
 //! `main::run`. A command that can print JSON flattens [`FormatArg`] into its `Args` and gets an arm in [`Command::format`].
 
 use crate::{
-    apply, build, check, completion, exec, images, inspect, join, kubeconfig, load,
+    apply, build, check, completion, exec, images, inspect, join, key, kubeconfig, load,
     output::{Format, FormatArg},
-    plan, reset, rmi, save, tag, version,
+    plan, reset, rmi, save, sbom, sign, tag, verify, version,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -73,6 +73,14 @@ pub enum Command {
     Tag(tag::Args),
     /// Remove images from the store
     Rmi(rmi::Args),
+    /// Make keys to sign images with
+    Key(key::Args),
+    /// Vouch for a cluster image
+    Sign(sign::Args),
+    /// Check that a cluster image is whole, and who vouches for it
+    Verify(verify::Args),
+    /// Tell what is in a cluster image, as SPDX
+    Sbom(sbom::Args),
     /// Show what an apply would do
     Plan(plan::Args),
     /// Make the cluster what the Clusterfile says
@@ -107,6 +115,10 @@ impl Command {
             Command::Build(args) => Some(&args.format),
             Command::Images(args) => Some(&args.format),
             Command::Load(args) => Some(&args.format),
+            Command::Key(args) => Some(args.command.format()),
+            Command::Sign(args) => Some(&args.format),
+            Command::Verify(args) => Some(&args.format),
+            Command::Sbom(_) => None,
             Command::Inspect(_) | Command::Save(_) | Command::Tag(_) | Command::Rmi(_) => None,
             Command::Completion(_) | Command::Kubeconfig(_) => None,
         };

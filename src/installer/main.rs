@@ -15,6 +15,7 @@ mod failure;
 mod images;
 mod inspect;
 mod join;
+mod key;
 mod kubeconfig;
 mod load;
 mod output;
@@ -24,9 +25,12 @@ mod report;
 mod reset;
 mod rmi;
 mod save;
+mod sbom;
 mod show;
+mod sign;
 mod table;
 mod tag;
+mod verify;
 mod version;
 
 use clap::Parser;
@@ -63,6 +67,10 @@ async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Load(args) => load::run(args, context).await,
         Command::Tag(args) => tag::run(&args, context),
         Command::Rmi(args) => rmi::run(&args, context),
+        Command::Key(args) => key::run(&args, context),
+        Command::Sign(args) => sign::run(&args, context),
+        Command::Verify(args) => verify::run(&args, context),
+        Command::Sbom(args) => sbom::run(&args, context),
         Command::Plan(args) => plan::run(&args, context).await,
         Command::Apply(args) => apply::run(&args, context).await,
         Command::Check(args) => check::run(&args, context).await,
