@@ -72,7 +72,6 @@ pub enum Error {
 /// When the image can't be read or contradicts itself.
 pub fn document(image: &ClusterImage, name: Option<&Reference>, created: i64) -> Result<Document, Error> {
     let mut build = Build::default();
-    build.licenses = Licenses::default();
     let digest = &image.index.digest;
     let label = name.map_or_else(|| digest.to_string(), ToString::to_string);
     let cluster_image = image_package("Image", name, digest.hex(), Some(&label));
