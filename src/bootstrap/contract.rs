@@ -175,6 +175,10 @@ impl Server {
             sessions: Vec::new(),
             observer: told.clone(),
             blobs: oci::BlobStore::new(self.dir.path().join("blobs")),
+            in_use: image::Store::open(&self.dir.path().join("store"))
+                .unwrap()
+                .hold()
+                .unwrap(),
             record: json!({"kind": "Cluster"}),
             learned: Mutex::new(Learned::default()),
             launch_limit: Duration::from_secs(60),
