@@ -15,7 +15,7 @@ IMAGE ?= local/native:dev
 export INSTALLER_STORE ?= $(CURDIR)/target/store
 export DEBIAN_FRONTEND := noninteractive
 PACKAGES := build-essential protobuf-compiler libprotobuf-dev mmdebstrap patchelf busybox-static iproute2 nftables openssh-client openssh-server \
-	python3-pip unzip zstd skopeo containerd runc etcd-server containernetworking-plugins bind9-dnsutils \
+	python3-pip unzip zstd openssl jq skopeo containerd runc etcd-server containernetworking-plugins bind9-dnsutils \
 	docker-registry umoci podman
 NEXTEST := $(shell command -v cargo-nextest)
 
@@ -85,6 +85,24 @@ lint: target/deps.stamp ## rustfmt, clippy, and cargo-deny where it is installed
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	@if command -v cargo-deny >/dev/null; then cargo deny --locked check; else echo "cargo-deny is not installed: its check is left out"; fi
+
+FUZZ_SECONDS ?= 600
+FUZZ_TARGETS ?= $(basename $(notdir $(wildcard tests/fuzz/libfuzzer/fuzz_targets/*.rs)))
+
+# Nothing here has unsafe code, so no sanitizer is used; without one the stable compiler will do. What is found beside the
+# corpus of the repository is kept below target/fuzz and used again.
+.PHONY: fuzz
+fuzz: target/deps.stamp ## Fuzz every parser for FUZZ_SECONDS (600) each; FUZZ_TARGETS chooses some. Needs cargo-fuzz.
+	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing: cargo install --locked cargo-fuzz"; exit 1; }
+	@mkdir -p target/fuzz/crashes target/fuzz/tmp; cp Cargo.lock tests/fuzz/libfuzzer/; failed=; \
+	for target in $(FUZZ_TARGETS); do \
+	  echo "== $$target, $(FUZZ_SECONDS) s"; mkdir -p target/fuzz/corpus/$$target; \
+	  TMPDIR=$(if $(wildcard /dev/shm),/dev/shm,$(CURDIR)/target/fuzz/tmp) cargo fuzz run --fuzz-dir tests/fuzz/libfuzzer --sanitizer none \
+	    --target-dir target/fuzz/build $$target target/fuzz/corpus/$$target tests/fuzz/corpus/$$target -- \
+	    -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 \
+	    -artifact_prefix=$(CURDIR)/target/fuzz/crashes/$$target- || failed="$$failed $$target"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "broken:$$failed; the inputs are in target/fuzz/crashes"; exit 1; fi
 
 .PHONY: bench
 bench: image target/bench-deps.stamp ## Benchmarks, as ratios against what a user would otherwise pick.

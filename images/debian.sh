@@ -4,6 +4,7 @@
 #   OUT/rootfs/{bin,lib,cni/bin}   for /opt/installer on hosts: interpreter and rpath point to the libraries beside them
 #   OUT/nft, OUT/etcd              for container images: files at their Debian places, unpatched
 #   OUT/busybox                    for images of tests: a static shell and its tools, one link each
+#   …/usr/share/installer/debian.json  in each of them: which file is of which package, and the packages' licences
 #
 # Packages come from the machine's own apt configuration and are unpacked, never installed. Libraries are found by reading
 # what each program needs, package by package along their dependencies; there is no list of libraries here.
@@ -42,6 +43,36 @@ cache=$out/.cache
 work=$(mktemp -d "${TMPDIR:-/tmp}/debian.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$cache" "$work/packages" "$work/new"
+distribution=$(. /etc/os-release && echo "$ID-${VERSION_ID:-unstable}")
+
+# quoted: each line of the input as a JSON string, joined by commas.
+quoted() {
+    tr -d '\000-\011\013-\037' | sed 's/[\\"]/\\&/g; s/.*/"&"/' | paste -sd, | sed 's/,/, /g'
+}
+
+# licences PACKAGE: what its copyright file calls them (DEP-5), else which common licences it refers to.
+licences() {
+    copyright=$work/packages/$1/usr/share/doc/$1/copyright
+    [ -f "$copyright" ] || return 0
+    if head -n1 "$copyright" | grep -q '^Format:'; then
+        sed -n 's/^License: *\(.*[^ ]\) *$/\1/p' "$copyright" | sort -u
+    else
+        grep -o '/usr/share/common-licenses/[A-Za-z][A-Za-z0-9.-]*[A-Za-z0-9]' "$copyright" | sed 's,.*/,,' | sort -u
+    fi
+}
+
+# describe PACKAGE DEB: what is worth knowing of a package wherever a file of it is, as JSON without its end.
+describe() (
+    field() { dpkg-deb -f "$deb" "$1"; }
+    package=$1 deb=$2
+    version=$(field Version)
+    # "Source: NAME (VERSION)"; what differs from the package only is said.
+    source=$(field Source | cut -d' ' -f1)
+    source_version=$(field Source | sed -n 's/.*(\(.*\)).*/\1/p')
+    printf '{"name": "%s", "version": "%s", "architecture": "%s", ' "$package" "$version" "$(field Architecture)"
+    printf '"source": "%s", "sourceVersion": "%s", ' "${source:-$package}" "${source_version:-$version}"
+    printf '"licenses": [%s], "sha256": "%s"' "$(licences "$package" | quoted)" "$(sha256sum "$deb" | cut -d' ' -f1)"
+)
 
 # fetch PACKAGE: into the cache, and unpacked; remembers the libraries it depends on.
 fetch() {
@@ -54,6 +85,7 @@ fetch() {
         deb=$(ls "$cache/${1}_$(echo "$version" | sed 's/:/%3a/g')_"*.deb | head -n1)
     fi
     dpkg-deb -x "$deb" "$work/packages/$1"
+    describe "$1" "$deb" >"$work/about.$1"
     dpkg-deb -f "$deb" Depends Pre-Depends | sed 's/^[A-Za-z-]*: //' | tr ',' '\n' |
         sed 's/|.*//; s/(.*)//; s/:any//; s/ //g' | { grep '^lib' || true; } >"$work/depends.$1"
 }
@@ -119,6 +151,25 @@ closure() {
 place() {
     mkdir -p "$(dirname "$work/new/$2")"
     install -m 0755 "$work/packages/$1" "$work/new/$2"
+    # "PART PACKAGE PATH-IN-PART PATH-IN-PACKAGE"; none of them has a space.
+    echo "${2%%/*} ${1%%/*} $(echo "${2#*/}" | sed 's,^/*,,') ${1#*/}" >>"$work/placed"
+}
+
+# provenance PART: remembers in the part itself where its files come from.
+provenance() {
+    mkdir -p "$work/new/$1/usr/share/installer"
+    {
+        printf '{\n"format": "installer.internal/debian-provenance/v1",\n"distribution": "%s",\n"packages": [' "$distribution"
+        before=
+        for package in $(awk -v part="$1" '$1==part {print $2}' "$work/placed" | sort -u); do
+            printf '%s\n%s,\n  "files": [' "$before" "$(cat "$work/about.$package")"
+            awk -v part="$1" -v package="$package" '$1==part && $2==package {
+                printf "{\"path\": \"%s\", \"from\": \"%s\"}\n", $3, $4}' "$work/placed" | sort -u | paste -sd, | sed 's/},{/}, {/g' | tr -d '\n'
+            printf ']}'
+            before=,
+        done
+        printf '\n]\n}\n'
+    } >"$work/new/$1/usr/share/installer/debian.json"
 }
 
 # self_contained RPATH FILE: interpreter and search path of a program; a static one needs neither.
@@ -192,6 +243,9 @@ for program in "$work"/new/rootfs/bin/* "$work"/new/rootfs/cni/bin/*; do
     fi
 done
 
+for part in rootfs nft etcd busybox; do
+    provenance $part
+done
 rm -f "$out/.packages"
 for part in rootfs nft etcd busybox; do
     rm -rf "${out:?}/$part"

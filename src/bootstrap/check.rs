@@ -53,7 +53,9 @@ pub async fn run(clusterfile: &Clusterfile, options: &Options, patience: Duratio
 async fn image(clusterfile: &Clusterfile, options: &Options) -> Result<Image> {
     let (store, reference) = (options.store.clone(), clusterfile.cluster.image.clone());
     let name = reference.clone();
-    let opened = tokio::task::spawn_blocking(move || crate::image::open(&store, &reference, &image::host_platform()))
+    // Nothing of it is put on a host here, so nobody need vouch for it.
+    let open = move || crate::image::open(&store, &reference, &image::host_platform(), None);
+    let opened = tokio::task::spawn_blocking(open)
         .await
         .map_err(|_| Error::Interrupted("opening the image"))?;
     if let Ok(opened) = opened {

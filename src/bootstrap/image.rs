@@ -3,7 +3,8 @@
 //! Reading those means unpacking layers in memory, so what was read is kept beside the store, named by the rootfs' digest: the same
 //! digest is the same content for ever.
 
-use crate::{Error, Result, paths::source, session::Program, site};
+use crate::{Error, Result, paths::source, session::Program, signed, site};
+use clusterfile::Trust;
 use host::proto::Blob;
 use image::{ClusterImage, FileKind, Store};
 use oci::{Descriptor, Digest, Index, Platform};
@@ -47,13 +48,15 @@ pub struct Opened {
     pub blobs: oci::BlobStore,
     /// Keeps them there meanwhile, whoever removes images.
     pub in_use: image::InUse,
+    /// What the operator should know about it though it stops nothing.
+    pub warnings: Vec<String>,
 }
 
-/// Opens an image of the store for hosts of `platform`.
+/// Opens an image of the store for hosts of `platform`; one that somebody must vouch for is judged before anything of it is used.
 ///
 /// # Errors
-/// When it is not there, lacks blobs, or holds no `clusterd`.
-pub fn open(store_dir: &Path, reference: &str, platform: &Platform) -> Result<Opened> {
+/// When it is not there, is not trusted, lacks blobs, or holds no `clusterd`.
+pub fn open(store_dir: &Path, reference: &str, platform: &Platform, trust: Option<&Trust>) -> Result<Opened> {
     let bad = |message: String| Error::Image {
         image: reference.to_owned(),
         message,
@@ -61,7 +64,12 @@ pub fn open(store_dir: &Path, reference: &str, platform: &Platform) -> Result<Op
     let store = Store::open(store_dir).map_err(|e| bad(e.to_string()))?;
     let in_use = store.hold().map_err(|e| bad(e.to_string()))?;
     let image = ClusterImage::open(&store, reference, platform).map_err(|e| bad(e.to_string()))?;
-    let report = image.verify(false);
+    let warnings = match trust {
+        Some(trust) => signed::check(&image, reference, trust)?,
+        None => Vec::new(),
+    };
+    // What is vouched for is compared byte by byte: the signature covers digests.
+    let report = image.verify(trust.is_some());
     if !report.problems.is_empty() {
         return Err(bad(format!(
             "it is damaged: {}; build or load it again",
@@ -76,8 +84,9 @@ pub fn open(store_dir: &Path, reference: &str, platform: &Platform) -> Result<Op
         )));
     }
     let cache = store_dir.join("cache");
-    let extract = extract(&image, &cache).map_err(|e| bad(e.to_string()))?;
-    let program = program(&image, &cache, extract.clusterd.as_ref()).map_err(|e| bad(e.to_string()))?;
+    let fresh = trust.is_some();
+    let extract = extract(&image, &cache, fresh).map_err(|e| bad(e.to_string()))?;
+    let program = program(&image, &cache, extract.clusterd.as_ref(), fresh).map_err(|e| bad(e.to_string()))?;
     let opened = site::Image {
         reference: reference.to_owned(),
         digest: image.index.digest.clone(),
@@ -106,6 +115,7 @@ pub fn open(store_dir: &Path, reference: &str, platform: &Platform) -> Result<Op
         program,
         blobs: store.blobs().clone(),
         in_use,
+        warnings,
     })
 }
 
@@ -141,10 +151,12 @@ fn layout(image: &ClusterImage) -> Index {
     }
 }
 
-fn extract(image: &ClusterImage, cache: &Path) -> Result<Extract, image::Error> {
+/// `fresh`: what is kept beside the store is not believed, since no signature covers it.
+fn extract(image: &ClusterImage, cache: &Path, fresh: bool) -> Result<Extract, image::Error> {
     let path = cache.join(format!("{}.json", image.rootfs.manifest.digest.short()));
     let kept = std::fs::read(&path)
         .ok()
+        .filter(|_| !fresh)
         .and_then(|bytes| serde_json::from_slice(&bytes).ok());
     if let Some(extract) = kept {
         return Ok(extract);
@@ -223,12 +235,17 @@ fn resolve(path: &str, target: &str) -> String {
 }
 
 /// The image's own `clusterd`, else the one beside this program.
-fn program(image: &ClusterImage, cache: &Path, clusterd: Option<&(String, Digest)>) -> Result<Program, image::Error> {
+fn program(
+    image: &ClusterImage,
+    cache: &Path,
+    clusterd: Option<&(String, Digest)>,
+    fresh: bool,
+) -> Result<Program, image::Error> {
     let Some((source, digest)) = clusterd else {
         return beside_us();
     };
     let path = cache.join(format!("clusterd-{}", digest.short()));
-    if !path.exists() {
+    if fresh || !path.exists() {
         let partial = cache.join(format!("clusterd-{}.{}", digest.short(), std::process::id()));
         let io = |source| image::Error::Io {
             what: "cannot write",

@@ -173,11 +173,19 @@ async fn registry_access(clusterfile: &Clusterfile, opened: &Opened) -> Result<R
 
 async fn open_image(clusterfile: &Clusterfile, options: &Options) -> Result<Opened> {
     let (store, reference) = (options.store.clone(), clusterfile.cluster.image.clone());
+    let trust = clusterfile.cluster.trust.clone();
     // Hosts of other architectures are found by preflight, which names them.
     let platform = image::host_platform();
-    tokio::task::spawn_blocking(move || crate::image::open(&store, &reference, &platform))
+    let opened = tokio::task::spawn_blocking(move || crate::image::open(&store, &reference, &platform, trust.as_ref()))
         .await
-        .map_err(|_| Error::Interrupted("opening the image"))?
+        .map_err(|_| Error::Interrupted("opening the image"))??;
+    for message in &opened.warnings {
+        options.observer.event(Event::Warning {
+            host: None,
+            message: message.clone(),
+        });
+    }
+    Ok(opened)
 }
 
 /// Every host of the Clusterfile, and how to reach it.

@@ -36,6 +36,9 @@ pub mod reset;
 pub mod run;
 mod script;
 pub mod session;
+mod signed;
+#[cfg(test)]
+mod signed_tests;
 pub mod site;
 pub mod template;
 #[cfg(test)]

@@ -55,6 +55,8 @@ pub struct Cluster {
     pub name: String,
     /// The cluster image's reference.
     pub image: String,
+    /// Whose signature the image needs; absent means nobody's.
+    pub trust: Option<Trust>,
     /// `spec.env`, without the hosts' own.
     pub env: Env,
     /// `spec.ssh` with its defaults; each host carries its own resolved copy.
@@ -73,6 +75,30 @@ pub struct Cluster {
     pub cmd: Vec<String>,
     /// Which of the image's applications to launch; empty means the image's own choice.
     pub app_names: Vec<String>,
+}
+
+/// Whose signature makes an image acceptable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Trust {
+    /// Public keys; a signature by one of them is enough. Never empty.
+    pub keys: Vec<TrustedKey>,
+    /// Whether an image without a good signature is refused, or only warned of.
+    pub required: bool,
+}
+
+/// Where a public key is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum TrustedKey {
+    /// A PEM file.
+    File(PathBuf),
+    /// In the Clusterfile itself.
+    Inline {
+        /// The PEM text.
+        pem: String,
+        /// File and line, for messages.
+        place: String,
+    },
 }
 
 /// A machine of the cluster.

@@ -56,6 +56,11 @@ impl Decoder {
         }
     }
 
+    /// `FILE:LINE`, for messages that are said later.
+    pub(crate) fn place(&self, at: Position) -> String {
+        format!("{}:{}", self.file, at.line)
+    }
+
     /// A path as the file means it: `~` is the operator's home, relative ones start at the file's folder.
     pub(crate) fn path(&self, text: &str) -> PathBuf {
         if let Some(rest) = text.strip_prefix("~/")

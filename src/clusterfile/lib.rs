@@ -18,13 +18,14 @@ mod secret;
 mod ssh;
 #[cfg(test)]
 mod tests;
+mod trust;
 mod validate;
 pub mod yaml;
 
 pub use cluster::{
     Cluster, Clusterfile, ContainerRuntime, DEFAULT_DATA_ROOT, DEFAULT_DNS_DOMAIN, DEFAULT_POD_CIDR,
     DEFAULT_REGISTRY_DOMAIN, DEFAULT_REGISTRY_PORT, DEFAULT_SERVICE_CIDR, Env, ExternalRegistry, Host, HostAlias, Jump,
-    LocalRegistry, Networks, Registry, Role, Ssh, Taint,
+    LocalRegistry, Networks, Registry, Role, Ssh, Taint, Trust, TrustedKey,
 };
 pub use extra::{AppConfig, AppFile, Application, Config, Strategy};
 pub use kubeadm::KubeadmSettings;

@@ -13,7 +13,7 @@ use crate::net::expand_range;
 use crate::problem::Problems;
 use crate::ssh::{self, SshOverlay};
 use crate::yaml::{self, Node, Position};
-use crate::{extra, kubeadm, plugin, validate};
+use crate::{extra, kubeadm, plugin, trust, validate};
 
 /// Why a Clusterfile can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -194,6 +194,7 @@ fn cluster(decoder: &mut Decoder, mut document: Object<'_>) -> (Cluster, Places)
     let mut cluster = Cluster {
         name,
         image: String::new(),
+        trust: None,
         env: Env::new(),
         ssh: SshOverlay::default().resolve(),
         data_root: PathBuf::from(DEFAULT_DATA_ROOT),
@@ -227,6 +228,7 @@ fn read_spec(decoder: &mut Decoder, mut spec: Object<'_>, cluster: &mut Cluster,
             format!("spec.image {:?} has a space in it", cluster.image),
         );
     }
+    cluster.trust = spec.object(decoder, "trust").map(|object| trust::read(decoder, object));
     places.env = at(spec.get("env"), spec.at());
     cluster.env = env_entries(decoder, &mut spec);
     let overlay = spec

@@ -34,7 +34,7 @@ mod server;
 mod snapshot;
 mod system;
 mod undo;
-mod unpack;
+pub mod unpack;
 
 pub use cli::{Args, run};
 pub use client::{Client, ClientError};

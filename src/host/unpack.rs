@@ -18,8 +18,11 @@ use tar::EntryType;
 
 use crate::{CURRENT, Error, Result, fsops};
 
-/// Unpacks `layers` to `dest`, durably.
-pub(crate) fn rootfs(blobs: &BlobStore, layers: &[Descriptor], dest: &Path, closing: &AtomicBool) -> Result<()> {
+/// Unpacks `layers` to `dest`, durably. `closing` set by somebody else ends it.
+///
+/// # Errors
+/// When a layer is damaged or leads out of `dest`, with the entry's name, or the system refuses; `dest` is then not there.
+pub fn rootfs(blobs: &BlobStore, layers: &[Descriptor], dest: &Path, closing: &AtomicBool) -> Result<()> {
     let tmp = fsops::temporary(dest);
     fsops::remove_tree(&tmp)?;
     fs::DirBuilder::new()
@@ -272,8 +275,12 @@ impl Layer<'_> {
         if hidden.is_empty() || hidden == "." || hidden == ".." {
             return Err(Error::corrupt(format!("entry '{}' hides nothing", path.display())));
         }
-        let at = self.root.join(folder.join(hidden));
-        self.replace(&at)
+        let target = folder.join(hidden);
+        if self.own.iter().any(|own| own.starts_with(&target)) {
+            let what = format!("entry '{}' takes away what the same layer brings", path.display());
+            return Err(Error::corrupt(what));
+        }
+        self.replace(&self.root.join(target))
     }
 
     fn own_as(&self, header: &tar::Header, at: &Path) -> Result<()> {
@@ -368,6 +375,10 @@ mod tests {
             (&[E::Other("tty", EntryType::Char)], "tty"),
             (&[E::Other("pipe", EntryType::Fifo)], "pipe"),
             (&[E::Link("a", "/opt/installer/../etc")], "leads outside"),
+            (
+                &[E::File("d/x", ""), E::File(".wh.d", "")],
+                "takes away what the same layer brings",
+            ),
         ];
         for (entries, expected) in table {
             let (dir, result) = run(&[layer(entries)]);

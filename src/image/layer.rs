@@ -3,6 +3,7 @@
 //! The blob is a function of the changes alone: sorted entries, mtime 0, owner 0, no extended attributes. So a layer
 //! that was written once is found again by the digest of its changes, whatever instruction asked for it.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::ops::ControlFlow;
@@ -23,7 +24,7 @@ const FORMAT: &str = "tar+zstd-3/1\n";
 const LEVEL: i32 = 3;
 /// Multi-threaded zstd gives the same bytes for any number of workers from 1 on.
 const WORKERS: u32 = 2;
-const WHITEOUT: &str = ".wh.";
+pub(crate) const WHITEOUT: &str = ".wh.";
 const OPAQUE: &str = ".wh..wh..opq";
 /// A layer with more entries is refused: they are kept in memory.
 const MOST_ENTRIES: usize = 4_000_000;
@@ -239,7 +240,33 @@ pub(crate) fn read_records(blobs: &oci::BlobStore, descriptor: &Descriptor) -> R
         }
         Ok(ControlFlow::Continue(()))
     })?;
+    check_consistent(&records)?;
     Ok(records)
+}
+
+/// A layer says one thing about each path: only then does everybody who lays it over others, here or on a host, come to the same tree.
+fn check_consistent(records: &[Record]) -> Result<(), Error> {
+    let mut seen: BTreeMap<&str, &Record> = BTreeMap::new();
+    for record in records {
+        let path = record.path();
+        match (seen.insert(path, record), record) {
+            (None, _) | (Some(Record::Dir { .. }), Record::Dir { .. }) => {}
+            _ => return Err(Error::path(path, "the layer has it twice")),
+        }
+        let below = format!("{path}/");
+        let first_below = || seen.range(below.as_str()..).next();
+        if matches!(record, Record::Remove { .. }) && first_below().is_some_and(|(path, _)| path.starts_with(&below)) {
+            return Err(Error::path(path, "the layer takes away what it brings itself"));
+        }
+    }
+    for path in seen.keys() {
+        let above = path.match_indices('/').map(|(at, _)| &path[..at]);
+        let is_no_folder = |at: &&str| matches!(seen.get(at), Some(Record::File { .. } | Record::Link { .. }));
+        if let Some(at) = above.into_iter().find(is_no_folder) {
+            return Err(Error::path(*path, format!("{at} is no folder in the same layer")));
+        }
+    }
+    Ok(())
 }
 
 fn record(item: &Item, path: String, reader: &mut dyn Read) -> std::io::Result<Option<Record>> {
@@ -276,4 +303,48 @@ fn record(item: &Item, path: String, reader: &mut dyn Read) -> std::io::Result<O
         }
         _ => return refused("only files, folders and symbolic links are allowed"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn records(texts: &[&str]) -> Vec<Record> {
+        let record = |text: &&str| {
+            let path = text[1..].to_string();
+            match text.as_bytes()[0] {
+                b'd' => Record::Dir { path, mode: 0o755 },
+                b'l' => Record::Link {
+                    path,
+                    target: "x".into(),
+                },
+                b'-' => Record::Remove { path },
+                _ => Record::File {
+                    path,
+                    mode: 0o644,
+                    size: 0,
+                    digest: Digest::of(b""),
+                },
+            }
+        };
+        texts.iter().map(record).collect()
+    }
+
+    #[test]
+    fn a_layer_that_contradicts_itself_is_refused() {
+        for (texts, expected) in [
+            (&["da", "fa/b", "da", "la/c", "-a/d"][..], None),
+            (&["-a", "da", "fa/b"], Some("a: the layer has it twice")),
+            (&["-a", "fa/b"], None),
+            (&["fa/b", "-a"], Some("a: the layer takes away what it brings itself")),
+            (&["fa", "fa"], Some("a: the layer has it twice")),
+            (&["da", "fa"], Some("a: the layer has it twice")),
+            (&["fa/b", "fa"], Some("a/b: a is no folder in the same layer")),
+            (&["la", "fa/b"], Some("a/b: a is no folder in the same layer")),
+            (&["fa", "fa.b", "fab"], None),
+        ] {
+            let found = check_consistent(&records(texts)).err().map(|error| error.to_string());
+            assert_eq!(found.as_deref(), expected, "{texts:?}");
+        }
+    }
 }

@@ -10,6 +10,7 @@ mod build;
 mod closure;
 mod config;
 mod container;
+mod contents;
 mod context;
 #[cfg(test)]
 mod contract_tests;

@@ -90,6 +90,17 @@ pub(crate) enum Record {
     },
 }
 
+impl Record {
+    pub(crate) fn path(&self) -> &str {
+        match self {
+            Record::Dir { path, .. }
+            | Record::File { path, .. }
+            | Record::Link { path, .. }
+            | Record::Remove { path } => path,
+        }
+    }
+}
+
 impl Changes {
     pub(crate) fn records(&self) -> impl Iterator<Item = Record> + '_ {
         self.0.iter().map(|(path, change)| {

@@ -4,10 +4,10 @@
 //! `main::run`. A command that can print JSON flattens [`FormatArg`] into its `Args` and gets an arm in [`Command::format`].
 
 use crate::{
-    apply, build, check, completion, diff, exec, history, images, inspect, join, kubeconfig, load, login, logout,
+    apply, build, check, completion, diff, exec, history, images, inspect, join, key, kubeconfig, load, login, logout,
     merge,
     output::{Format, FormatArg},
-    plan, prune, pull, push, reset, rmi, save, tag, verify, version,
+    plan, prune, pull, push, reset, rmi, save, sbom, sign, tag, verify, version,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -86,8 +86,14 @@ pub enum Command {
     Rmi(rmi::Args),
     /// Free what no image of the store needs
     Prune(prune::Args),
-    /// Prove that an image is whole and carries all that it names
+    /// Prove that an image is whole, carries all that it names, and who vouches for it
     Verify(verify::Args),
+    /// Make keys to sign images with
+    Key(key::Args),
+    /// Vouch for a cluster image
+    Sign(sign::Args),
+    /// Tell what is in a cluster image, as SPDX
+    Sbom(sbom::Args),
     /// Try and store a login for a registry
     Login(login::Args),
     /// Forget a login
@@ -136,6 +142,9 @@ impl Command {
             Command::Save(_) | Command::Tag(_) | Command::Rmi(_) => None,
             Command::Verify(args) => Some(&args.format),
             Command::Login(_) | Command::Logout(_) => None,
+            Command::Key(args) => Some(args.command.format()),
+            Command::Sign(args) => Some(&args.format),
+            Command::Sbom(_) => None,
             Command::Completion(_) | Command::Kubeconfig(_) => None,
         };
         arg.map_or(Format::Text, |arg| arg.output)

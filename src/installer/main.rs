@@ -19,6 +19,7 @@ mod history;
 mod images;
 mod inspect;
 mod join;
+mod key;
 mod kubeconfig;
 mod load;
 mod login;
@@ -35,7 +36,9 @@ mod report;
 mod reset;
 mod rmi;
 mod save;
+mod sbom;
 mod show;
+mod sign;
 mod table;
 mod tag;
 mod verify;
@@ -84,6 +87,9 @@ async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Verify(args) => verify::run(args, context).await,
         Command::Login(args) => login::run(args, context).await,
         Command::Logout(args) => logout::run(&args, context),
+        Command::Key(args) => key::run(&args, context),
+        Command::Sign(args) => sign::run(&args, context),
+        Command::Sbom(args) => sbom::run(&args, context),
         Command::Plan(args) => plan::run(&args, context).await,
         Command::Apply(args) => apply::run(&args, context).await,
         Command::Check(args) => check::run(&args, context).await,

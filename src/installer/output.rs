@@ -3,6 +3,7 @@
 //! No other file of this program writes to a stream, so that bars and lines never tear each other apart.
 
 use crate::{progress::Task, table::Table};
+use clusterfile::Secret;
 use indicatif::{MultiProgress, ProgressDrawTarget};
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
@@ -64,6 +65,17 @@ impl Output {
             let mut stderr = std::io::stderr().lock();
             let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
         });
+    }
+
+    /// A secret that is typed on the terminal and not shown.
+    ///
+    /// # Errors
+    /// When there is no terminal to ask on.
+    pub fn ask_secret(&self, text: &str) -> anyhow::Result<Secret> {
+        let terminal = std::io::stdin().is_terminal() && std::io::stderr().is_terminal() && !self.is_json();
+        anyhow::ensure!(terminal, "there is no terminal to ask for a passphrase on");
+        self.ask(text);
+        Ok(Secret::new(console::Term::stderr().read_secure_line()?))
     }
 
     /// What the user asked for: a line on stdout. With `-o json` nothing; use [`Output::json`].

@@ -53,11 +53,18 @@ impl Reference {
         }
     }
 
-    /// The same name as users write it: without `docker.io/` and `library/`.
+    /// The same name as users write it: without `docker.io/` and `library/`, where that leaves no doubt.
     pub fn familiar(&self) -> String {
         let full = self.to_string();
-        let short = full.strip_prefix("docker.io/").unwrap_or(&full);
-        short.strip_prefix("library/").unwrap_or(short).to_owned()
+        let Some(short) = full.strip_prefix("docker.io/") else {
+            return full;
+        };
+        let short = short.strip_prefix("library/").unwrap_or(short);
+        // What is left may begin with what looks like another domain.
+        match short.parse::<Self>() {
+            Ok(same) if same == *self => short.to_owned(),
+            _ => full,
+        }
     }
 }
 
@@ -116,12 +123,17 @@ impl FromStr for Reference {
         let (domain, path) = match rest.split_once('/') {
             Some((first, path)) if is_domain(first) => (first.to_owned(), path.to_owned()),
             Some(_) => (DEFAULT_DOMAIN.to_owned(), rest.to_owned()),
-            None => (DEFAULT_DOMAIN.to_owned(), format!("library/{rest}")),
+            None => (DEFAULT_DOMAIN.to_owned(), rest.to_owned()),
         };
         let domain = if domain == "index.docker.io" {
             DEFAULT_DOMAIN.to_owned()
         } else {
             domain
+        };
+        let path = if domain == DEFAULT_DOMAIN && !path.contains('/') {
+            format!("library/{path}")
+        } else {
+            path
         };
         if !valid_domain(&domain) {
             return Err(bad("the registry's name is malformed"));
@@ -198,6 +210,7 @@ mod tests {
             ("sea.hub:5000/a/b:tag", "sea.hub:5000/a/b:tag".to_owned()),
             ("localhost/x", "localhost/x:latest".to_owned()),
             ("index.docker.io/library/x:1", "docker.io/library/x:1".to_owned()),
+            ("docker.io/nginx", "docker.io/library/nginx:latest".to_owned()),
             (&format!("a.b/c@sha256:{hex}"), format!("a.b/c@sha256:{hex}")),
             (&format!("a.b/c:1@sha256:{hex}"), format!("a.b/c:1@sha256:{hex}")),
         ] {
@@ -232,6 +245,9 @@ mod tests {
             ("docker.io/library/nginx:1", "nginx:1"),
             ("docker.io/local/native:dev", "local/native:dev"),
             ("quay.io/a:1", "quay.io/a:1"),
+            ("docker.io/a.b/c:1", "docker.io/a.b/c:1"),
+            ("docker.io/localhost/c:1", "docker.io/localhost/c:1"),
+            ("docker.io/library/a/b:1", "docker.io/library/a/b:1"),
         ] {
             assert_eq!(full.parse::<Reference>().unwrap().familiar(), short);
         }
@@ -241,7 +257,8 @@ mod tests {
         #[test]
         fn parsing_never_panics_and_is_stable(text in "[ -~]{0,80}") {
             if let Ok(reference) = text.parse::<Reference>() {
-                prop_assert_eq!(reference.to_string().parse::<Reference>().unwrap(), reference);
+                prop_assert_eq!(&reference.to_string().parse::<Reference>().unwrap(), &reference);
+                prop_assert_eq!(reference.familiar().parse::<Reference>().unwrap(), reference);
             }
         }
     }
