@@ -56,14 +56,18 @@ pub async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     if password.expose().is_empty() {
         bail!("the password is empty");
     }
+    log_in(&args, &key, password, context).await
+}
+
+async fn log_in(args: &Args, key: &str, password: Secret, context: &Context) -> anyhow::Result<Exit> {
     let mut options = args.registries.remote();
     options.credentials = Arc::new(Tried(Login::Password {
         user: args.username.clone(),
         password: password.clone(),
     }));
-    Remote::new(options)?.check_login(&key).await?;
+    Remote::new(options)?.check_login(key).await?;
     let file = AuthFile::new(&args.registries.own_file());
-    file.store(&key, &args.username, &password)?;
+    file.store(key, &args.username, &password)?;
     context.out.note(format!(
         "the login of {} for {key} is stored in {}",
         args.username,
@@ -88,4 +92,84 @@ fn ask(user: &str, registry: &str) -> anyhow::Result<Secret> {
     let terminal = console::Term::stderr();
     terminal.write_str(&format!("Password of {user} for {registry}: "))?;
     Ok(Secret::new(terminal.read_secure_line()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{cli::Cli, cli::Command, logout};
+    use clap::Parser as _;
+    use std::{
+        io::{BufRead as _, BufReader, Write as _},
+        net::TcpListener,
+    };
+
+    /// A registry that lets in who comes as `me` with the password `s3cret`.
+    fn registry() -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let lines = BufReader::new(stream.try_clone().unwrap())
+                    .lines()
+                    .map_while(Result::ok);
+                let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+                let good = head.iter().any(|line| line.ends_with("Basic bWU6czNjcmV0"));
+                let status = if good {
+                    "200 OK"
+                } else {
+                    "401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\""
+                };
+                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn only_a_login_that_the_registry_takes_is_stored_and_logout_forgets_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("auth.json");
+        let (address, authfile) = (registry(), file.display().to_string());
+        let parse = |words: &[&str]| {
+            let words = ["installer", "--quiet"].iter().chain(words);
+            let cli = Cli::try_parse_from(words.chain(&["--authfile", authfile.as_str()])).unwrap();
+            let context = Context::new(&cli.globals, cli.command.format());
+            (cli.command, context)
+        };
+        let words = [
+            "login",
+            &address,
+            "-u",
+            "me",
+            "--password-stdin",
+            "--insecure-registry",
+            &address,
+        ];
+        let (Command::Login(args), context) = parse(&words) else {
+            panic!("it is a login")
+        };
+        let error = log_in(&args, &address, Secret::new("hunter2"), &context)
+            .await
+            .unwrap_err();
+        let error = format!("{error:#}");
+        assert!(error.contains("was refused") && !error.contains("hunter2"), "{error}");
+        assert!(!file.exists());
+        let exit = log_in(&args, &address, Secret::new("s3cret"), &context).await.unwrap();
+        assert_eq!(exit, Exit::Done);
+        assert_eq!(AuthFile::new(&file).keys().unwrap(), std::slice::from_ref(&address));
+
+        let (Command::Logout(args), context) = parse(&["logout", &address]) else {
+            panic!("it is a logout")
+        };
+        assert_eq!(logout::run(&args, &context).unwrap(), Exit::Done);
+        assert!(AuthFile::new(&file).keys().unwrap().is_empty());
+        assert!(
+            logout::run(&args, &context)
+                .unwrap_err()
+                .to_string()
+                .contains("has no login")
+        );
+    }
 }
