@@ -4,7 +4,7 @@ use crate::{
     Error, Result,
     cluster::{self, Cluster},
     install::{self, Options},
-    site::{Carried, Image, Launch, Seen},
+    site::{Image, Launch, Seen},
     verify::{self, Check},
     wish,
 };
@@ -84,8 +84,8 @@ async fn image(clusterfile: &Clusterfile, options: &Options) -> Result<Image> {
     })
 }
 
-fn pause(reference: oci::Reference) -> Carried {
-    Carried {
+fn pause(reference: oci::Reference) -> image::Carried {
+    image::Carried {
         reference,
         manifest: oci::Descriptor::of(oci::media_type::MANIFEST, b""),
         blobs: Vec::new(),

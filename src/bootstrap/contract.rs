@@ -170,15 +170,13 @@ impl Server {
     fn run(&self, site: crate::site::Site) -> (Arc<Run>, Arc<Told>) {
         let told = Arc::new(Told::default());
         let cluster = tokio::sync::OnceCell::new_with(Some(Cluster::direct(self.client.clone())));
+        let store = image::Store::open(&self.dir.path().join("store")).unwrap();
         let run = Run {
             site,
             sessions: Vec::new(),
             observer: told.clone(),
-            blobs: oci::BlobStore::new(self.dir.path().join("blobs")),
-            in_use: image::Store::open(&self.dir.path().join("store"))
-                .unwrap()
-                .hold()
-                .unwrap(),
+            blobs: store.blobs().clone(),
+            in_use: store.hold().unwrap(),
             record: json!({"kind": "Cluster"}),
             learned: Mutex::new(Learned::default()),
             launch_limit: Duration::from_secs(60),

@@ -46,6 +46,8 @@ pub struct Opened {
     pub program: Program,
     /// The store's blobs.
     pub blobs: oci::BlobStore,
+    /// The store itself.
+    pub store: Store,
     /// Keeps them there meanwhile, whoever removes images.
     pub in_use: image::InUse,
     /// What the operator should know about it though it stops nothing.
@@ -102,7 +104,7 @@ pub fn open(store_dir: &Path, reference: &str, platform: &Platform, trust: Optio
         layout: layout(&image),
         files: extract.files,
         content: extract.content,
-        carried: image.carried.iter().map(carried).collect(),
+        carried: image.carried.clone(),
         apps: image.config.apps.clone(),
         launch: site::Launch {
             apps: image.config.launch.clone(),
@@ -114,6 +116,7 @@ pub fn open(store_dir: &Path, reference: &str, platform: &Platform, trust: Optio
         image: opened,
         program,
         blobs: store.blobs().clone(),
+        store,
         in_use,
         warnings,
     })
@@ -123,14 +126,6 @@ fn blob(descriptor: &Descriptor) -> Blob {
     Blob {
         digest: descriptor.digest.clone(),
         size: descriptor.size,
-    }
-}
-
-fn carried(carried: &image::Carried) -> site::Carried {
-    site::Carried {
-        reference: carried.reference.clone(),
-        manifest: carried.manifest.clone(),
-        blobs: carried.blobs.clone(),
     }
 }
 

@@ -167,7 +167,14 @@ async fn registry_access(clusterfile: &Clusterfile, opened: &Opened) -> Result<R
     };
     let ca = file.map(read).transpose()?;
     let registry = wish::registry(clusterfile);
-    let push = push::look(&registry, &opened.image, login.as_ref(), ca.as_deref()).await?;
+    let push = push::look(
+        &registry,
+        &opened.image,
+        &opened.store,
+        login.as_ref(),
+        file.map(PathBuf::as_path),
+    )
+    .await?;
     Ok(RegistryAccess { login, ca, push })
 }
 

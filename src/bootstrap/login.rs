@@ -68,9 +68,9 @@ pub fn resolve(clusterfile: &Clusterfile) -> Result<Option<Login>> {
         source,
     })?;
     let unusable = |what: &str| Error::Wish(format!("spec.registry: {what}"));
-    if user.is_empty() || user.contains([':', '\n', '\r']) {
+    if user.is_empty() || user.contains([':', '\n', '\r']) || user.trim() != user || user.starts_with('#') {
         return Err(unusable(
-            "a username is not empty and has neither a colon nor a line's end",
+            "a username is not empty, has neither a colon nor a line's end, and does not begin with # or a blank",
         ));
     }
     match secret.filter(|secret| !secret.expose().is_empty()) {

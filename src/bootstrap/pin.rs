@@ -3,7 +3,7 @@
 //! A node that has an image of a name does not ask whether the name means another one by now. So a cluster image in which one is
 //! changed under its old name changes the manifests too, and with them the pods, and these ask for the new image.
 
-use crate::site::{Carried, Site};
+use crate::site::Site;
 use serde_json::Value;
 
 /// Where pod specs list their containers.
@@ -18,7 +18,7 @@ pub fn pinned(site: &Site, name: &str) -> Option<String> {
 }
 
 /// The carried image of that name, which may be written as the private registry's own (`sea.hub:5000/quay.io/a/b:1`).
-fn carried<'s>(site: &'s Site, name: &str) -> Option<&'s Carried> {
+fn carried<'s>(site: &'s Site, name: &str) -> Option<&'s image::Carried> {
     let find = |reference: &oci::Reference| site.image.carried.iter().find(|image| image.reference == *reference);
     let reference: oci::Reference = name.parse().ok()?;
     if reference.digest().is_some() {

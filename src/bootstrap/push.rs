@@ -9,59 +9,40 @@ use crate::{
     login::Login,
     phases::{Outcome, Phase},
     run::Run,
-    site::{Carried, Image, Registry},
+    site::{Image, Registry},
 };
-use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture, stream};
-use oci::{Descriptor, Digest};
-use oci_client::{
-    Client, Reference, RegistryOperation,
-    client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol},
-    errors::{OciDistributionError, OciErrorCode},
-    secrets::RegistryAuth,
-};
-use std::{collections::HashMap, sync::Arc, time::Duration};
-use tokio_util::io::ReaderStream;
+use image::{Access, Carried, Credentials, NoProgress, Remote, RemoteOptions, Store};
+use oci::{Digest, Reference};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-/// Blobs on their way at the same time.
-const IN_FLIGHT: usize = 4;
 /// Images asked for at the same time.
 const ASKED: usize = 8;
-/// A manifest is no larger, in bytes.
-const MANIFEST_LIMIT: u64 = 4 << 20;
-/// Bytes read from a blob at once.
-const PIECE: usize = 256 << 10;
 
 /// The way into a registry, and what it lacks.
 pub struct Push {
-    remote: Remote,
+    remote: Arc<Remote>,
+    store: Store,
     missing: Vec<(Reference, Carried)>,
 }
 
-impl Push {
-    /// Names of the images that will be brought there.
-    pub fn images(&self) -> Vec<String> {
-        self.missing.iter().map(|(target, _)| target.to_string()).collect()
-    }
+/// The one login we have, for the one registry it is for.
+struct Only {
+    registry: String,
+    login: Option<Login>,
+}
 
-    /// Brings them there.
-    ///
-    /// # Errors
-    /// When a blob of the store cannot be read, or the registry refuses.
-    pub async fn send(&self, blobs: &oci::BlobStore, observer: &dyn Observer) -> Result<Outcome> {
-        let mut outcome = Outcome::default();
-        // Blobs that several images share are sent once and taken over by the others.
-        let mut lies: HashMap<Digest, Reference> = HashMap::new();
-        for (target, carried) in &self.missing {
-            outcome.bytes += self.remote.image(blobs, target, carried, &lies).await?;
-            outcome.changes += 1;
-            lies.extend(carried.blobs.iter().map(|blob| (blob.digest.clone(), target.clone())));
-            observer.event(Event::Note {
-                host: None,
-                message: format!("brought {} to {target}", carried.reference),
-            });
-        }
-        Ok(outcome)
+impl Credentials for Only {
+    fn login(&self, repository: &str) -> Result<Option<image::Login>, image::Error> {
+        let here = repository.split('/').next() == Some(&self.registry);
+        Ok(self
+            .login
+            .as_ref()
+            .filter(|_| here)
+            .map(|login| image::Login::Password {
+                user: login.user.clone(),
+                password: login.password.clone(),
+            }))
     }
 }
 
@@ -69,11 +50,26 @@ impl Push {
 ///
 /// # Errors
 /// When the registry cannot be reached, or does not let us in.
-pub async fn look(registry: &Registry, image: &Image, login: Option<&Login>, ca: Option<&str>) -> Result<Option<Push>> {
+pub async fn look(
+    registry: &Registry,
+    image: &Image,
+    store: &Store,
+    login: Option<&Login>,
+    ca: Option<&Path>,
+) -> Result<Option<Push>> {
     if !registry.external {
         return Ok(None);
     }
-    let remote = Remote::new(registry, login, ca)?;
+    let options = RemoteOptions {
+        insecure: registry.insecure.then(|| registry.host_port()).into_iter().collect(),
+        ca_files: ca.map(Path::to_path_buf).into_iter().collect(),
+        credentials: Arc::new(Only {
+            registry: registry.host_port(),
+            login: login.cloned(),
+        }),
+        ..RemoteOptions::default()
+    };
+    let remote = Remote::new(options).map_err(failed)?;
     let asking: Vec<BoxFuture<'_, Result<Option<_>>>> = image
         .carried
         .iter()
@@ -82,15 +78,20 @@ pub async fn look(registry: &Registry, image: &Image, login: Option<&Login>, ca:
     let missing: Vec<Option<_>> = stream::iter(asking).buffered(ASKED).try_collect().await?;
     Ok(Some(Push {
         missing: missing.into_iter().flatten().collect(),
+        store: store.clone(),
         remote,
     }))
 }
 
 /// The image and its place, unless it lies there.
-async fn lacks(remote: &Remote, registry: &Registry, carried: &Carried) -> Result<Option<(Reference, Carried)>> {
+async fn lacks(remote: &Arc<Remote>, registry: &Registry, carried: &Carried) -> Result<Option<(Reference, Carried)>> {
     let target = target(registry, carried)?;
-    let there = remote.digest(&target).await?;
-    let same = there.as_deref() == Some(carried.manifest.digest.as_str());
+    let there = remote
+        .repository(&target, Access::Pull)
+        .manifest(target.tag_or_digest())
+        .await;
+    let there = there.map_err(failed)?;
+    let same = there.is_some_and(|there| there.descriptor.digest == carried.manifest.digest);
     Ok((!same).then(|| (target, carried.clone())))
 }
 
@@ -113,150 +114,50 @@ fn target(registry: &Registry, carried: &Carried) -> Result<Reference> {
 /// Brings what lacks.
 pub fn images(run: Arc<Run>, _: &'static Phase, _: Option<usize>) -> BoxFuture<'static, Result<Outcome>> {
     async move {
-        let Some(push) = &run.push else {
-            return Ok(Outcome::default());
-        };
-        push.send(&run.blobs, &*run.observer).await
+        match &run.push {
+            Some(push) => push.send(&*run.observer).await,
+            None => Ok(Outcome::default()),
+        }
     }
     .boxed()
 }
 
-/// A registry spoken to by the distribution protocol.
-struct Remote {
-    client: Client,
-    auth: RegistryAuth,
-}
-
-impl Remote {
-    fn new(registry: &Registry, login: Option<&Login>, ca: Option<&str>) -> Result<Self> {
-        let certificates = ca.map(|pem| Certificate {
-            encoding: CertificateEncoding::Pem,
-            data: pem.as_bytes().to_vec(),
-        });
-        let insecure = registry.insecure.then(|| registry.host_port());
-        let config = ClientConfig {
-            protocol: ClientProtocol::HttpsExcept(insecure.into_iter().collect()),
-            extra_root_certificates: certificates.into_iter().collect(),
-            use_monolithic_push: true,
-            connect_timeout: Some(Duration::from_secs(20)),
-            read_timeout: Some(Duration::from_secs(300)),
-            user_agent: "installer",
-            ..ClientConfig::default()
-        };
-        let client = Client::try_from(config)
-            .map_err(|error| Error::Wish(format!("spec.registry.externalRegistry cannot be spoken to: {error}")))?;
-        let auth = login.map_or(RegistryAuth::Anonymous, |login| {
-            RegistryAuth::Basic(login.user.clone(), login.password.expose().to_owned())
-        });
-        Ok(Self { client, auth })
+impl Push {
+    /// Names of the images that will be brought there.
+    pub fn images(&self) -> Vec<String> {
+        self.missing.iter().map(|(target, _)| target.to_string()).collect()
     }
 
-    /// The digest of what lies there, if anything does.
-    async fn digest(&self, target: &Reference) -> Result<Option<String>> {
-        match self.client.fetch_manifest_digest(target, &self.auth).await {
-            Ok(digest) => Ok(Some(digest)),
-            Err(error) if is_absent(&error) => Ok(None),
-            Err(error) => Err(failed(target, "asking for")(error)),
-        }
-    }
-
-    /// Sends an image; how many bytes went.
-    async fn image(
-        &self,
-        blobs: &oci::BlobStore,
-        target: &Reference,
-        carried: &Carried,
-        lies: &HashMap<Digest, Reference>,
-    ) -> Result<u64> {
-        let login = self.client.auth(target, &self.auth, RegistryOperation::Push).await;
-        login.map_err(failed(target, "logging in for"))?;
-        let own = &carried.manifest.digest;
-        let parts = carried.blobs.iter().filter(|blob| blob.digest != *own);
-        let sending: Vec<BoxFuture<'_, Result<u64>>> = parts
-            .map(|blob| self.blob(blobs, target, blob, lies.get(&blob.digest)).boxed())
-            .collect();
-        let sent: Vec<u64> = stream::iter(sending).buffer_unordered(IN_FLIGHT).try_collect().await?;
-        let manifest = blobs.read(own, MANIFEST_LIMIT).map_err(|error| damaged(&error))?;
-        let size = manifest.len() as u64;
-        let kind = carried.manifest.media_type.parse();
-        let kind = kind.map_err(|_| Error::Wish(format!("the manifest of {} has no media type", carried.reference)))?;
-        let put = self.client.push_manifest_raw(target, manifest, kind).await;
-        put.map_err(failed(target, "sending"))?;
-        Ok(sent.iter().sum::<u64>() + size)
-    }
-
-    async fn blob(
-        &self,
-        blobs: &oci::BlobStore,
-        target: &Reference,
-        blob: &Descriptor,
-        lies: Option<&Reference>,
-    ) -> Result<u64> {
-        let digest = blob.digest.as_str();
-        if self
-            .client
-            .blob_exists(target, digest)
-            .await
-            .map_err(failed(target, "asking for a layer of"))?
-        {
-            return Ok(0);
-        }
-        // A registry that cannot take a blob over from another repository gets it sent.
-        if let Some(other) = lies
-            && self.client.mount_blob(target, other, digest).await.is_ok()
-        {
-            return Ok(0);
-        }
-        let path = blobs.path(&blob.digest);
-        let file = tokio::fs::File::open(&path).await.map_err(|source| Error::Local {
-            what: format!("cannot read {}", path.display()),
-            source,
-        })?;
-        let content = ReaderStream::with_capacity(file, PIECE).map(|piece: std::io::Result<Bytes>| {
-            piece.map_err(|error| OciDistributionError::GenericError(Some(format!("cannot read the blob: {error}"))))
-        });
-        let sent = self
-            .client
-            .push_blob_stream(target, content, digest, Some(blob.size))
-            .await;
-        sent.map_err(failed(target, "sending a layer of"))?;
-        Ok(blob.size)
-    }
-}
-
-fn damaged(error: &oci::Error) -> Error {
-    Error::Wish(format!(
-        "the image store is damaged: {error}; build or load the image again"
-    ))
-}
-
-fn is_absent(error: &OciDistributionError) -> bool {
-    match error {
-        OciDistributionError::ImageManifestNotFoundError(_) => true,
-        OciDistributionError::ServerError { code, .. } => *code == 404,
-        OciDistributionError::RegistryError { envelope, .. } => envelope.errors.iter().any(|error| {
-            let absent = [
-                OciErrorCode::ManifestUnknown,
-                OciErrorCode::NameUnknown,
-                OciErrorCode::NotFound,
-            ];
-            absent.contains(&error.code)
-        }),
-        _ => false,
-    }
-}
-
-fn failed(target: &Reference, doing: &str) -> impl FnOnce(OciDistributionError) -> Error {
-    let what = format!("{doing} {target}");
-    move |error| {
-        let hint = match error {
-            OciDistributionError::AuthenticationFailure(_) | OciDistributionError::UnauthorizedError { .. } => {
-                "; see username and password of spec.registry.externalRegistry"
+    /// Brings them there.
+    ///
+    /// # Errors
+    /// When a blob of the store cannot be read, or the registry refuses.
+    pub async fn send(&self, observer: &dyn Observer) -> Result<Outcome> {
+        let mut outcome = Outcome::default();
+        // Blobs that several images share are sent once and taken over by the others.
+        let mut lies: BTreeMap<Digest, Vec<String>> = BTreeMap::new();
+        for (target, carried) in &self.missing {
+            let sending = image::push_carried(&self.store, carried, target, &lies, &self.remote, Arc::new(NoProgress));
+            outcome.bytes += sending.await.map_err(failed)?.bytes;
+            outcome.changes += 1;
+            for blob in &carried.blobs {
+                lies.entry(blob.digest.clone())
+                    .or_default()
+                    .push(target.path().to_owned());
             }
-            _ => "",
-        };
-        Error::Wish(format!("{what}: {error}{hint}"))
+            observer.event(Event::Note {
+                host: None,
+                message: format!("brought {} to {target}", carried.reference),
+            });
+        }
+        Ok(outcome)
     }
+}
+
+fn failed(error: image::Error) -> Error {
+    Error::Wish(format!(
+        "{error}; see spec.registry.externalRegistry of the Clusterfile"
+    ))
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 use crate::{apps::App, template::Variables};
 use clusterfile::{Env, HostAlias, KubeadmSettings, Networks, Plugin, Taint};
 use host::{Facts, Scope, effect::Rootfs, proto::Blob};
-use oci::Descriptor;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -32,7 +31,7 @@ pub struct Image {
     /// Every file and link of the rootfs, by path below its root.
     pub content: BTreeMap<String, Entry>,
     /// The carried images.
-    pub carried: Vec<Carried>,
+    pub carried: Vec<image::Carried>,
     /// What it says about its applications, by name (a folder of `application/apps/` each).
     pub apps: BTreeMap<String, image::AppMeta>,
     /// Applications and commands to launch unless the Clusterfile says otherwise.
@@ -48,17 +47,6 @@ pub struct Entry {
     pub content: String,
     /// Whether it may be executed.
     pub executable: bool,
-}
-
-/// A container image that the cluster image carries.
-#[derive(Debug, Clone)]
-pub struct Carried {
-    /// Its name.
-    pub reference: oci::Reference,
-    /// Its manifest for the hosts' platform.
-    pub manifest: Descriptor,
-    /// The manifest and all it needs.
-    pub blobs: Vec<Descriptor>,
 }
 
 /// What the image starts when the cluster stands.

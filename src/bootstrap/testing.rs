@@ -1,6 +1,6 @@
 //! A small site for tests of the pure parts.
 
-use crate::site::{Carried, Entry, Image, Launch, Registry, Seat, Seen, Site};
+use crate::site::{Entry, Image, Launch, Registry, Seat, Seen, Site};
 use clusterfile::{KubeadmSettings, Networks};
 use host::{Facts, Scope, effect::Rootfs};
 use std::collections::BTreeMap;
@@ -125,7 +125,7 @@ pub(crate) fn add_file(site: &mut Site, path: &str, text: &str, executable: bool
 pub(crate) fn carry(site: &mut Site, reference: &str) -> oci::Digest {
     let manifest = oci::Descriptor::of(oci::media_type::MANIFEST, reference.as_bytes());
     let digest = manifest.digest.clone();
-    site.image.carried.push(Carried {
+    site.image.carried.push(image::Carried {
         reference: reference.parse().unwrap(),
         blobs: vec![manifest.clone()],
         manifest,

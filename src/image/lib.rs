@@ -86,6 +86,6 @@ pub use remote::{
 };
 pub use save::{Save, Saved, save};
 pub use store::{InUse, Store};
-pub use transfer::{PulledImage, Pushed, pull, push};
+pub use transfer::{PulledImage, Pushed, pull, push, push_carried};
 pub use verify::{PlatformVerification, Verification, verify};
 pub use view::{Carried, ClusterImage, FileEntry, FileKind, Rootfs, VerifyReport};

@@ -22,6 +22,7 @@ use crate::referrers::Attached;
 use crate::remote::{Access, Meter, Remote, Repository, Sent, fallback_tag};
 use crate::store::Store;
 use crate::verify::check_index;
+use crate::view::Carried;
 
 /// Blobs that move at once.
 const PARALLEL: usize = 4;
@@ -131,6 +132,59 @@ pub async fn push(
     for artifact in &work.artifacts {
         push_artifact(store, &repository, artifact, &meter, &mut pushed).await?;
     }
+    Ok(pushed)
+}
+
+/// Sends one carried image to a repository of its own, without the cluster image around it. `mounts` names, by blob,
+/// repositories of the same registry that may have it.
+///
+/// # Errors
+/// If something of the image is missing or damaged, or the registry can't be reached or refuses.
+pub async fn push_carried(
+    store: &Store,
+    carried: &Carried,
+    to: &Reference,
+    mounts: &BTreeMap<Digest, Vec<String>>,
+    remote: &Arc<Remote>,
+    progress: Arc<dyn Progress>,
+) -> Result<Pushed, Error> {
+    let _in_use = store.hold()?;
+    let repository = remote.repository(to, Access::Push);
+    let top = &carried.manifest;
+    let mut seen = BTreeSet::from([top.digest.clone()]);
+    let parts = carried.blobs.iter().filter(|blob| seen.insert(blob.digest.clone()));
+    let (documents, blobs): (Vec<&Descriptor>, Vec<&Descriptor>) = parts.partition(|part| is_document(part));
+    let meter = Meter::new(progress, blobs.iter().map(|blob| blob.size).sum());
+    let mut pushed = Pushed {
+        reference: to.clone(),
+        digest: top.digest.clone(),
+        present: 0,
+        mounted: 0,
+        sent: 0,
+        bytes: 0,
+        artifacts: 0,
+    };
+    let send = async |blob: &Descriptor| {
+        let mounts = mounts.get(&blob.digest).map_or(&[][..], Vec::as_slice);
+        let mounts = &mounts[..mounts.len().min(MOST_MOUNTS)];
+        let sent = repository.push_blob(store.blobs(), blob, mounts, &meter).await?;
+        Ok::<_, Error>((sent, blob.size))
+    };
+    let mut sending = futures::stream::iter(blobs).map(send).buffer_unordered(PARALLEL);
+    while let Some((sent, size)) = sending.try_next().await? {
+        pushed.count(sent, size);
+    }
+    drop(sending);
+    // What an index lists comes after it in `reachable`, and must be there before.
+    for document in documents.into_iter().rev() {
+        let (sent, size) = put_missing(store, &repository, document).await?;
+        pushed.count(sent, size);
+    }
+    let bytes = read(store, top)?;
+    repository
+        .put_manifest(to.tag_or_digest(), &top.media_type, bytes)
+        .await?;
+    pushed.count(Sent::Uploaded, top.size);
     Ok(pushed)
 }
 

@@ -6,10 +6,11 @@ use crate::{
     effects::{self, Learned},
     login::Login,
     push,
-    site::{Carried, Site},
+    site::Site,
     testing::site,
 };
 use host::Effect;
+use image::{Carried, Store};
 use oci::{BlobStore, Descriptor, media_type};
 use serde_json::json;
 use std::{
@@ -101,8 +102,9 @@ fn image(blobs: &BlobStore, reference: &str, mark: &str) -> Carried {
     }
 }
 
-fn elsewhere(dir: &Path, port: u16) -> (Site, BlobStore) {
-    let blobs = BlobStore::new(dir.join("blobs"));
+fn elsewhere(dir: &Path, port: u16) -> (Site, Store) {
+    let store = Store::open(&dir.join("store")).unwrap();
+    let blobs = store.blobs().clone();
     let mut site = site();
     site.image.carried = vec![
         image(&blobs, "quay.io/a/b:1", "b"),
@@ -114,11 +116,11 @@ fn elsewhere(dir: &Path, port: u16) -> (Site, BlobStore) {
     site.registry.external = true;
     site.registry.login = true;
     site.seats[0].registry = false;
-    (site, blobs)
+    (site, store)
 }
 
-async fn missing(site: &Site, password: &str) -> Result<Vec<String>, String> {
-    let looked = push::look(&site.registry, &site.image, Some(&login(password)), None).await;
+async fn missing(site: &Site, store: &Store, password: &str) -> Result<Vec<String>, String> {
+    let looked = push::look(&site.registry, &site.image, store, Some(&login(password)), None).await;
     looked
         .map(|push| push.unwrap().images())
         .map_err(|error| error.to_string())
@@ -129,32 +131,32 @@ async fn images_are_brought_to_a_registry_and_pulled_by_the_runtime_as_hosts_are
     let folder = tempfile::tempdir().unwrap();
     let (dir, port) = (folder.path(), free());
     let Some(_registry) = registry(dir, port) else { return };
-    let (mut site, blobs) = elsewhere(dir, port);
-    let refused = missing(&site, "wrong").await.unwrap_err();
+    let (mut site, store) = elsewhere(dir, port);
+    let refused = missing(&site, &store, "wrong").await.unwrap_err();
     assert!(
-        refused.contains("username and password") && !refused.contains("wrong"),
+        refused.contains("spec.registry.externalRegistry") && !refused.contains("wrong"),
         "{refused}"
     );
     let all = [
         format!("127.0.0.1:{port}/quay.io/a/b:1"),
         format!("127.0.0.1:{port}/docker.io/library/web:2"),
     ];
-    assert_eq!(missing(&site, "s3cret").await.unwrap(), all);
-    let looked = push::look(&site.registry, &site.image, Some(&login("s3cret")), None)
+    assert_eq!(missing(&site, &store, "s3cret").await.unwrap(), all);
+    let looked = push::look(&site.registry, &site.image, &store, Some(&login("s3cret")), None)
         .await
         .unwrap()
         .unwrap();
-    let sent = looked.send(&blobs, &crate::event::Silent).await.unwrap();
+    let sent = looked.send(&crate::event::Silent).await.unwrap();
     assert_eq!(sent.changes, 2);
-    assert_eq!(missing(&site, "s3cret").await.unwrap(), [""; 0]);
+    assert_eq!(missing(&site, &store, "s3cret").await.unwrap(), [""; 0]);
     // Another image under the same name.
-    site.image.carried[0] = image(&blobs, "quay.io/a/b:1", "changed");
-    assert_eq!(missing(&site, "s3cret").await.unwrap(), all[..1]);
-    let looked = push::look(&site.registry, &site.image, Some(&login("s3cret")), None)
+    site.image.carried[0] = image(store.blobs(), "quay.io/a/b:1", "changed");
+    assert_eq!(missing(&site, &store, "s3cret").await.unwrap(), all[..1]);
+    let looked = push::look(&site.registry, &site.image, &store, Some(&login("s3cret")), None)
         .await
         .unwrap()
         .unwrap();
-    looked.send(&blobs, &crate::event::Silent).await.unwrap();
+    looked.send(&crate::event::Silent).await.unwrap();
 
     let Some(runtime) = containerd(dir) else { return };
     write_mirrors(&site, dir, Some(login("s3cret")));
