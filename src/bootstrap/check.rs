@@ -88,6 +88,7 @@ fn pause(reference: oci::Reference) -> image::Carried {
     image::Carried {
         reference,
         manifest: oci::Descriptor::of(oci::media_type::MANIFEST, b""),
+        index: None,
         blobs: Vec::new(),
     }
 }

@@ -14,7 +14,7 @@ pub fn pinned(site: &Site, name: &str) -> Option<String> {
     let carried = carried(site, name)?;
     let last = name.rsplit('/').next().unwrap_or(name);
     let tag = if last.contains(':') { "" } else { ":latest" };
-    Some(format!("{name}{tag}@{}", carried.manifest.digest))
+    Some(format!("{name}{tag}@{}", carried.served().digest))
 }
 
 /// The carried image of that name, which may be written as the private registry's own (`sea.hub:5000/quay.io/a/b:1`).

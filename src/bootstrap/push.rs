@@ -91,7 +91,7 @@ async fn lacks(remote: &Arc<Remote>, registry: &Registry, carried: &Carried) -> 
         .manifest(target.tag_or_digest())
         .await;
     let there = there.map_err(failed)?;
-    let same = there.is_some_and(|there| there.descriptor.digest == carried.manifest.digest);
+    let same = there.is_some_and(|there| there.descriptor.digest == carried.served().digest);
     Ok((!same).then(|| (target, carried.clone())))
 }
 
@@ -105,7 +105,7 @@ fn target(registry: &Registry, carried: &Carried) -> Result<Reference> {
     };
     let text = match name.tag() {
         Some(tag) => format!("{home}:{tag}"),
-        None => format!("{home}@{}", carried.manifest.digest),
+        None => format!("{home}@{}", carried.served().digest),
     };
     text.parse()
         .map_err(|error| Error::Wish(format!("the image {name} cannot be brought to {text}: {error}")))

@@ -128,6 +128,7 @@ pub(crate) fn carry(site: &mut Site, reference: &str) -> oci::Digest {
     site.image.carried.push(image::Carried {
         reference: reference.parse().unwrap(),
         blobs: vec![manifest.clone()],
+        index: None,
         manifest,
     });
     digest

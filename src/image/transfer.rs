@@ -150,7 +150,7 @@ pub async fn push_carried(
 ) -> Result<Pushed, Error> {
     let _in_use = store.hold()?;
     let repository = remote.repository(to, Access::Push);
-    let top = &carried.manifest;
+    let top = &carried.served();
     let mut seen = BTreeSet::from([top.digest.clone()]);
     let parts = carried.blobs.iter().filter(|blob| seen.insert(blob.digest.clone()));
     let (documents, blobs): (Vec<&Descriptor>, Vec<&Descriptor>) = parts.partition(|part| is_document(part));

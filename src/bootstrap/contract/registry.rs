@@ -98,6 +98,7 @@ fn image(blobs: &BlobStore, reference: &str, mark: &str) -> Carried {
     Carried {
         reference: reference.parse().unwrap(),
         blobs: vec![manifest.clone(), config, layer],
+        index: None,
         manifest,
     }
 }
