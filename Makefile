@@ -13,6 +13,9 @@ INSTALLER := $(BIN)/installer
 LAB := $(BIN)/lab
 IMAGE ?= local/native:dev
 export INSTALLER_STORE ?= $(CURDIR)/target/store
+# The stock clients that tests use; a machine's own may be of any version.
+export KUBECTL ?= $(CURDIR)/target/tools/kubectl
+export HELM ?= $(CURDIR)/target/tools/helm
 export DEBIAN_FRONTEND := noninteractive
 PACKAGES := build-essential protobuf-compiler libprotobuf-dev mmdebstrap patchelf busybox-static iproute2 nftables openssh-client openssh-server \
 	python3-pip unzip zstd openssl jq skopeo containerd runc etcd-server containernetworking-plugins bind9-dnsutils \

@@ -1,5 +1,5 @@
-//! Stock programs against the server: kubectl and helm. They are found by `KUBECTL` and `HELM`, else on PATH; where there is none
-//! of them, their tests are skipped.
+//! Stock programs against the server: kubectl and helm. They are found by `KUBECTL` and `HELM`, else where the Makefile puts them, else
+//! on PATH; where there is none of them, their tests are skipped.
 
 use super::*;
 use std::io::Write as _;
@@ -13,9 +13,13 @@ pub(super) struct Program<'a> {
 
 /// Where a program is.
 pub(super) fn find(name: &'static str) -> Option<PathBuf> {
+    let tools = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools");
     let found = std::env::var_os(name.to_uppercase()).map(PathBuf::from).or_else(|| {
-        let path = std::env::var_os("PATH")?;
-        std::env::split_paths(&path).map(|d| d.join(name)).find(|p| p.is_file())
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::iter::once(tools)
+            .chain(std::env::split_paths(&path))
+            .map(|d| d.join(name))
+            .find(|p| p.is_file())
     });
     if found.is_none() {
         eprintln!("no {name} found: skipped");
