@@ -14,7 +14,7 @@ use crate::{
     site::{Image, Site},
 };
 use clusterfile::{AppConfig, Clusterfile, Config, Env};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Namespace of a chart for which nobody names one.
@@ -208,33 +208,33 @@ pub fn configs(clusterfile: &Clusterfile) -> Vec<Config> {
     configs
 }
 
-/// What is given to helm besides the chart's own values, lowest first: a `values.yaml` that lies beside the chart and not in it
-/// (a path on the host), and the application's environment (a document).
-pub fn values(site: &Site, app: &App, chart: &str) -> (Option<String>, Option<Value>) {
-    let path = format!("{}values.yaml", folder(&app.name));
-    let there = render::paths(site, &path)
+/// What is given to helm besides the chart's own values, lowest first: files on the host (a `values.yaml` that lies beside the chart
+/// and not in it, then those that APP names with `--values`), and the application's environment (a document).
+pub fn values(site: &Site, app: &App, chart: &str) -> (Vec<String>, Option<Value>) {
+    let folder = folder(&app.name);
+    let paths = render::paths(site, &folder);
+    let there = |name: &str| paths.iter().any(|path| plain(path).strip_prefix(&folder) == Some(name));
+    let beside = (!chart.is_empty() && there("values.yaml")).then(|| "values.yaml".to_owned());
+    let mut files: Vec<String> = beside.into_iter().collect();
+    let meta = site.image.apps.get(&app.name);
+    for file in meta.into_iter().flat_map(|meta| &meta.values).map(|file| plain(file)) {
+        // A chart that is the folder itself reads its own values without being told.
+        let own = chart.is_empty() && file == "values.yaml";
+        if !own && !files.iter().any(|known| known == file) {
+            files.push(file.to_owned());
+        }
+    }
+    let files = files
         .iter()
-        .any(|found| *found == path || found.strip_suffix(".tmpl") == Some(&path));
-    let beside = (!chart.is_empty() && there).then(|| format!("{}/{path}", host::CURRENT));
-    let values: Map<String, Value> = app
-        .env
-        .iter()
-        .map(|(name, text)| (name.clone(), scalar(text)))
+        .map(|file| format!("{}/{folder}{file}", host::CURRENT))
         .collect();
-    (beside, (!values.is_empty()).then_some(Value::Object(values)))
+    let values = image::chart_values(&app.env);
+    (files, (!values.is_empty()).then_some(Value::Object(values)))
 }
 
-/// A text as helm's `--set` reads it.
-fn scalar(text: &str) -> Value {
-    match text {
-        "true" => Value::Bool(true),
-        "false" => Value::Bool(false),
-        "null" => Value::Null,
-        _ => match text.parse::<i64>() {
-            Ok(number) if number.to_string() == text => number.into(),
-            _ => Value::String(text.to_owned()),
-        },
-    }
+/// The path a template has once it is rendered.
+fn plain(path: &str) -> &str {
+    path.strip_suffix(".tmpl").unwrap_or(path)
 }
 
 /// Names all that decides what launching an application does: when it is another one than last time, the application is launched
@@ -437,19 +437,29 @@ mod tests {
     fn values_come_from_the_environment_and_from_a_file_beside_the_chart() {
         let (site, app) = chart_site("c.tgz");
         let (beside, values) = values(&site, &app, "c.tgz");
-        assert_eq!(
-            beside.as_deref(),
-            Some("/opt/installer/application/apps/web/values.yaml")
-        );
+        assert_eq!(beside, ["/opt/installer/application/apps/web/values.yaml"]);
         assert_eq!(
             values.unwrap(),
             serde_json::json!({"replicas": 3, "tag": "007", "on": true})
         );
         let (site, app) = chart_site("Chart.yaml");
+        assert!(
+            super::values(&site, &app, "").0.is_empty(),
+            "a chart's own values are read by helm itself"
+        );
+        let mut site = site;
+        let meta = image::AppMeta {
+            values: vec!["values.yaml.tmpl".into(), "a.yaml".into(), "prod.yaml.tmpl".into()],
+            ..image::AppMeta::default()
+        };
+        site.image.apps.insert("web".into(), meta);
         assert_eq!(
             super::values(&site, &app, "").0,
-            None,
-            "a chart's own values are read by helm itself"
+            [
+                "/opt/installer/application/apps/web/a.yaml",
+                "/opt/installer/application/apps/web/prod.yaml"
+            ],
+            "those of --values follow in their order, as they are once rendered"
         );
     }
 

@@ -45,7 +45,6 @@ pub mod template;
 mod testing;
 pub mod transfer;
 pub mod verify;
-mod version;
 pub mod wish;
 
 pub use error::{Error, Result};

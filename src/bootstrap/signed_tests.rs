@@ -101,7 +101,8 @@ impl Bench {
             build_contexts: BTreeMap::new(),
             build_args: BTreeMap::new(),
             tag: IMAGE.parse().unwrap(),
-            platform: image::host_platform(),
+            platforms: vec![image::host_platform()],
+            helm: None,
             pull: image::PullOptions::default(),
         };
         image::build(&self.store, options, Arc::new(NoProgress)).await.unwrap();

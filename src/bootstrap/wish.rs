@@ -3,9 +3,8 @@
 use crate::{
     Error, Result, apps, hooks, render,
     site::{self, Image, Seat, Seen, Site},
-    version::kube_version_satisfies,
 };
-use clusterfile::{Clusterfile, ContainerRuntime, Registry, Strategy};
+use clusterfile::{Clusterfile, ContainerRuntime, Registry, Strategy, kubefile::kube_version_satisfies};
 use host::{Facts, Scope};
 
 /// The version of Kubernetes that the native distribution is.

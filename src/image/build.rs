@@ -1,49 +1,81 @@
 //! Building a cluster image: Kubefile and contexts in, one index digest out.
 //!
 //! ```text
-//! read and check the whole Kubefile → pull what comes from registries → run the instructions → build carried images
-//!   → closure proof → compress layers → write config, manifest, index → tag
+//! for each platform: read and check the whole Kubefile
+//!   → fetch what comes from registries and URLs
+//!   → for each platform: run the instructions → build carried images → closure proof → compress layers → config, manifest
+//!   → index → tag
 //! ```
 //! The name is given only at the very end: a build that fails leaves nothing but unnamed blobs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clusterfile::Env;
-use clusterfile::kubefile::{CopyFlags, Dialect, Evaluator, ImageSource, Instruction, Line, lines};
+use clusterfile::kubefile::{ImageSource, Instruction};
 use oci::{Descriptor, Digest, Index, Platform, REF_NAME, Reference, media_type};
 
-use crate::config::{ClusterConfig, ImageConfig};
-use crate::container::build_folder;
+use crate::carried;
+use crate::config::{AppMeta, ClusterConfig, ImageConfig};
+use crate::container::{Workshop, fetched_for};
 use crate::context::Contexts;
+use crate::download::{self, Fetched};
 use crate::error::Error;
 use crate::filesystem::FileSystem;
-use crate::import::import;
-use crate::manifest::{CLUSTER_IMAGE, CONTENT, Manifest, ROOTFS, has_digest};
+use crate::helm::{Helm, Rendered};
+use crate::manifest::{CLUSTER_IMAGE, CONTENT, Manifest, ROOTFS, has_digest, host_platform, platform_text};
 use crate::progress::{Event, Progress};
 use crate::proof::{Origins, Proof};
 use crate::pull::{PullOptions, Puller};
+use crate::recipe::{Recipe, Step, given};
 use crate::store::Store;
-use crate::view::ClusterImage;
+
+mod applications;
 
 /// What to build.
 #[derive(Debug, Clone)]
 pub struct BuildOptions {
     /// The recipe.
     pub kubefile: PathBuf,
-    /// The folder COPY, CNI, APP and IMAGE read from.
+    /// The folder COPY, ADD, CNI, CSI, APP and IMAGE read from.
     pub context: PathBuf,
-    /// More folders, for `COPY --from=NAME`.
+    /// More folders, for `--from=NAME`.
     pub build_contexts: BTreeMap<String, PathBuf>,
     /// Values for ARG.
     pub build_args: Env,
     /// The image's name.
     pub tag: Reference,
-    /// What the image is for.
-    pub platform: Platform,
+    /// What the image is for: one index holds all of them.
+    pub platforms: Vec<Platform>,
     /// How images are pulled, if at all.
     pub pull: PullOptions,
+    /// The helm that renders charts; none means the first on the search path, else `bin/helm` of the rootfs.
+    pub helm: Option<PathBuf>,
+}
+
+impl BuildOptions {
+    /// The platforms in the order they are built: this machine's own first, because its rootfs may hold a helm for all.
+    fn ordered(&self) -> Result<Vec<Platform>, Error> {
+        let mut platforms = self.platforms.clone();
+        platforms.sort_by_cached_key(|platform| (*platform != host_platform(), platform_text(platform)));
+        if platforms.is_empty() {
+            return Err(Error::Refused("a build needs a platform".to_string()));
+        }
+        if let Some(twice) = platforms.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::Refused(format!(
+                "the platform {} is given twice",
+                platform_text(&twice[0])
+            )));
+        }
+        let given = given(&platforms[0]);
+        match self.build_args.keys().find(|name| given.contains_key(*name)) {
+            Some(name) => Err(Error::Refused(format!(
+                "--build-arg {name}: the build's platform decides what {name} is"
+            ))),
+            None => Ok(platforms),
+        }
+    }
 }
 
 /// What came out of a build.
@@ -53,6 +85,8 @@ pub struct Built {
     pub reference: Reference,
     /// The index digest: same inputs, same digest.
     pub digest: Digest,
+    /// What it is for, as `os/architecture`.
+    pub platforms: Vec<String>,
     /// How many container images it carries.
     pub carried: usize,
     /// Bytes of all its blobs, each counted once.
@@ -62,15 +96,41 @@ pub struct Built {
 /// Builds a cluster image into the store and names it.
 ///
 /// # Errors
-/// What is wrong, with the recipe's file and line.
+/// What is wrong, with the recipe's file, line and column.
 pub async fn build(store: &Store, options: BuildOptions, progress: Arc<dyn Progress>) -> Result<Built, Error> {
     let _lock = store.lock_shared()?;
-    let (kept, shown) = (store.clone(), options.clone());
-    let recipe = blocking(move || Recipe::read(&kept, &shown)).await??;
+    let kept = store.clone();
+    let (options, plan) = blocking(move || Plan::read(&kept, &options).map(|plan| (options, plan))).await??;
     let puller = Puller::new(&options.pull, Arc::clone(&progress))?;
-    let pulled = pull_images(store, &puller, &recipe, &options.platform).await?;
+    let pulled = pull_images(store, &puller, &plan, &options).await?;
+    let fetched = fetch_files(store, &plan, progress.as_ref()).await?;
     let store = store.clone();
-    blocking(move || Build::new(&store, &options, &recipe, &puller, pulled, progress.as_ref())?.run()).await?
+    blocking(move || {
+        let supplies = Supplies {
+            store: &store,
+            options: &options,
+            plan: &plan,
+            puller: &puller,
+            fetched: &fetched,
+            progress: progress.as_ref(),
+        };
+        let built = build_all(&supplies, pulled);
+        // What was read is known also if the build failed.
+        plan.contexts.remember(&store);
+        built
+    })
+    .await?
+}
+
+/// What every platform's build works with.
+#[derive(Clone, Copy)]
+struct Supplies<'a> {
+    store: &'a Store,
+    options: &'a BuildOptions,
+    plan: &'a Plan,
+    puller: &'a Puller,
+    fetched: &'a BTreeMap<Digest, Fetched>,
+    progress: &'a dyn Progress,
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
@@ -79,109 +139,162 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
         .map_err(|error| Error::Refused(format!("the build was interrupted: {error}")))
 }
 
-/// A recipe with everything replaced, and the image it starts from.
-struct Recipe {
-    file: String,
-    steps: Vec<Step>,
-    base: Option<ClusterImage>,
+/// Everything that can be known before something is fetched or made.
+struct Plan {
+    recipes: Vec<Recipe>,
     contexts: Contexts,
+    wanted: download::Wanted,
 }
 
-struct Step {
-    line: Line,
-    instruction: Instruction,
-    /// ARG and ENV after this instruction.
-    variables: Env,
-}
-
-impl Recipe {
-    fn read(store: &Store, options: &BuildOptions) -> Result<Recipe, Error> {
-        let file = options.kubefile.display().to_string();
-        let text = std::fs::read_to_string(&options.kubefile).map_err(Error::io("cannot read", &options.kubefile))?;
-        let mut evaluator = Evaluator::new(&file, Dialect::Kubefile, &options.build_args);
-        let mut steps = Vec::new();
-        let mut base = None;
-        for line in lines(&text, &file, Dialect::Kubefile)? {
-            let instruction = evaluator.instruction(&line)?;
-            if let Instruction::From { base: name } = &instruction
-                && name != "scratch"
-            {
-                let image = ClusterImage::open(store, name, &options.platform);
-                let image = image.map_err(|error| error.at(&file, line.number))?;
-                evaluator.inherit_env(&image.config.env);
-                base = Some(image);
-            }
-            steps.push(Step {
-                line,
-                instruction,
-                variables: evaluator.variables(),
-            });
+impl Plan {
+    fn read(store: &Store, options: &BuildOptions) -> Result<Plan, Error> {
+        let contexts = Contexts::new(store, &options.context, &options.build_contexts)?;
+        let mut recipes = Vec::new();
+        let mut wanted = download::Wanted::new();
+        for platform in options.ordered()? {
+            let recipe = Recipe::read(store, options, &platform).map_err(options.error_on(&platform))?;
+            let downloads = recipe.downloads(&contexts, &options.build_args);
+            wanted.extend(downloads.map_err(options.error_on(&platform))?);
+            recipes.push(recipe);
         }
-        let contexts = Contexts::new(&options.context, &options.build_contexts)?;
-        Ok(Recipe {
-            file,
-            steps,
-            base,
+        Ok(Plan {
+            recipes,
             contexts,
+            wanted,
         })
     }
+}
 
-    /// The images that come from registries: step, and the reference to pull.
-    fn pulls(&self) -> Result<Vec<(usize, Reference)>, Error> {
-        let mut pulls = Vec::new();
-        for (index, step) in self.steps.iter().enumerate() {
-            if let Instruction::Image { reference, source } = &step.instruction {
-                let remote = match source {
-                    ImageSource::Registry => reference,
-                    ImageSource::Docker(remote) => remote,
-                    _ => continue,
-                };
-                let at = |error: oci::Error| Error::from(error).at(&self.file, step.line.number);
-                pulls.push((index, remote.parse().map_err(at)?));
-            }
+impl BuildOptions {
+    /// Says for which platform something failed, where there are several.
+    fn error_on(&self, platform: &Platform) -> impl Fn(Error) -> Error {
+        let platform = (self.platforms.len() > 1).then(|| platform.clone());
+        move |error| match &platform {
+            Some(platform) => error.building_for(platform),
+            None => error,
         }
-        Ok(pulls)
     }
 }
 
-/// Manifests of pulled images by step.
-type Pulled = BTreeMap<usize, Descriptor>;
+/// Manifests of pulled images by recipe and step.
+type Pulled = BTreeMap<(usize, usize), Descriptor>;
 
-async fn pull_images(store: &Store, puller: &Puller, recipe: &Recipe, platform: &Platform) -> Result<Pulled, Error> {
-    let asked = recipe.pulls()?;
-    let references = asked.iter().map(|(_, reference)| reference.clone()).collect();
-    let pulled = puller.pull_all(store, references, platform).await;
-    let manifest = |((index, _), pulled): ((usize, Reference), Result<Descriptor, Error>)| {
-        let number = recipe.steps[index].line.number;
-        Ok((index, pulled.map_err(|error| error.at(&recipe.file, number))?))
-    };
-    asked.into_iter().zip(pulled).map(manifest).collect()
+async fn pull_images(store: &Store, puller: &Puller, plan: &Plan, options: &BuildOptions) -> Result<Pulled, Error> {
+    let mut manifests = Pulled::new();
+    for (number, recipe) in plan.recipes.iter().enumerate() {
+        let asked = recipe.pulls()?;
+        let references = asked.iter().map(|(_, reference)| reference.clone()).collect();
+        let pulled = puller.pull_all(store, references, &recipe.platform).await;
+        for ((index, _), pulled) in asked.into_iter().zip(pulled) {
+            let manifest = pulled.map_err(|error| {
+                let error = error.at(&recipe.file, &recipe.steps[index].line);
+                options.error_on(&recipe.platform)(error)
+            })?;
+            manifests.insert((number, index), manifest);
+        }
+    }
+    Ok(manifests)
 }
 
+async fn fetch_files(store: &Store, plan: &Plan, progress: &dyn Progress) -> Result<BTreeMap<Digest, Fetched>, Error> {
+    let fetched = download::fetch_all(store, plan.wanted.clone(), progress).await;
+    fetched.map_err(|error| match (&error, plan.recipes.first()) {
+        (Error::Fetch { url, .. }, Some(recipe)) => match recipe.place_of_url(url) {
+            Some(line) => error.at(&recipe.file, line),
+            None => error,
+        },
+        _ => error,
+    })
+}
+
+/// What one platform contributes to the index.
+struct Part {
+    rootfs: Descriptor,
+    carried: BTreeMap<Reference, Descriptor>,
+}
+
+fn build_all(supplies: &Supplies<'_>, mut pulled: Pulled) -> Result<Built, Error> {
+    let (store, options) = (supplies.store, supplies.options);
+    let mut helm = Helm::find(options.helm.as_deref())?;
+    let mut parts = Vec::new();
+    let mut declared = BTreeSet::new();
+    for (number, recipe) in supplies.plan.recipes.iter().enumerate() {
+        let own = pulled.extract_if(.., |place, _| place.0 == number);
+        let own = own.map(|((_, index), descriptor)| (index, descriptor)).collect();
+        let build = Build::new(*supplies, recipe, own);
+        let part = build.and_then(|build| build.run(&mut helm, &mut declared));
+        parts.push(part.map_err(options.error_on(&recipe.platform))?);
+    }
+    if let Some(name) = options.build_args.keys().find(|name| !declared.contains(*name)) {
+        let hint = clusterfile::names::did_you_mean(name, declared.iter().map(String::as_str));
+        return Err(Error::Refused(format!(
+            "--build-arg {name}: no ARG of the recipes has this name{hint}"
+        )));
+    }
+    let index = write_index(store, parts)?;
+    store.tag(&options.tag, &index)?;
+    summary(store, options, &index)
+}
+
+/// Lists the parts in an order that doesn't depend on the order of the platforms on the command line.
+fn write_index(store: &Store, mut parts: Vec<Part>) -> Result<Descriptor, Error> {
+    let platform = |descriptor: &Descriptor| descriptor.platform.as_ref().map(platform_text);
+    parts.sort_by_cached_key(|part| platform(&part.rootfs));
+    let mut index = Index {
+        artifact_type: Some(CLUSTER_IMAGE.to_string()),
+        ..Index::default()
+    };
+    index.manifests.extend(parts.iter().map(|part| part.rootfs.clone()));
+    let names: BTreeSet<&Reference> = parts.iter().flat_map(|part| part.carried.keys()).collect();
+    for name in names {
+        index
+            .manifests
+            .extend(parts.iter().filter_map(|part| part.carried.get(name)).cloned());
+    }
+    store.put_json(media_type::INDEX, &index)
+}
+
+fn summary(store: &Store, options: &BuildOptions, index: &Descriptor) -> Result<Built, Error> {
+    let blobs: BTreeMap<_, _> = store
+        .reachable(index)?
+        .into_iter()
+        .map(|blob| (blob.digest, blob.size))
+        .collect();
+    let list: Index = store.read_json(index)?;
+    let rootfs = list.manifests.iter().filter(|entry| crate::manifest::is_rootfs(entry));
+    let carried: BTreeSet<_> = list.manifests.iter().filter_map(Descriptor::reference).collect();
+    Ok(Built {
+        reference: options.tag.clone(),
+        digest: index.digest.clone(),
+        platforms: rootfs
+            .filter_map(|entry| entry.platform.as_ref())
+            .map(platform_text)
+            .collect(),
+        carried: carried.len(),
+        size: blobs.values().sum(),
+    })
+}
+
+/// The build for one platform.
 struct Build<'a> {
-    store: &'a Store,
-    options: &'a BuildOptions,
+    supplies: Supplies<'a>,
     recipe: &'a Recipe,
-    puller: &'a Puller,
-    pulled: Pulled,
-    progress: &'a dyn Progress,
+    pulled: BTreeMap<usize, Descriptor>,
     files: FileSystem<'a>,
     config: ClusterConfig,
     carried: BTreeMap<Reference, Descriptor>,
+    /// The line of the IMAGE that brought a carried image.
+    carried_at: BTreeMap<Reference, u64>,
+    /// The names that the ARG of images' recipes declare.
+    declared: BTreeSet<String>,
     /// Texts of the history, and whether the instruction made a slot for a layer.
     history: Vec<(String, bool)>,
 }
 
 impl<'a> Build<'a> {
-    fn new(
-        store: &'a Store,
-        options: &'a BuildOptions,
-        recipe: &'a Recipe,
-        puller: &'a Puller,
-        pulled: Pulled,
-        progress: &'a dyn Progress,
-    ) -> Result<Self, Error> {
-        let mut files = FileSystem::new(store, &recipe.contexts, progress);
+    fn new(supplies: Supplies<'a>, recipe: &'a Recipe, pulled: BTreeMap<usize, Descriptor>) -> Result<Self, Error> {
+        let Supplies { store, progress, .. } = supplies;
+        let mut files = FileSystem::new(store, &supplies.plan.contexts, &recipe.platform, progress);
         let (mut config, mut carried) = (ClusterConfig::default(), BTreeMap::new());
         if let Some(base) = &recipe.base {
             files.inherit(&base.rootfs.layers)?;
@@ -192,59 +305,63 @@ impl<'a> Build<'a> {
                     .map(|image| (image.reference.clone(), image.manifest.clone())),
             );
         }
+        // A list of commands is the recipe's own or the base's, never half of each.
+        if recipe
+            .steps
+            .iter()
+            .any(|step| matches!(step.instruction, Instruction::OneCommand(_)))
+        {
+            config.commands.clear();
+        }
         Ok(Build {
-            store,
-            options,
+            supplies,
             recipe,
-            puller,
             pulled,
-            progress,
             files,
             config,
             carried,
+            carried_at: BTreeMap::new(),
+            declared: recipe.declared.clone(),
             history: Vec::new(),
         })
     }
 
-    fn run(mut self) -> Result<Built, Error> {
+    fn contexts(&self) -> &'a Contexts {
+        &self.supplies.plan.contexts
+    }
+
+    fn run(mut self, helm: &mut Helm, declared: &mut BTreeSet<String>) -> Result<Part, Error> {
         let total = self.recipe.steps.len();
         for (index, step) in self.recipe.steps.iter().enumerate() {
-            self.progress.event(Event::Step {
+            let text = match self.supplies.options.platforms.len() {
+                1 => step.line.text(),
+                _ => format!("{} {}", platform_text(&self.recipe.platform), step.line.text()),
+            };
+            self.supplies.progress.event(Event::Step {
                 number: index + 1,
                 total,
-                text: step.line.text(),
+                text,
             });
             let made = self
                 .step(index, step)
-                .map_err(|error| error.at(&self.recipe.file, step.line.number))?;
+                .map_err(|error| error.at(&self.recipe.file, &step.line))?;
             if !matches!(step.line.keyword, "FROM" | "ARG" | "IMAGE") {
                 self.history.push((step.line.text(), made));
             }
         }
         self.check_apps()?;
-        self.prove_closure()?;
-        let index = self.write()?;
-        self.store.tag(&self.options.tag, &index)?;
-        let blobs: BTreeMap<_, _> = self
-            .store
-            .reachable(&index)?
-            .into_iter()
-            .map(|blob| (blob.digest, blob.size))
-            .collect();
-        let (reference, carried) = (self.options.tag.clone(), self.carried.len());
-        Ok(Built {
-            reference,
-            digest: index.digest,
-            carried,
-            size: blobs.values().sum(),
+        let charts = helm.render_all(&self.files, &self.config, &self.recipe.platform)?;
+        self.prove_closure(&charts)?;
+        declared.append(&mut self.declared);
+        let rootfs = self.write()?;
+        Ok(Part {
+            rootfs,
+            carried: self.carried,
         })
     }
 
     /// Carries out one instruction; true if it made a slot for a layer.
     fn step(&mut self, index: usize, step: &Step) -> Result<bool, Error> {
-        let copy = |files: &mut FileSystem<'_>, sources: &[String], to: &str| {
-            files.copy(&CopyFlags::default(), sources, to).map(|()| true)
-        };
         match &step.instruction {
             Instruction::From { .. } | Instruction::Arg => {}
             Instruction::Copy {
@@ -255,35 +372,41 @@ impl<'a> Build<'a> {
                 self.files.copy(flags, sources, destination)?;
                 return Ok(true);
             }
+            Instruction::Add {
+                flags,
+                sources,
+                destination,
+            } => {
+                let fetched = fetched_for(&step.instruction, self.supplies.fetched);
+                self.files.add(flags, sources, destination, fetched)?;
+                return Ok(true);
+            }
             Instruction::Run(command) => {
                 self.files.run(command, &step.variables)?;
                 return Ok(true);
             }
-            Instruction::Cni { name, sources } => {
-                self.refuse_charts(sources)?;
-                self.config.cni.push(name.clone());
-                self.config.cni.dedup();
-                return copy(&mut self.files, sources, "manifests/");
-            }
-            Instruction::App { name, sources } => {
-                self.refuse_charts(sources)?;
-                self.config.apps.entry(name.clone()).or_default();
-                return copy(&mut self.files, sources, &format!("application/apps/{name}/"));
-            }
-            Instruction::Image { reference, source } => self.image(index, reference, source)?,
+            Instruction::Cni { name, sources } => return self.plugin(name, sources, |config| &mut config.cni),
+            Instruction::Csi { name, sources } => return self.plugin(name, sources, |config| &mut config.csi),
+            Instruction::App { .. } => return self.new_app(&step.instruction),
+            Instruction::Image {
+                reference,
+                source,
+                from,
+            } => self.image(index, reference, source, from.as_deref())?,
             Instruction::Env(pairs) => self.config.env.extend(pairs.iter().cloned()),
             Instruction::Label(pairs) => self.label(pairs)?,
             Instruction::AppEnv { name, env } => self.app(name)?.env.extend(env.iter().cloned()),
             Instruction::AppCmds { name, commands } => self.app(name)?.commands = commands.clone(),
             Instruction::Launch(apps) => self.config.launch = apps.clone(),
             Instruction::Commands(commands) => self.config.commands = commands.clone(),
-            Instruction::KubeVersion(range) => self.config.kube_version = Some(range.clone()),
+            Instruction::OneCommand(command) => self.config.commands.extend(command.iter().cloned()),
+            Instruction::KubeVersion(range) => self.config.kube_version = Some(range.to_string()),
             other => return Err(Error::Refused(format!("{other:?} has no meaning in a cluster image"))),
         }
         Ok(false)
     }
 
-    fn app(&mut self, name: &str) -> Result<&mut crate::config::AppMeta, Error> {
+    fn app(&mut self, name: &str) -> Result<&mut AppMeta, Error> {
         let hint = clusterfile::names::did_you_mean(name, self.config.apps.keys().map(String::as_str));
         let unknown = || Error::Refused(format!("there is no APP {name:?} before this line{hint}"));
         self.config.apps.get_mut(name).ok_or_else(unknown)
@@ -297,35 +420,30 @@ impl<'a> Build<'a> {
         Ok(())
     }
 
-    fn refuse_charts(&self, sources: &[String]) -> Result<(), Error> {
-        for source in sources {
-            for (_, path) in self.recipe.contexts.find(None, source)? {
-                let packed = path.extension().is_some_and(|extension| extension == "tgz");
-                if packed || path.join("Chart.yaml").exists() {
-                    let why = "it is a helm chart, which is not supported yet; render it with `helm template` first";
-                    return Err(Error::path(source, why));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn image(&mut self, index: usize, reference: &str, source: &ImageSource) -> Result<(), Error> {
+    fn image(&mut self, index: usize, reference: &str, source: &ImageSource, from: Option<&str>) -> Result<(), Error> {
         let reference: Reference = reference.parse()?;
-        self.progress.event(Event::Image(reference.to_string()));
-        let (contexts, platform) = (&self.recipe.contexts, &self.options.platform);
+        self.supplies.progress.event(Event::Image(reference.to_string()));
         let manifest = match source {
             ImageSource::Registry | ImageSource::Docker(_) => {
                 let pulled = self.pulled.remove(&index);
                 pulled.ok_or_else(|| Error::Refused(format!("{reference} was not pulled")))?
             }
-            ImageSource::Folder(folder) => {
-                let args = &self.options.build_args;
-                build_folder(self.store, contexts, folder, args, platform, self.progress)?
-            }
-            ImageSource::OciArchive { file, name } => {
-                let (file, pinned) = (contexts.inside(file)?, reference.digest());
-                import(self.store, &file, name.as_deref(), pinned, platform, self.progress)?
+            local => {
+                let workshop = Workshop {
+                    store: self.supplies.store,
+                    contexts: self.contexts(),
+                    fetched: self.supplies.fetched,
+                    platform: &self.recipe.platform,
+                    progress: self.supplies.progress,
+                };
+                carried::local(
+                    &workshop,
+                    local,
+                    from,
+                    reference.digest(),
+                    &self.supplies.options.build_args,
+                    &mut self.declared,
+                )?
             }
         };
         if let Some(wanted) = reference.digest().filter(|wanted| !has_digest(&manifest, wanted)) {
@@ -334,35 +452,37 @@ impl<'a> Build<'a> {
                 "{reference}: the image has the digest {found}, not {wanted}"
             )));
         }
+        let line = self.recipe.steps[index].line.number;
+        if let (Some(first), Some(old)) = (
+            self.carried_at.insert(reference.clone(), line),
+            self.carried.get(&reference),
+        ) && old.digest != manifest.digest
+        {
+            return Err(Error::Refused(format!(
+                "{reference} stands in line {first} already, with the digest {} instead of {}",
+                old.digest, manifest.digest
+            )));
+        }
         self.carry(reference, manifest);
         Ok(())
     }
 
-    fn check_apps(&self) -> Result<(), Error> {
-        for name in &self.config.launch {
-            if !self.config.apps.contains_key(name) {
-                let hint = clusterfile::names::did_you_mean(name, self.config.apps.keys().map(String::as_str));
-                let step = self.recipe.steps.iter().rfind(|step| step.line.keyword == "LAUNCH");
-                let number = step.map_or(0, |step| step.line.number);
-                let error = Error::Refused(format!("LAUNCH: the image has no APP {name:?}{hint}"));
-                return Err(error.at(&self.recipe.file, number));
-            }
-        }
-        Ok(())
-    }
-
-    /// Every image that the rootfs names must be carried; what a registry has is pulled.
-    fn prove_closure(&mut self) -> Result<(), Error> {
+    /// Every image that the rootfs names must be carried; what a registry has is pulled. `charts` are what helm made of charts.
+    fn prove_closure(&mut self, charts: &[Rendered]) -> Result<(), Error> {
+        let Supplies { store, puller, .. } = self.supplies;
         let mut proof = Proof {
-            store: self.store,
-            puller: self.puller,
-            platform: &self.options.platform,
+            store,
+            puller,
+            platform: &self.recipe.platform,
             origins: self.origins(),
-            survey: Proof::begin(self.recipe.contexts.main(), &self.config)?,
+            survey: Proof::begin(self.contexts().main(), &self.config)?,
         };
         let (tree, layers) = (self.files.tree(), self.files.base_layers());
         let shown = |path: &str, from: &Path| self.shown(path, from);
-        proof.survey.tree(tree, self.store.blobs(), layers, shown)?;
+        proof.survey.tree(tree, store.blobs(), layers, shown)?;
+        for chart in charts {
+            proof.survey.document(&chart.shown, &chart.text);
+        }
         let (lock, pulled) = proof.run(&self.carried)?;
         self.config.lock = Some(lock);
         pulled
@@ -379,7 +499,7 @@ impl<'a> Build<'a> {
 
     /// The lines of the recipe that ask for images: IMAGE, and FROM for all that is inherited.
     fn origins(&self) -> Origins {
-        let mut origins = Origins::of(&self.options.kubefile, self.recipe.contexts.main());
+        let mut origins = Origins::of(&self.supplies.options.kubefile, self.contexts().main());
         for step in &self.recipe.steps {
             match (&step.instruction, &self.recipe.base) {
                 (Instruction::From { .. }, Some(base)) => {
@@ -400,15 +520,15 @@ impl<'a> Build<'a> {
 
     /// The name of a file as its author knows it: in the context if it came from there.
     fn shown(&self, path: &str, from: &Path) -> String {
-        let in_context = from.strip_prefix(self.recipe.contexts.main()).ok();
+        let in_context = from.strip_prefix(self.contexts().main()).ok();
         in_context.map_or_else(|| path.to_string(), |inside| inside.display().to_string())
     }
 
     fn write(&self) -> Result<Descriptor, Error> {
-        let mut config = ImageConfig::new(&self.options.platform);
+        let mut config = ImageConfig::new(&self.recipe.platform);
         let mut layers = Vec::new();
         if let Some(base) = &self.recipe.base {
-            let inherited: ImageConfig = self.store.read_json(&base.rootfs.config)?;
+            let inherited: ImageConfig = self.supplies.store.read_json(&base.rootfs.config)?;
             config.rootfs = inherited.rootfs;
             config.history = inherited.history;
             layers.extend(base.rootfs.layers.iter().cloned());
@@ -420,18 +540,13 @@ impl<'a> Build<'a> {
             layers.extend(layer.map(|layer| layer.descriptor));
         }
         self.config.write_to(&mut config)?;
-        let config = self.store.put_json(media_type::CONFIG, &config)?;
+        let config = self.supplies.store.put_json(media_type::CONFIG, &config)?;
         let mut rootfs = self
+            .supplies
             .store
             .put_json(media_type::MANIFEST, &Manifest::new(config, layers))?;
-        rootfs.platform = Some(self.options.platform.clone());
+        rootfs.platform = Some(self.recipe.platform.clone());
         rootfs.annotations.insert(CONTENT.to_string(), ROOTFS.to_string());
-        let mut index = Index {
-            artifact_type: Some(CLUSTER_IMAGE.to_string()),
-            ..Index::default()
-        };
-        index.manifests.push(rootfs);
-        index.manifests.extend(self.carried.values().cloned());
-        self.store.put_json(media_type::INDEX, &index)
+        Ok(rootfs)
     }
 }

@@ -125,6 +125,8 @@ pub struct ClusterConfig {
     pub apps: BTreeMap<String, AppMeta>,
     /// `CNI`: the network plugins whose manifests are among `manifests/`.
     pub cni: Vec<String>,
+    /// `CSI`: the storage plugins whose manifests are among `manifests/`.
+    pub csi: Vec<String>,
     /// `KUBEVERSION`: the versions of Kubernetes this image fits.
     pub kube_version: Option<String>,
     /// What the image names of this platform's files mean.
@@ -132,16 +134,40 @@ pub struct ClusterConfig {
     pub lock: Option<Lock>,
 }
 
-/// One application of a cluster image.
+/// One application of a cluster image. Paths are below `application/apps/<name>/`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AppMeta {
+    /// How it is launched if it has no commands.
+    #[serde(default)]
+    pub kind: AppKind,
+    /// What is launched, in this order: a chart's folder (`.`) or archive, manifests, or scripts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<String>,
+    /// Files of values for the chart, the last counts most; `*.tmpl` are rendered first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub values: Vec<String>,
     /// Its environment.
     #[serde(default, skip_serializing_if = "Env::is_empty")]
     pub env: Env,
-    /// Its launch commands; none means its manifests are applied.
+    /// Its launch commands, run in its folder instead of what its kind would do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub commands: Vec<String>,
+}
+
+/// How an application is launched.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AppKind {
+    /// Its manifests are applied.
+    #[default]
+    Manifests,
+    /// Its helm chart is installed, or upgraded, as the release of its name, in the namespace `default`.
+    Chart,
+    /// Its shell scripts are run.
+    Scripts,
+    /// Only its commands tell; without any it is never launched.
+    Files,
 }
 
 impl ClusterConfig {
@@ -160,6 +186,7 @@ impl ClusterConfig {
                 Some("commands") => cluster.commands = serde_json::from_str(value).map_err(json)?,
                 Some("apps") => cluster.apps = serde_json::from_str(value).map_err(json)?,
                 Some("cni") => cluster.cni = serde_json::from_str(value).map_err(json)?,
+                Some("csi") => cluster.csi = serde_json::from_str(value).map_err(json)?,
                 Some("lock") => cluster.lock = Some(serde_json::from_str(value).map_err(json)?),
                 Some("kube-version") => cluster.kube_version = Some(value.clone()),
                 _ => {
@@ -193,9 +220,11 @@ impl ClusterConfig {
         )?;
         own(
             "apps",
-            (!self.apps.is_empty()).then(|| serde_json::to_string(&self.apps)),
+            // Sorted by name, as whoever merges images writes it too.
+            (!self.apps.is_empty()).then(|| serde_json::to_value(&self.apps).map(|apps| apps.to_string())),
         )?;
         own("cni", (!self.cni.is_empty()).then(|| serde_json::to_string(&self.cni)))?;
+        own("csi", (!self.csi.is_empty()).then(|| serde_json::to_string(&self.csi)))?;
         own("lock", self.lock.as_ref().map(serde_json::to_string))?;
         own("kube-version", self.kube_version.clone().map(Ok))?;
         config.set_env(&self.env);
@@ -213,6 +242,7 @@ mod tests {
         let mut cluster = ClusterConfig {
             launch: vec!["web".into()],
             cni: vec!["x".into()],
+            csi: vec!["y".into()],
             ..Default::default()
         };
         cluster.env.insert("A".into(), "b=c".into());
@@ -220,6 +250,9 @@ mod tests {
         cluster.apps.insert(
             "web".into(),
             AppMeta {
+                kind: AppKind::Chart,
+                files: vec![".".into()],
+                values: vec!["v.yaml".into()],
                 commands: vec!["kubectl apply -f .".into()],
                 ..Default::default()
             },

@@ -7,8 +7,8 @@ use oci::Digest;
 
 use crate::error::Error;
 use crate::extract::files_of_layer;
-use crate::layer::WHITEOUT;
 use crate::manifest::Manifest;
+use crate::tree::WHITEOUT;
 use crate::tree::{Kind, Source, normalize};
 use crate::view::{Carried, ClusterImage};
 

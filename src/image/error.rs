@@ -3,8 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use clusterfile::Problems;
-use oci::Reference;
+use clusterfile::kubefile::Line;
+use clusterfile::yaml::Position;
+use oci::{Platform, Reference};
 
+use crate::manifest::platform_text;
 use crate::merge::Conflict;
 
 /// An error shows no more contradictions than this.
@@ -30,12 +33,20 @@ pub enum Error {
         source: std::io::Error,
     },
     /// An instruction of a recipe failed.
-    #[error("{file}:{line}: {source}")]
+    #[error("{file}:{}:{}: {source}", at.line, at.column)]
     Step {
         /// The recipe.
         file: String,
-        /// The instruction's line.
-        line: u64,
+        /// The instruction's place, or that of the word in it that is wrong.
+        at: Position,
+        /// Why it failed.
+        source: Box<Error>,
+    },
+    /// A build for several platforms failed for one of them.
+    #[error("{source}\n(building for {platform})")]
+    Platform {
+        /// As `os/architecture`.
+        platform: String,
         /// Why it failed.
         source: Box<Error>,
     },
@@ -105,6 +116,22 @@ pub enum Error {
     /// Several images can't become one.
     #[error("{}", conflicts_text(.0))]
     Conflicts(Vec<Conflict>),
+    /// A URL could not be fetched.
+    #[error("cannot fetch {url}: {reason}")]
+    Fetch {
+        /// The URL.
+        url: String,
+        /// The server's or network's answer.
+        reason: String,
+    },
+    /// A helm chart could not be rendered.
+    #[error("{shown}: {reason}")]
+    Chart {
+        /// The chart with its application.
+        shown: String,
+        /// Why.
+        reason: String,
+    },
     /// What was asked for cannot be done.
     #[error("{0}")]
     Refused(String),
@@ -136,15 +163,37 @@ impl Error {
         }
     }
 
-    pub(crate) fn at(self, file: &str, line: u64) -> Error {
+    /// Adds the recipe's place: the word that the error speaks of, or the whole instruction.
+    pub(crate) fn at(self, file: &str, line: &Line) -> Error {
         match self {
             // These name their place themselves.
-            Error::Recipe(_) | Error::NotClosed(_) | Error::Step { .. } => self,
+            Error::Recipe(_) | Error::NotClosed(_) | Error::Step { .. } | Error::Platform { .. } => self,
             source => Error::Step {
                 file: file.to_string(),
-                line,
+                at: source.subject().map_or(line.at(), |subject| line.place_of(subject)),
                 source: Box::new(source),
             },
+        }
+    }
+
+    /// What the error speaks of, as it may stand in a recipe.
+    fn subject(&self) -> Option<&str> {
+        match self {
+            Error::Path { path, .. } => Some(path),
+            Error::NotFound { reference, .. } | Error::NoPlatform { reference, .. } | Error::Pull { reference, .. } => {
+                Some(reference)
+            }
+            Error::Fetch { url, .. } => Some(url),
+            Error::Oci(oci::Error::BadReference(text, _)) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Adds the platform, where there are several.
+    pub(crate) fn building_for(self, platform: &Platform) -> Error {
+        Error::Platform {
+            platform: platform_text(platform),
+            source: Box::new(self),
         }
     }
 

@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 
 use oci::{BlobStore, Descriptor, Digest};
 
-use crate::context::{self, Links, Modes};
 use crate::error::Error;
 use crate::io;
 use crate::layer::open_layer;
 use crate::store::Store;
 use crate::tarball;
-use crate::tree::{Change, Changes, Entry, Kind, Source, Tree, normalize};
+use crate::tree::{Change, Changes, Entry, Kind, Source, Tree, check_name, normalize};
+use crate::walk::{Links, Modes, Walk};
 
 /// Calls `take` with every wanted regular file of a layer, as it streams by.
 pub(crate) fn files_of_layer(
@@ -108,9 +108,10 @@ impl Staging {
 
     /// What happened in the folder since [`Staging::fill`]; from now on that is what it holds.
     pub(crate) fn changes(&mut self) -> Result<Changes, Error> {
-        let now = context::walk(&self.path(), Modes::Exact, Links::Any)?;
+        let now = Walk::new(Modes::Exact, Links::Any).run(&self.path())?;
         let now = Tree(now.into_iter().collect());
         let changes = self.holds.difference(&now);
+        changes.0.keys().try_for_each(|path| check_name(path))?;
         self.holds = now;
         Ok(changes)
     }
@@ -134,14 +135,13 @@ fn put(path: &Path, entry: &Entry) -> Result<(), Error> {
         Kind::Dir if path.is_dir() => Ok(()),
         Kind::Dir => fs::create_dir(path).map_err(cannot),
         Kind::Link { target } => symlink(target, path).map_err(cannot),
-        Kind::File {
-            source: Source::Disk(from),
-            ..
-        } => {
-            fs::copy(from, path).map_err(cannot)?;
-            set_mode(path, entry.mode)
+        Kind::File { source, .. } => {
+            if let Some(from) = source.file()? {
+                fs::copy(from, path).map_err(cannot)?;
+                set_mode(path, entry.mode)?;
+            }
+            Ok(())
         }
-        Kind::File { .. } => Ok(()),
     }
 }
 

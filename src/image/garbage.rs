@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::layer::Layer;
 use crate::progress::{Event, Progress};
 use crate::referrers::{is_artifact_entry, retain_artifacts};
-use crate::store::Store;
+use crate::store::{FORGOTTEN_AFTER, Store};
 
 /// What removing an image freed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -107,6 +107,7 @@ impl Store {
             removed.bytes += size;
         }
         self.forget_lost_blobs();
+        self.forget_unused();
         for path in self.leftovers()? {
             // A failure only leaves it for the next time.
             let _ = remove_any(&path);
@@ -274,6 +275,22 @@ impl Store {
             }
         }
         Ok(needs)
+    }
+
+    /// Drops what no build has asked for in a long time: what was fetched, and what is remembered of archives and contexts.
+    fn forget_unused(&self) {
+        for kind in ["downloads", "archives", "digests"] {
+            let Ok(entries) = fs::read_dir(self.root().join("cache").join(kind)) else {
+                continue;
+            };
+            for entry in entries.flatten() {
+                let used = entry.metadata().and_then(|meta| meta.modified());
+                let age = used.ok().and_then(|used| used.elapsed().ok());
+                if age.is_some_and(|age| age > FORGOTTEN_AFTER) {
+                    let _ = fs::remove_file(entry.path());
+                }
+            }
+        }
     }
 
     /// Drops what is remembered of blobs that are gone; what can't be dropped is only ignored later.

@@ -1,8 +1,11 @@
 //! Streams that hash and count what passes.
 
 use std::io::{self, Read, Write};
+use std::num::NonZeroU64;
 
 use oci::{Digest, Hasher};
+use rustix::fs::Advice;
+use tempfile::NamedTempFile;
 
 use crate::error::Error;
 
@@ -46,6 +49,50 @@ impl<W: Write> Write for HashWriter<W> {
     }
 }
 
+/// A file that the disk gets while it is still being written, so that syncing it at the end doesn't take long.
+pub(crate) struct EagerFile {
+    file: NamedTempFile,
+    written: u64,
+    /// What the disk has been asked to take.
+    handed_over: u64,
+}
+
+/// So much is handed over at once, in bytes.
+const PIECE: u64 = 16 << 20;
+
+impl EagerFile {
+    pub(crate) fn new(file: NamedTempFile) -> EagerFile {
+        EagerFile {
+            file,
+            written: 0,
+            handed_over: 0,
+        }
+    }
+
+    pub(crate) fn into_inner(self) -> NamedTempFile {
+        self.file
+    }
+}
+
+impl Write for EagerFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.written += written as u64;
+        let piece = self.written - self.handed_over;
+        if let Some(length) = NonZeroU64::new(piece).filter(|_| piece >= PIECE) {
+            // Said of pages that are not on the disk yet this makes the kernel begin to write them, without waiting. It's advice:
+            // a file system that doesn't take it will write at the end.
+            let _ = rustix::fs::fadvise(self.file.as_file(), self.handed_over, Some(length), Advice::DontNeed);
+            self.handed_over = self.written;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
 /// A reader that knows the digest and size of what went through it.
 pub(crate) struct HashReader<R> {
     inner: R,
@@ -78,10 +125,18 @@ impl<R: Read> Read for HashReader<R> {
 
 /// Copies everything; `io::copy`'s small pieces cost too many calls for big blobs.
 pub(crate) fn copy(reader: &mut (impl Read + ?Sized), writer: &mut impl Write) -> io::Result<u64> {
-    let mut buffer = vec![0; CHUNK];
+    copy_by(reader, writer, &mut vec![0; CHUNK])
+}
+
+/// The same in a buffer that is used again.
+pub(crate) fn copy_by(
+    reader: &mut (impl Read + ?Sized),
+    writer: &mut impl Write,
+    buffer: &mut [u8],
+) -> io::Result<u64> {
     let mut total = 0;
     loop {
-        match reader.read(&mut buffer) {
+        match reader.read(buffer) {
             Ok(0) => return Ok(total),
             Ok(read) => {
                 writer.write_all(&buffer[..read])?;
@@ -111,8 +166,22 @@ pub(crate) fn read_text(path: &str, reader: impl Read) -> Result<String, Error> 
 
 /// Digest and size of everything in `reader`.
 pub(crate) fn digest(reader: &mut (impl Read + ?Sized)) -> io::Result<(Digest, u64)> {
-    let mut writer = HashWriter::new(io::sink());
-    copy(reader, &mut writer)?;
-    let (_, digest, size) = writer.finish();
-    Ok((digest, size))
+    digest_by(reader, &mut vec![0; CHUNK])
+}
+
+/// The same in a buffer that is used again: making one costs more than reading a small file.
+pub(crate) fn digest_by(reader: &mut (impl Read + ?Sized), buffer: &mut [u8]) -> io::Result<(Digest, u64)> {
+    let mut hasher = Hasher::default();
+    let mut size = 0;
+    loop {
+        match reader.read(buffer) {
+            Ok(0) => return Ok((hasher.finish(), size)),
+            Ok(read) => {
+                hasher.update(&buffer[..read]);
+                size += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }

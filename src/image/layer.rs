@@ -7,24 +7,29 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use oci::{Bounded, Descriptor, Digest, UNCOMPRESSED_SIZE, media_type};
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
+use crate::digests::Stamp;
 use crate::error::Error;
-use crate::io::{self, HashReader, HashWriter};
+use crate::io::{self, EagerFile, HashReader, HashWriter};
 use crate::progress::{Event, Progress};
 use crate::store::Store;
 use crate::tarball::{self, Item};
-use crate::tree::{Change, Changes, Entry, Kind, Record, Source, normalize};
+use crate::tree::{Change, Changes, Entry, Kind, Record, Source, WHITEOUT, normalize};
 
 /// Part of every layer's key: changes when the same changes would give other bytes.
-const FORMAT: &str = "tar+zstd-3/1\n";
+const FORMAT: &str = "tar+zstd-3/2\n";
 const LEVEL: i32 = 3;
 /// Multi-threaded zstd gives the same bytes for any number of workers from 1 on.
 const WORKERS: u32 = 2;
-pub(crate) const WHITEOUT: &str = ".wh.";
+/// What one worker takes at a time, in bytes. A part of the format; it decides how much memory compressing needs.
+const JOB: u32 = 2 << 20;
+/// Tar's unit, in bytes.
+const BLOCK: u64 = 512;
 const OPAQUE: &str = ".wh..wh..opq";
 /// A layer with more entries is refused: they are kept in memory.
 const MOST_ENTRIES: usize = 4_000_000;
@@ -43,8 +48,9 @@ pub(crate) fn store_layer(store: &Store, changes: &Changes, progress: &dyn Progr
         return Ok(layer);
     }
     let mut builder = tar::Builder::new(Compressor::new(store)?);
+    let mut buffer = vec![0; io::CHUNK];
     for (path, change) in &changes.0 {
-        append(&mut builder, path, change)?;
+        append(&mut builder, path, change, &mut buffer)?;
     }
     let cannot = Error::io("cannot write a layer below", store.root());
     let (file, layer) = builder.into_inner().map_err(cannot)?.finish(store)?;
@@ -101,20 +107,22 @@ fn remember(store: &Store, key: &Digest, layer: &Layer, progress: &dyn Progress)
     Ok(())
 }
 
-type Encoder = zstd::stream::Encoder<'static, HashWriter<NamedTempFile>>;
+type Encoder = zstd::stream::Encoder<'static, HashWriter<EagerFile>>;
 
 /// Takes a layer's archive and compresses it into a temporary file.
 struct Compressor(HashWriter<BufWriter<Encoder>>);
 
 impl Compressor {
     fn new(store: &Store) -> Result<Compressor, Error> {
-        let file = store.temporary()?;
-        let encoder = zstd::stream::Encoder::new(HashWriter::new(file), LEVEL).and_then(|mut encoder| {
+        let file = HashWriter::new(EagerFile::new(store.temporary()?));
+        let encoder = zstd::stream::Encoder::new(file, LEVEL).and_then(|mut encoder| {
             encoder.multithread(WORKERS)?;
+            encoder.set_parameter(zstd::zstd_safe::CParameter::JobSize(JOB))?;
             Ok(encoder)
         });
         let encoder = encoder.map_err(Error::io("cannot write a layer below", store.root()))?;
-        Ok(Compressor(HashWriter::new(BufWriter::with_capacity(1 << 20, encoder))))
+        // Headers are gathered; content comes in larger pieces, and passes by.
+        Ok(Compressor(HashWriter::new(BufWriter::with_capacity(64 << 10, encoder))))
     }
 
     fn finish(self, store: &Store) -> Result<(NamedTempFile, Layer), Error> {
@@ -125,7 +133,7 @@ impl Compressor {
         let mut descriptor = Descriptor::new(media_type::LAYER_ZSTD, digest, size);
         let uncompressed = (UNCOMPRESSED_SIZE.to_string(), uncompressed.to_string());
         descriptor.annotations.extend([uncompressed]);
-        Ok((file, Layer { descriptor, diff_id }))
+        Ok((file.into_inner(), Layer { descriptor, diff_id }))
     }
 }
 
@@ -139,7 +147,12 @@ impl Write for Compressor {
     }
 }
 
-fn append<W: Write>(builder: &mut tar::Builder<W>, path: &str, change: &Change) -> Result<(), Error> {
+fn append<W: Write>(
+    builder: &mut tar::Builder<W>,
+    path: &str,
+    change: &Change,
+    buffer: &mut [u8],
+) -> Result<(), Error> {
     let mut header = tar::Header::new_gnu();
     header.set_mtime(0);
     header.set_uid(0);
@@ -184,22 +197,64 @@ fn append<W: Write>(builder: &mut tar::Builder<W>, path: &str, change: &Change) 
             header.set_mode(*mode);
             header.set_size(*size);
             header.set_entry_type(tar::EntryType::Regular);
-            let Source::Disk(from) = source else {
+            let Some(from) = source.file()? else {
                 return Err(Error::path(path, "content of a lower layer can't be archived again"));
             };
-            let file = File::open(from).map_err(Error::io("cannot read", from))?;
-            let mut reader = HashReader::new(file.take(*size));
-            builder.append_data(&mut header, path, &mut reader).map_err(cannot)?;
-            let (_, found, _) = reader.finish();
-            if found != *digest {
-                return Err(Error::path(
+            let stamp = match source {
+                Source::Disk { stamp, .. } => *stamp,
+                _ => None,
+            };
+            let file = File::open(&from).map_err(Error::io("cannot read", &from))?;
+            // The header alone: with content the builder would read in small pieces.
+            builder
+                .append_data(&mut header, path, std::io::empty())
+                .map_err(cannot)?;
+            match append_content(builder.get_mut(), &file, *size, digest, stamp, buffer)
+                .map_err(cannot_archive(&from))?
+            {
+                true => Ok(()),
+                false => Err(Error::path(
                     from.display().to_string(),
                     "it changed while the image was built",
-                ));
+                )),
             }
-            Ok(())
         }
     }
+}
+
+fn cannot_archive(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    Error::io("cannot archive", path)
+}
+
+/// Writes a file's content and fills up the last block; false if the content is not what was hashed.
+fn append_content(
+    writer: &mut impl Write,
+    file: &File,
+    size: u64,
+    digest: &Digest,
+    stamp: Option<Stamp>,
+    buffer: &mut [u8],
+) -> std::io::Result<bool> {
+    let stamp = match stamp {
+        // The file is still the one that was hashed; once is enough if it stays so.
+        Some(stamp) if Stamp::of_file(file)? == stamp => Some(stamp),
+        _ => None,
+    };
+    let mut content = file.take(size);
+    let (copied, unchanged) = match stamp {
+        Some(stamp) => {
+            let copied = io::copy_by(&mut content, writer, buffer)?;
+            (copied, Stamp::of_file(file)? == stamp)
+        }
+        None => {
+            let mut reader = HashReader::new(content);
+            let copied = io::copy_by(&mut reader, writer, buffer)?;
+            (copied, reader.finish().1 == *digest)
+        }
+    };
+    let filled = usize::try_from(size.next_multiple_of(BLOCK) - size).unwrap_or_default();
+    writer.write_all(&[0; BLOCK as usize][..filled])?;
+    Ok(unchanged && copied == size)
 }
 
 /// The uncompressed archive of a layer blob, at most as large as the layer declares.

@@ -3,10 +3,16 @@
 //! A cluster image is one OCI index (see `docs/kubefile.md`): a rootfs manifest for each platform and the manifest of
 //! every container image the cluster will pull. Same inputs give the same bytes. Nothing here speaks to hosts.
 
+mod apps;
 mod archive;
 #[cfg(test)]
 mod archive_tests;
 mod build;
+#[cfg(test)]
+mod build_tests;
+mod carried;
+#[cfg(test)]
+mod chart_tests;
 mod closure;
 mod config;
 mod container;
@@ -19,11 +25,17 @@ mod crash_tests;
 mod credentials;
 mod describe;
 mod diff;
+mod digests;
 mod docker;
+#[cfg(test)]
+mod docs_tests;
+mod download;
 mod error;
 mod extract;
 mod filesystem;
 mod garbage;
+mod helm;
+mod ignore;
 mod import;
 mod io;
 mod layer;
@@ -34,6 +46,8 @@ mod manifest;
 mod merge;
 #[cfg(test)]
 mod merge_tests;
+#[cfg(test)]
+mod platform_tests;
 mod progress;
 mod proof;
 #[cfg(test)]
@@ -43,6 +57,7 @@ mod pull;
 mod pull_contract_tests;
 #[cfg(test)]
 mod pull_tests;
+mod recipe;
 mod referrers;
 #[cfg(test)]
 mod referrers_tests;
@@ -62,16 +77,19 @@ mod transfer;
 #[cfg(test)]
 mod transfer_tests;
 mod tree;
+mod unpack;
 mod verify;
 mod view;
+mod walk;
 
 pub use build::{BuildOptions, Built, build};
-pub use config::{AppMeta, ClusterConfig};
+pub use config::{AppKind, AppMeta, ClusterConfig};
 pub use credentials::{AuthFile, CredentialEnv, CredentialFiles, registry_key};
 pub use describe::{ArtifactDescription, CarriedDescription, Description, History, PlatformDescription, Step};
 pub use diff::{Change, Difference, FileShape, PlatformDifference, diff};
 pub use error::{Error, MissingImage};
 pub use garbage::{Damaged, Freed, PruneOptions, Pruned, Removed};
+pub use helm::chart_values;
 pub use listing::ImageSummary;
 pub use load::{Loaded, load, load_stream};
 pub use lock::{Lock, Locked, Place};

@@ -353,7 +353,10 @@ fn restore(store: &Store, missing: &Changes, sides: &[Side], progress: &dyn Prog
                 ..
             })) = changes.0.get_mut(path)
             {
-                *source = Source::Disk(target);
+                *source = Source::Disk {
+                    path: target,
+                    stamp: None,
+                };
             }
             Ok(())
         })?;

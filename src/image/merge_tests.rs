@@ -28,7 +28,7 @@ fn paths(image: &ClusterImage) -> Vec<String> {
 fn family() -> Bench {
     let bench = Bench::new();
     bench.build("base:1", KUBEFILE);
-    bench.write("left.yaml", "kind: ConfigMap\n");
+    bench.write("left.yaml", "apiVersion: v1\nkind: ConfigMap\n");
     bench.build(
         "left:1",
         "FROM base:1\nENV LEFT=1\nAPP left left.yaml\nLAUNCH [\"web\", \"left\"]\nIMAGE a.b/left:1 FROM web\n",
@@ -170,7 +170,7 @@ fn images_that_cannot_be_merged_say_why() {
         assert!(error.contains(expected), "{error}");
     }
     let mut options = bench.options("arm:1");
-    options.platform.architecture = "arm64".into();
+    options.platforms[0].architecture = "arm64".into();
     bench.write("Kubefile", "FROM scratch\nCOPY web/x x\n");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -59,7 +59,7 @@ impl Proof<'_> {
         let inherited = config.lock.as_ref().map(|lock| lock.rules.clone());
         let mut rules = inherited.unwrap_or_default();
         rules.extend(Rules::of_context(context)?);
-        Ok(Survey::new(rules, &config.env))
+        Ok(Survey::new(rules, config))
     }
 
     /// Pulls what is named and not carried, and proves that then all is. Gives the lock and what was pulled. Must run in

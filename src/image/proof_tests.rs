@@ -144,7 +144,7 @@ fn what_cannot_be_found_fails_with_every_place_and_what_to_do() {
     bench.write("Kubefile", &format!("{KUBEFILE}IMAGE {base}:v1\n"));
     let error = build_with(&bench, "t:1", offline()).unwrap_err().to_string();
     assert!(
-        error.contains("Kubefile:3: cannot pull ") && error.contains("--no-pull"),
+        error.contains("Kubefile:3:7: cannot pull ") && error.contains("--no-pull"),
         "{error}"
     );
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use oci::{BlobStore, Descriptor, Digest, Index, Layout, REF_NAME, Reference};
 use serde::Serialize;
@@ -18,6 +19,9 @@ use tempfile::NamedTempFile;
 use crate::error::Error;
 use crate::manifest;
 use crate::referrers::is_artifact_entry;
+
+/// What no build asked for in so long is not kept.
+pub(crate) const FORGOTTEN_AFTER: Duration = Duration::from_secs(30 * 86_400);
 
 /// A folder of cluster images.
 #[derive(Debug, Clone)]
@@ -44,7 +48,14 @@ impl Store {
     /// When its folders can't be made.
     pub fn open(root: &Path) -> Result<Store, Error> {
         let layout = Layout::create(root)?;
-        for folder in ["tmp", "cache/layers", "cache/files"] {
+        for folder in [
+            "tmp",
+            "cache/layers",
+            "cache/files",
+            "cache/digests",
+            "cache/archives",
+            "cache/downloads",
+        ] {
             let folder = root.join(folder);
             fs::create_dir_all(&folder).map_err(Error::io("cannot make", &folder))?;
         }
@@ -297,6 +308,17 @@ impl Store {
     pub(crate) fn sizes(&self, descriptor: &Descriptor) -> Result<BTreeMap<Digest, u64>, Error> {
         let blobs = self.reachable(descriptor)?.into_iter();
         Ok(blobs.map(|blob| (blob.digest, blob.size)).collect())
+    }
+
+    /// Says that something remembered was of use, so that it is kept.
+    pub(crate) fn cache_used(&self, kind: &str, key: &Digest) {
+        let path = self.cache_path(kind, key);
+        let age = fs::metadata(&path).and_then(|meta| meta.modified());
+        // Not at every build: a new time makes the file look changed.
+        let is_old = age.is_ok_and(|used| used.elapsed().is_ok_and(|age| age > FORGOTTEN_AFTER / 4));
+        if is_old && let Ok(file) = File::options().append(true).open(&path) {
+            let _ = file.set_modified(SystemTime::now());
+        }
     }
 }
 

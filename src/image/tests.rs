@@ -29,7 +29,7 @@ impl Bench {
         symlink("tool", bench.path("bin/link")).unwrap();
         bench.write("../more/m.txt", "more");
         bench.write("manifests/pod.yaml", MANIFEST);
-        bench.write("app.yaml", "kind: ConfigMap\n");
+        bench.write("app.yaml", "apiVersion: v1\nkind: ConfigMap\n");
         bench.write(
             "web/Containerfile",
             "FROM scratch\nCOPY x /srv/x\nWORKDIR /srv\nEXPOSE 80\nCMD [\"/srv/x\"]\n",
@@ -58,11 +58,15 @@ impl Bench {
     }
 
     pub(crate) fn try_build(&self, tag: &str) -> Result<Built, Error> {
+        self.try_build_with(self.options(tag))
+    }
+
+    pub(crate) fn try_build_with(&self, options: BuildOptions) -> Result<Built, Error> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
-        runtime.block_on(build(&self.store, self.options(tag), Arc::new(NoProgress)))
+        runtime.block_on(build(&self.store, options, Arc::new(NoProgress)))
     }
 
     pub(crate) fn try_build_from(&self, kubefile: &str) -> Result<Built, Error> {
@@ -96,11 +100,12 @@ pub(crate) fn options_in(dir: &Path, tag: &str) -> BuildOptions {
         build_contexts: BTreeMap::from([("more".to_string(), dir.join("more"))]),
         build_args: BTreeMap::new(),
         tag: tag.parse().unwrap(),
-        platform: host_platform(),
+        platforms: vec![host_platform()],
         pull: crate::PullOptions {
             offline: true,
             ..Default::default()
         },
+        helm: None,
     }
 }
 
@@ -216,44 +221,47 @@ fn paths_out_of_the_context_and_special_files_are_refused() {
     for (line, expected) in [
         (
             "COPY ../outside x",
-            "Kubefile:2: ../outside: it leads out of the build context",
+            "Kubefile:2:6: ../outside: it leads out of the build context",
         ),
         (
             "COPY web w",
-            "Kubefile:2: web/link: the symbolic link to ../../outside leads out of its folder",
+            "Kubefile:2:1: web/link: the symbolic link to ../../outside leads out of its folder",
         ),
         (
             "COPY abs x",
-            "Kubefile:2: abs: it leads out of the build context by a symbolic link",
+            "Kubefile:2:6: abs: it leads out of the build context by a symbolic link",
         ),
         (
             "COPY pipes x",
-            "Kubefile:2: pipes/p: only files, folders and symbolic links are allowed",
+            "Kubefile:2:1: pipes/p: only files, folders and symbolic links are allowed",
         ),
-        ("COPY app.yaml ../x", "Kubefile:2: ../x: `..` is not allowed"),
+        ("COPY app.yaml ../x", "Kubefile:2:15: ../x: `..` is not allowed"),
         (
             "COPY bin/none x",
-            "Kubefile:2: bin/none: there is no such file in the build context",
+            "Kubefile:2:6: bin/none: there is no such file in the build context",
         ),
         (
             "COPY --from=moer m.txt x",
-            "Kubefile:2: there is no build context \"moer\", did you mean \"more\"?",
+            "Kubefile:2:1: there is no build context \"moer\", did you mean \"more\"?",
         ),
-        ("RUN mkfifo p", "Kubefile:2: "),
+        ("RUN mkfifo p", "Kubefile:2:1: "),
         (
             "RUN echo because; false",
-            "Kubefile:2: the command failed (exit status: 1)\n  because",
+            "Kubefile:2:1: the command failed (exit status: 1)\n  because",
         ),
         (
             "IMAGE a.b/c:1 FROM bin",
-            "Kubefile:2: bin: the folder has no Containerfile",
+            "Kubefile:2:20: bin: the folder has no Containerfile",
         ),
-        ("IMAGE a.b/c:1 FROM ../web", "Kubefile:2: ../web: it leads out"),
-        ("LAUNCH web", "Kubefile:2: LAUNCH: the image has no APP \"web\""),
-        ("APPENV web A=1", "Kubefile:2: there is no APP \"web\" before this line"),
+        ("IMAGE a.b/c:1 FROM ../web", "Kubefile:2:20: ../web: it leads out"),
+        ("LAUNCH web", "Kubefile:2:1: LAUNCH: the image has no APP \"web\""),
+        (
+            "APPENV web A=1",
+            "Kubefile:2:1: there is no APP \"web\" before this line",
+        ),
         (
             "FRMO x",
-            "Kubefile:2: unknown instruction \"FRMO\", did you mean \"FROM\"?",
+            "Kubefile:2:1: unknown instruction \"FRMO\", did you mean \"FROM\"?",
         ),
     ] {
         let error = bench.refusal(&format!("FROM scratch\n{line}\n"));
@@ -262,7 +270,7 @@ fn paths_out_of_the_context_and_special_files_are_refused() {
     assert!(
         bench
             .refusal("FROM local/no:1\n")
-            .starts_with("Kubefile:1: image local/no:1 is not in the store")
+            .starts_with("Kubefile:1:6: image local/no:1 is not in the store")
     );
     assert!(bench.store.list().unwrap().is_empty(), "a failed build names nothing");
 }

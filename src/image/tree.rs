@@ -6,10 +6,14 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
+use std::sync::Arc;
+
 use oci::{Digest, Hasher};
 use serde::{Deserialize, Serialize};
 
+use crate::digests::Stamp;
 use crate::error::Error;
+use crate::unpack::Unpacked;
 
 /// More links than this in a row are a loop.
 const LONGEST_CHAIN: usize = 16;
@@ -31,10 +35,37 @@ pub(crate) enum Kind {
 /// Where a file's content can be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// A file of this machine.
-    Disk(PathBuf),
+    /// A file of this machine; as long as its stamp is this one, its content is what was hashed.
+    Disk { path: PathBuf, stamp: Option<Stamp> },
+    /// A member of an archive, by its path there.
+    Archive(Arc<Unpacked>, String),
     /// The layer with this digest, under the entry's own path.
     Layer(Digest),
+}
+
+impl Source {
+    /// The file that has the content; none if that is inside a layer. An archive is unpacked for it.
+    pub(crate) fn file(&self) -> Result<Option<PathBuf>, Error> {
+        match self {
+            Source::Disk { path, .. } => Ok(Some(path.clone())),
+            Source::Archive(archive, path) => Ok(Some(archive.folder()?.join(path))),
+            Source::Layer(_) => Ok(None),
+        }
+    }
+}
+
+/// Beginning of the names that mean a removal in a layer (image-spec, `layer.md`).
+pub(crate) const WHITEOUT: &str = ".wh.";
+
+/// Refuses names that a layer could not hold.
+pub(crate) fn check_name(path: &str) -> Result<(), Error> {
+    match path.split('/').any(|part| part.starts_with(WHITEOUT)) {
+        true => Err(Error::path(
+            path,
+            "names that begin with .wh. mean a removal in a layer",
+        )),
+        false => Ok(()),
+    }
 }
 
 impl Entry {
@@ -99,6 +130,28 @@ impl Record {
             | Record::Remove { path } => path,
         }
     }
+
+    /// The change that is remembered; `source` says where the content of the file at a path is.
+    pub(crate) fn change(self, source: impl FnOnce(&str) -> Source) -> (String, Change) {
+        match self {
+            Record::Remove { path } => (path, Change::Remove),
+            Record::Dir { path, mode } => (path, Change::Put(Entry::dir(mode))),
+            Record::Link { path, target } => {
+                let kind = Kind::Link { target };
+                (path, Change::Put(Entry { mode: 0o777, kind }))
+            }
+            Record::File {
+                path,
+                mode,
+                size,
+                digest,
+            } => {
+                let source = source(&path);
+                let kind = Kind::File { digest, size, source };
+                (path, Change::Put(Entry { mode, kind }))
+            }
+        }
+    }
 }
 
 impl Changes {
@@ -129,30 +182,7 @@ impl Changes {
     }
 
     pub(crate) fn from_records(records: Vec<Record>, layer: &Digest) -> Changes {
-        let change = |record| match record {
-            Record::Remove { path } => (path, Change::Remove),
-            Record::Dir { path, mode } => (path, Change::Put(Entry::dir(mode))),
-            Record::Link { path, target } => (
-                path,
-                Change::Put(Entry {
-                    mode: 0o777,
-                    kind: Kind::Link { target },
-                }),
-            ),
-            Record::File {
-                path,
-                mode,
-                size,
-                digest,
-            } => {
-                let kind = Kind::File {
-                    digest,
-                    size,
-                    source: Source::Layer(layer.clone()),
-                };
-                (path, Change::Put(Entry { mode, kind }))
-            }
-        };
+        let change = |record: Record| record.change(|_| Source::Layer(layer.clone()));
         Changes(records.into_iter().map(change).collect())
     }
 
@@ -175,6 +205,7 @@ impl Changes {
     ///
     /// Fails if something above it is a file or link, or if a folder would take a file's place or the other way round.
     pub(crate) fn put(&mut self, tree: &Tree, path: &str, entry: Entry) -> Result<(), Error> {
+        check_name(path)?;
         for (at, _) in path.match_indices('/') {
             let parent = &path[..at];
             match self.effective(tree, parent) {
@@ -235,6 +266,24 @@ impl Tree {
                 Change::Remove => self.0.remove(path),
             };
         }
+    }
+
+    /// The tree without a folder and what is below it.
+    pub(crate) fn without(&self, folder: &str) -> Tree {
+        let below = format!("{folder}/");
+        let kept = self
+            .0
+            .iter()
+            .filter(|(path, _)| *path != folder && !path.starts_with(&below));
+        Tree(kept.map(|(path, entry)| (path.clone(), entry.clone())).collect())
+    }
+
+    /// The part of the tree that is a file or folder and what is below it, under the same paths, with the folders above.
+    pub(crate) fn part(&self, folder: &str) -> Tree {
+        let below = format!("{folder}/");
+        let wanted = |path: &str| path == folder || path.starts_with(&below) || folder.starts_with(&format!("{path}/"));
+        let kept = self.0.iter().filter(|(path, _)| wanted(path));
+        Tree(kept.map(|(path, entry)| (path.clone(), entry.clone())).collect())
     }
 
     /// What turns this tree into `new`.
@@ -314,7 +363,10 @@ mod tests {
     use super::*;
 
     fn file(content: &str) -> Entry {
-        let source = Source::Disk(PathBuf::from("x"));
+        let source = Source::Disk {
+            path: PathBuf::from("x"),
+            stamp: None,
+        };
         Entry {
             mode: 0o644,
             kind: Kind::File {
@@ -365,6 +417,10 @@ mod tests {
         assert!(changes.put(&old, "f/x", file("x")).is_err());
         assert!(changes.put(&old, "a/b", file("x")).is_err());
         assert!(changes.put(&old, "f", Entry::dir(0o755)).is_err());
+        for reserved in ["a/.wh.x", ".wh..wh..opq", ".wh.d/y"] {
+            let error = changes.put(&old, reserved, file("x")).unwrap_err().to_string();
+            assert!(error.contains("mean a removal"), "{reserved}: {error}");
+        }
     }
 
     #[test]

@@ -145,7 +145,7 @@ impl ClusterImage {
         let Some(lock) = &self.config.lock else {
             return Ok((0, Vec::new()));
         };
-        let mut survey = Survey::new(lock.rules.clone(), &self.config.env);
+        let mut survey = Survey::new(lock.rules.clone(), &self.config);
         let layers = self
             .rootfs
             .layers

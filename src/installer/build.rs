@@ -20,19 +20,22 @@ pub struct Args {
     /// A value for ARG; may be repeated
     #[arg(long = "build-arg", value_name = "NAME=VALUE", value_parser = pair)]
     pub build_args: Vec<(String, String)>,
-    /// A folder for `COPY --from=NAME`; may be repeated
+    /// A folder for `--from=NAME`; may be repeated
     #[arg(long = "build-context", value_name = "NAME=DIR", value_parser = pair)]
     pub build_contexts: Vec<(String, String)>,
-    /// What the image is for, as os/architecture [default: this machine]
-    #[arg(long, value_name = "PLATFORM", value_parser = platform)]
-    pub platform: Option<oci::Platform>,
+    /// What the image is for, as os/architecture; several are joined by commas [default: this machine]
+    #[arg(long, value_name = "PLATFORM", value_parser = platform, value_delimiter = ',')]
+    pub platform: Vec<oci::Platform>,
     /// Ask no registry: every image must be in the context, the base image, or another image of the store
     #[arg(long)]
     pub no_pull: bool,
     /// How to speak to registries.
     #[command(flatten)]
     pub registries: RegistryArgs,
-    /// The folder COPY, CNI, APP and IMAGE read from
+    /// The helm that renders charts [default: the one on PATH, else bin/helm of the rootfs]
+    #[arg(long, value_name = "PROGRAM")]
+    pub helm: Option<PathBuf>,
+    /// The folder COPY, ADD, CNI, CSI, APP and IMAGE read from
     #[arg(value_name = "CONTEXT")]
     pub context: PathBuf,
     /// How to print.
@@ -47,16 +50,37 @@ fn pair(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// `linux/amd64`.
+/// Architectures that images are made for, in Go's names.
+const ARCHITECTURES: [&str; 8] = ["amd64", "arm64", "arm", "386", "ppc64le", "riscv64", "s390x", "loong64"];
+
+/// A platform as it is written everywhere: `linux/amd64`, `linux/arm/v7`.
 pub fn platform(text: &str) -> Result<oci::Platform, String> {
-    match text.split('/').collect::<Vec<_>>().as_slice() {
-        ["linux", architecture] => Ok(oci::Platform {
-            architecture: (*architecture).to_string(),
-            os: "linux".to_string(),
-            variant: None,
-        }),
-        _ => Err("the form is linux/ARCHITECTURE".to_string()),
+    let (architecture, variant) = match text.split('/').collect::<Vec<_>>().as_slice() {
+        ["linux", architecture] => (*architecture, None),
+        ["linux", architecture, variant] if !variant.is_empty() => (*architecture, Some(*variant)),
+        _ => return Err("the form is linux/ARCHITECTURE".to_string()),
+    };
+    // The kernel's names for the same.
+    let architecture = match architecture {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    if !ARCHITECTURES.contains(&architecture) {
+        let hint = clusterfile::names::did_you_mean(architecture, ARCHITECTURES);
+        return Err(format!(
+            "unknown architecture {architecture:?}{hint} (known: {})",
+            ARCHITECTURES.join(", ")
+        ));
     }
+    Ok(oci::Platform {
+        architecture: architecture.to_string(),
+        os: "linux".to_string(),
+        // It says nothing: there is no other one.
+        variant: variant
+            .filter(|variant| (architecture, *variant) != ("arm64", "v8"))
+            .map(str::to_string),
+    })
 }
 
 /// Builds, and prints the digest.
@@ -75,7 +99,11 @@ pub async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
             .map(|(name, dir)| (name, dir.into()))
             .collect(),
         build_args: args.build_args.into_iter().collect::<BTreeMap<_, _>>(),
-        platform: args.platform.unwrap_or_else(image::host_platform),
+        platforms: match args.platform.is_empty() {
+            true => vec![image::host_platform()],
+            false => args.platform,
+        },
+        helm: args.helm,
         pull: PullOptions {
             remote: args.registries.remote(),
             offline: args.no_pull,
@@ -90,8 +118,9 @@ pub async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     context.out.json(&serde_json::json!({"event": "built", "image": built}));
     let (size, time) = (table::size(built.size), table::time(start.elapsed()));
     context.out.note(format!(
-        "{} carries {} images, {size}, built in {time}",
+        "{} for {} carries {} images, {size}, built in {time}",
         built.reference.familiar(),
+        built.platforms.join(", "),
         built.carried
     ));
     context.out.result(built.digest.as_str());
@@ -139,6 +168,38 @@ impl Progress for Show {
             }
             Event::Pulled { image, done, total } => self.pulled(image, done, total),
             _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn platforms_are_named_as_everywhere() {
+        for (text, expected) in [
+            ("linux/amd64", Ok(("amd64", None))),
+            ("linux/x86_64", Ok(("amd64", None))),
+            ("linux/aarch64", Ok(("arm64", None))),
+            ("linux/arm64/v8", Ok(("arm64", None))),
+            ("linux/arm/v7", Ok(("arm", Some("v7")))),
+            ("linux/amd46", Err("did you mean \"amd64\"?")),
+            ("windows/amd64", Err("the form is linux/")),
+            ("amd64", Err("the form is linux/")),
+            ("linux/arm/", Err("the form is linux/")),
+        ] {
+            match (platform(text), expected) {
+                (Ok(found), Ok((architecture, variant))) => {
+                    assert_eq!(
+                        (found.architecture.as_str(), found.variant.as_deref()),
+                        (architecture, variant),
+                        "{text}"
+                    );
+                }
+                (Err(error), Err(why)) => assert!(error.contains(why), "{text}: {error}"),
+                (found, expected) => panic!("{text}: {found:?}, expected {expected:?}"),
+            }
         }
     }
 }

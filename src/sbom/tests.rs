@@ -75,7 +75,8 @@ impl Bench {
             build_contexts: BTreeMap::from([("debian".to_string(), folder("debian"))]),
             build_args: BTreeMap::new(),
             tag: "local/x:1".parse().unwrap(),
-            platform: host_platform(),
+            platforms: vec![host_platform()],
+            helm: None,
             pull: image::PullOptions::default(),
         };
         let runtime = tokio::runtime::Builder::new_current_thread()

@@ -199,8 +199,7 @@ impl Launcher<'_> {
 
     async fn helm(&self, app: &App, chart: &str) -> Result<()> {
         let site = &self.run.site;
-        let (beside, values) = apps::values(site, app, chart);
-        let mut files: Vec<String> = beside.into_iter().collect();
+        let (mut files, values) = apps::values(site, app, chart);
         if let Some(values) = values {
             files.push(self.put_values(app, &render::yaml(&values)?).await?);
         }

@@ -19,9 +19,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use clusterfile::names::nearest;
-use clusterfile::{DEFAULT_REGISTRY_DOMAIN, DEFAULT_REGISTRY_PORT, Env, yaml};
+use clusterfile::{DEFAULT_REGISTRY_DOMAIN, DEFAULT_REGISTRY_PORT, yaml};
 use oci::{BlobStore, Descriptor, Digest, Reference};
 
+use crate::apps;
+use crate::config::ClusterConfig;
 use crate::error::{Error, MissingImage};
 use crate::extract::files_of_layer;
 use crate::io;
@@ -29,6 +31,7 @@ use crate::lock::{Lock, Locked, Place};
 use crate::tree::{Kind, Source, Tree, follow};
 
 pub(crate) use rules::Rules;
+pub(crate) use template::{UNKNOWN, known_value};
 
 /// A place in a file that names an image, or should and doesn't.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,17 +90,17 @@ fn role(path: &str) -> Option<Role> {
 #[derive(Debug)]
 pub(crate) struct Survey {
     rules: Rules,
-    env: Env,
+    config: ClusterConfig,
     named: BTreeMap<Reference, BTreeSet<Place>>,
     faults: Vec<MissingImage>,
 }
 
 impl Survey {
-    /// Begins with nothing named. `env` is what templates see.
-    pub(crate) fn new(rules: Rules, env: &Env) -> Survey {
+    /// Begins with nothing named. `config` says what templates see, and which applications are charts.
+    pub(crate) fn new(rules: Rules, config: &ClusterConfig) -> Survey {
         Survey {
             rules,
-            env: env.clone(),
+            config: config.clone(),
             named: BTreeMap::new(),
             faults: Vec::new(),
         }
@@ -117,22 +120,24 @@ impl Survey {
     ) -> Result<(), Error> {
         // Content in layers, read layer by layer: where it lies, and under which paths it is looked at.
         let mut inherited: BTreeMap<&Digest, BTreeMap<String, Vec<&str>>> = BTreeMap::new();
-        for path in tree.0.keys().filter(|path| role(path).is_some()) {
+        // A chart's objects are what helm makes of it: its templates mean nothing before.
+        let means_nothing = |path: &str| role(path) == Some(Role::Objects) && apps::is_in_chart(&self.config, path);
+        let paths: Vec<&String> = tree.0.keys().filter(|path| role(path).is_some()).collect();
+        for path in paths
+            .into_iter()
+            .filter(|path| !means_nothing(path))
+            .collect::<Vec<_>>()
+        {
             let target = follow(tree, path)?;
             let Some(Kind::File { source, .. }) = tree.0.get(&target).map(|entry| &entry.kind) else {
                 continue;
             };
-            match source {
-                Source::Disk(from) => {
-                    let file = std::fs::File::open(from).map_err(Error::io("cannot read", from))?;
-                    self.file(path, &shown(path, from), &io::read_text(path, file)?);
-                }
-                Source::Layer(layer) => inherited
-                    .entry(layer)
-                    .or_default()
-                    .entry(target)
-                    .or_default()
-                    .push(path),
+            if let Some(from) = source.file()? {
+                let file = std::fs::File::open(&from).map_err(Error::io("cannot read", &from))?;
+                self.file(path, &shown(path, &from), &io::read_text(path, file)?);
+            } else if let Source::Layer(layer) = source {
+                let files = inherited.entry(layer).or_default();
+                files.entry(target).or_default().push(path);
             }
         }
         for (digest, files) in inherited {
@@ -154,7 +159,7 @@ impl Survey {
         let rendered;
         let (text, is_template) = match path.ends_with(".tmpl") {
             true => {
-                rendered = template::render(text, &self.env);
+                rendered = template::render(text, &apps::env_of(&self.config, path));
                 (rendered.as_str(), true)
             }
             false => (text, false),

@@ -3,7 +3,7 @@
 use clusterfile::{DEFAULT_REGISTRY_DOMAIN, DEFAULT_REGISTRY_PORT, Env};
 
 /// Stands for a template's value that only the cluster knows.
-pub(super) const UNKNOWN: &str = "template-value";
+pub(crate) const UNKNOWN: &str = "template-value";
 
 /// Words that begin an action which leaves no text.
 const CONTROL: [&str; 9] = [
@@ -65,7 +65,7 @@ fn render_line(line: &str, env: &Env) -> String {
 }
 
 /// What a template variable will be, as far as it's known before there is a cluster.
-fn known_value(name: &str, env: &Env) -> Option<String> {
+pub(crate) fn known_value(name: &str, env: &Env) -> Option<String> {
     if let Some(value) = env.get(name) {
         return Some(value.clone());
     }

@@ -1,8 +1,9 @@
 use super::*;
 
 fn survey(files: &[(&str, &str)]) -> Survey {
-    let env = Env::from([("Tag".into(), "v9".into())]);
-    let mut survey = Survey::new(Rules::default(), &env);
+    let mut config = ClusterConfig::default();
+    config.env.insert("Tag".into(), "v9".into());
+    let mut survey = Survey::new(Rules::default(), &config);
     files.iter().for_each(|(path, text)| survey.file(path, path, text));
     survey
 }
