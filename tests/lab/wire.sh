@@ -7,6 +7,8 @@ netns=$1 veth=$2 bridge=$3 address=$4
 # The namespace of a host that has just died may keep the cable's other end for a moment.
 [ ! -e "/sys/class/net/$veth" ] || ip link del "$veth" 2>/dev/null || true
 ip netns add "$netns"
+# Nobody else has the lab's addresses. While the kernel looks for duplicates an address is tentative, and a snapshot would see that end.
+ip netns exec "$netns" sh -c 'for conf in all default; do f=/proc/sys/net/ipv6/conf/$conf/accept_dad; [ ! -e $f ] || echo 0 > $f; done'
 # A host keeps its hardware address over reboots, as real ones do.
 # shellcheck disable=SC2046
 mac=$(printf '02:00:%02x:%02x:%02x:%02x' $(echo "${address%/*}" | tr . ' '))
