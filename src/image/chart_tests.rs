@@ -65,6 +65,12 @@ impl Charts {
 #[test]
 fn images_in_a_charts_folder_are_found() {
     let Some(charts) = Charts::new() else { return };
+    // Before any image of the store carries it.
+    let error = charts.refusal("FROM scratch\nAPP web chart\n");
+    assert!(
+        error.starts_with("APP web: chart shop/templates/deploy.yaml:10: the image a.b/web:v1 is not carried"),
+        "{error}"
+    );
     let image = charts
         .try_build("t:1", &format!("{ONE}APP web chart\nLAUNCH web\n"))
         .unwrap();
@@ -74,18 +80,12 @@ fn images_in_a_charts_folder_are_found() {
         (AppKind::Chart, &[".".to_string()][..], 0)
     );
     assert!(image.read_file("application/apps/web/templates/deploy.yaml").is_ok());
-    let error = charts.refusal("FROM scratch\nAPP web chart\n");
-    assert!(
-        error.starts_with("APP web: chart shop/templates/deploy.yaml:10: the image a.b/web:v1 is not carried"),
-        "{error}"
-    );
     // The same through an image on top, which changes a value.
     charts.bench.write("new.yaml", "image: a.b/web:v2\n");
     let error = charts.refusal("FROM t:1\nCOPY new.yaml application/apps/web/values.yaml\n");
-    assert!(
-        error.contains("the image a.b/web:v2 is not carried, nearest carried one: a.b/web:v1"),
-        "{error}"
-    );
+    for part in ["the image a.b/web:v2 is not carried", "nearest carried one: a.b/web:v1"] {
+        assert!(error.contains(part), "{error}");
+    }
 }
 
 #[test]
@@ -147,18 +147,18 @@ fn packed_charts_and_their_subcharts_are_found() {
         ),
         "{error}"
     );
+    // In charts/ of the rootfs, for commands to install.
+    let error = charts.refusal(&format!("{ONE}COPY shop-1.2.0.tgz charts/\n"));
+    assert!(
+        error.starts_with("charts/shop-1.2.0.tgz/charts/db/templates/deploy.yaml:10: the image a.b/db:v1"),
+        "{error}"
+    );
     let kubefile = format!("{ONE}IMAGE a.b/db:v1 FROM web\nAPP web shop-1.2.0.tgz\n");
     let image = charts.try_build("t:1", &kubefile).unwrap();
     assert_eq!(image.config.apps["web"].files, ["shop-1.2.0.tgz"]);
     assert_eq!(
         charts.try_build("t:2", &kubefile).unwrap().index.digest,
         image.index.digest
-    );
-    // In charts/ of the rootfs, for commands to install.
-    let error = charts.refusal(&format!("{ONE}COPY shop-1.2.0.tgz charts/\n"));
-    assert!(
-        error.starts_with("charts/shop-1.2.0.tgz/charts/db/templates/deploy.yaml:10: the image a.b/db:v1"),
-        "{error}"
     );
     let error = charts.refusal("FROM scratch\nCNI net shop-1.2.0.tgz\n");
     assert!(
