@@ -101,6 +101,13 @@ fn plain(path: &Path) -> Result<PathBuf> {
     let mut out = PathBuf::new();
     for component in path.components() {
         match component {
+            // The operator's program names files in JSON: a name it cannot tell exactly must not come here under another.
+            Component::Normal(name) if name.to_str().is_none() => {
+                return Err(Error::corrupt(format!(
+                    "the name of entry '{}' is not UTF-8",
+                    path.display()
+                )));
+            }
             Component::Normal(name) => out.push(name),
             Component::CurDir => {}
             _ => return Err(Error::corrupt(format!("entry '{}' escapes", path.display()))),

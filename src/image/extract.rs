@@ -30,7 +30,7 @@ pub(crate) fn files_of_layer(
         return Ok(());
     }
     tarball::visit(open_layer(blobs, layer)?, cannot, |item, reader| {
-        let path = normalize(&item.path_text())?;
+        let path = normalize(&item.exact_path()?)?;
         if wanted.contains(&path) && item.kind.is_file() {
             left -= 1;
             take(&path, reader)?;

@@ -286,7 +286,7 @@ pub(crate) fn read_records(blobs: &oci::BlobStore, descriptor: &Descriptor) -> R
     let cannot = |error| Error::io("cannot read the layer", blobs.path(&descriptor.digest))(error);
     let mut records = Vec::new();
     tarball::visit(open_layer(blobs, descriptor)?, cannot, |item, reader| {
-        let path = normalize(&item.path_text())?;
+        let path = normalize(&item.exact_path()?)?;
         records.extend(record(&item, path, reader).map_err(cannot)?);
         if records.len() > MOST_ENTRIES {
             let digest = descriptor.digest.clone();
@@ -332,7 +332,7 @@ fn record(item: &Item, path: String, reader: &mut dyn Read) -> std::io::Result<O
         _ if path.is_empty() => None,
         _ if name == OPAQUE => return refused("opaque folders are not supported"),
         _ if name.starts_with(WHITEOUT) => {
-            let hidden = name.trim_start_matches(WHITEOUT).to_string();
+            let hidden = name[WHITEOUT.len()..].to_string();
             let path = crate::tree::parent_of(&path).map_or(hidden.clone(), |parent| format!("{parent}/{hidden}"));
             Some(Record::Remove { path })
         }
@@ -347,14 +347,11 @@ fn record(item: &Item, path: String, reader: &mut dyn Read) -> std::io::Result<O
             })
         }
         tar::EntryType::Symlink => {
-            let target = item
-                .link
-                .as_ref()
-                .map(|name| String::from_utf8_lossy(name).into_owned());
-            Some(Record::Link {
-                path,
-                target: target.unwrap_or_default(),
-            })
+            let target = item.link.clone().unwrap_or_default();
+            match String::from_utf8(target) {
+                Ok(target) => Some(Record::Link { path, target }),
+                Err(_) => return refused("where the link points is not UTF-8"),
+            }
         }
         _ => return refused("only files, folders and symbolic links are allowed"),
     })

@@ -27,7 +27,18 @@ pub(crate) struct Item {
 }
 
 impl Item {
-    /// The path for messages and for names that must be UTF-8 anyway.
+    /// The path, where another name than the one written would be a fault.
+    ///
+    /// # Errors
+    /// The name is not UTF-8.
+    pub(crate) fn exact_path(&self) -> Result<String, Error> {
+        match std::str::from_utf8(&self.path) {
+            Ok(path) => Ok(path.to_string()),
+            Err(_) => Err(Error::path(self.path_text(), "the name is not UTF-8")),
+        }
+    }
+
+    /// The path for messages and for names that are compared with known ones.
     pub(crate) fn path_text(&self) -> String {
         String::from_utf8_lossy(&self.path).into_owned()
     }
