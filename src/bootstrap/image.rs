@@ -267,18 +267,8 @@ fn beside_us() -> Result<Program, image::Error> {
     let own = std::env::current_exe().map_err(|e| io(Path::new("installer"), e))?;
     let path: PathBuf = own.with_file_name("clusterd");
     let mut file = std::fs::File::open(&path).map_err(|e| io(&path, e))?;
-    let mut hasher = oci::Hasher::default();
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match std::io::Read::read(&mut file, &mut buffer).map_err(|e| io(&path, e))? {
-            0 => break,
-            n => hasher.update(&buffer[..n]),
-        }
-    }
-    Ok(Program {
-        path,
-        digest: hasher.finish(),
-    })
+    let (digest, _) = Digest::of_reader(&mut file).map_err(|e| io(&path, e))?;
+    Ok(Program { path, digest })
 }
 
 /// Whether the image brings what the private registry and the runtime's sandbox need; said once, before any host is touched.

@@ -31,14 +31,6 @@ pub async fn run(_args: Args) -> Result<()> {
 
 /// Digest of the running program's file, even when it has been replaced meanwhile.
 fn own_digest() -> Option<oci::Digest> {
-    use std::io::Read as _;
     let mut file = std::fs::File::open("/proc/self/exe").ok()?;
-    let mut hasher = oci::Hasher::default();
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match file.read(&mut buffer).ok()? {
-            0 => return Some(hasher.finish()),
-            n => hasher.update(&buffer[..n]),
-        }
-    }
+    oci::Digest::of_reader(&mut file).ok().map(|(digest, _)| digest)
 }

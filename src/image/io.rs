@@ -166,22 +166,12 @@ pub(crate) fn read_text(path: &str, reader: impl Read) -> Result<String, Error> 
 
 /// Digest and size of everything in `reader`.
 pub(crate) fn digest(reader: &mut (impl Read + ?Sized)) -> io::Result<(Digest, u64)> {
-    digest_by(reader, &mut vec![0; CHUNK])
+    Digest::of_reader(reader)
 }
 
 /// The same in a buffer that is used again: making one costs more than reading a small file.
 pub(crate) fn digest_by(reader: &mut (impl Read + ?Sized), buffer: &mut [u8]) -> io::Result<(Digest, u64)> {
     let mut hasher = Hasher::default();
-    let mut size = 0;
-    loop {
-        match reader.read(buffer) {
-            Ok(0) => return Ok((hasher.finish(), size)),
-            Ok(read) => {
-                hasher.update(&buffer[..read]);
-                size += read as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
+    let size = hasher.read(reader, buffer)?;
+    Ok((hasher.finish(), size))
 }

@@ -4,16 +4,13 @@
 //! `.<hex>.partial`, so that a transfer can go on where it stopped. Its writer holds a lock on that file, so a second one
 //! waits, in whatever process it is.
 
-use crate::{Digest, Error, Hasher};
+use crate::{Digest, Error, Hasher, digest::CHUNK};
 use std::{
     fs::{self, File, OpenOptions},
     io::{ErrorKind, Read, Seek as _, Write},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
-
-/// How much is read at once when content is hashed, in bytes.
-const CHUNK: usize = 256 << 10;
 
 /// A folder of blobs.
 #[derive(Clone, Debug)]
@@ -139,7 +136,7 @@ impl BlobStore {
         if !resume || length > size {
             writer.restart()?;
         } else {
-            let found = hash_into(&mut writer.file, &mut writer.hasher);
+            let found = writer.hasher.read(&mut writer.file, &mut vec![0; CHUNK]);
             writer.written = found.map_err(|e| Error::io(&writer.partial, e))?;
         }
         Ok(writer)
@@ -162,10 +159,9 @@ impl BlobStore {
     /// # Errors
     /// [`Error::Missing`], or [`Error::Corrupt`] with what differs.
     pub fn verify(&self, digest: &Digest, size: u64) -> Result<(), Error> {
-        let mut hasher = Hasher::default();
         let mut file = self.open(digest)?;
-        let found = hash_into(&mut file, &mut hasher).map_err(|e| Error::io(self.path(digest), e))?;
-        check(digest, size, found, hasher.finish())
+        let (found, found_size) = Digest::of_reader(&mut file).map_err(|e| Error::io(self.path(digest), e))?;
+        check(digest, size, found_size, found)
     }
 
     /// Makes sure that blobs which came before are found after a power failure.
@@ -259,22 +255,6 @@ fn lock_partial(path: &Path) -> std::io::Result<File> {
         });
         if same {
             return Ok(file);
-        }
-    }
-}
-
-fn hash_into(file: &mut File, hasher: &mut Hasher) -> std::io::Result<u64> {
-    let mut buffer = vec![0; CHUNK];
-    let mut total = 0;
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(total),
-            Ok(n) => {
-                hasher.update(&buffer[..n]);
-                total += n as u64;
-            }
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
         }
     }
 }

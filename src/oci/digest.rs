@@ -3,7 +3,11 @@
 use crate::Error;
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    io::{self, Read},
+    str::FromStr,
+};
 
 /// The sha256 of some content, written `sha256:<64 hex digits>`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -11,6 +15,8 @@ use std::{fmt, str::FromStr};
 pub struct Digest(String);
 
 const PREFIX: &str = "sha256:";
+/// How much is read at once when content is hashed, in bytes.
+pub(crate) const CHUNK: usize = 256 << 10;
 
 impl Digest {
     /// The digest of `bytes`.
@@ -18,6 +24,16 @@ impl Digest {
         let mut hasher = Hasher::default();
         hasher.update(bytes);
         hasher.finish()
+    }
+
+    /// The digest of everything in `reader`, read in small pieces, and how many bytes that was.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn of_reader(reader: &mut (impl Read + ?Sized)) -> io::Result<(Self, u64)> {
+        let mut hasher = Hasher::default();
+        let size = hasher.read(reader, &mut vec![0; CHUNK])?;
+        Ok((hasher.finish(), size))
     }
 
     /// The 64 hexadecimal digits alone: the name of the blob's file.
@@ -83,6 +99,25 @@ impl Hasher {
     /// Adds `bytes` to the content.
     pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
+    }
+
+    /// Adds everything in `reader`, read through `buffer`, which must not be empty; how many bytes that was.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read(&mut self, reader: &mut (impl Read + ?Sized), buffer: &mut [u8]) -> io::Result<u64> {
+        let mut total = 0;
+        loop {
+            match reader.read(buffer) {
+                Ok(0) => return Ok(total),
+                Ok(n) => {
+                    self.update(&buffer[..n]);
+                    total += n as u64;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
     }
 
     /// The digest of all that was added.
