@@ -3,8 +3,8 @@
 //! The programs and the default cluster image must have been built (`make image`); a test says so if they are not there.
 //! The tests take turns (`.config/nextest.toml`), because they share the machine and one lab's name.
 
-use anyhow::{Context, Result, bail};
-use lab::{Host, Lab, Options, Output};
+use anyhow::{Context, Result, bail, ensure};
+use lab::{Host, Lab, Options, Output, PASSWORD};
 use serde_json::Value;
 use std::{
     fs,
@@ -101,6 +101,16 @@ impl Site {
         self.file("Clusterfile")
     }
 
+    /// Copies the store, for a test that changes it; where the copy lies.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn copy_store(&self, name: &str) -> Result<PathBuf> {
+        let copy = self.file(name);
+        lab::output(Command::new("cp").arg("--recursive").arg(store()).arg(&copy))?.ok()?;
+        Ok(copy)
+    }
+
     /// Writes a Clusterfile: one master, the rest nodes, root by key. `spec` is added to the cluster's specification.
     ///
     /// # Errors
@@ -139,8 +149,16 @@ impl Site {
     /// # Errors
     /// When it has not been built.
     pub fn installer_command(&self) -> Result<Command> {
+        self.installer_with(&store())
+    }
+
+    /// The same with another store than the one the Makefile has filled.
+    ///
+    /// # Errors
+    /// When it has not been built.
+    pub fn installer_with(&self, store: &Path) -> Result<Command> {
         let mut command = Command::new(program("installer")?);
-        command.current_dir(self.dir.path()).arg("--store").arg(store());
+        command.current_dir(self.dir.path()).arg("--store").arg(store);
         command.arg("--known-hosts").arg(self.lab.known_hosts());
         Ok(command)
     }
@@ -296,6 +314,20 @@ impl Drop for Site {
             eprintln!("cannot take lab {NAME:?} down: {error:#}");
         }
     }
+}
+
+/// A program has refused `what`, and all of `says` is in what it said; the lab's password is not.
+///
+/// # Errors
+/// When it accepted it, or said too little or too much.
+pub fn refused(out: &Output, what: &str, says: &[&str]) -> Result<()> {
+    let said = format!("{}{}", out.stdout, out.stderr);
+    ensure!(out.code != 0, "{what} was accepted: {said}");
+    for part in says {
+        ensure!(said.contains(part), "{what}: {part:?} is not in: {said}");
+    }
+    ensure!(!said.contains(PASSWORD), "{what}: the password is in: {said}");
+    Ok(())
 }
 
 /// Whether the object's condition `Ready` is true.
