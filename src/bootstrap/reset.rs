@@ -203,6 +203,8 @@ async fn undo(session: &Session, clusterfile: &Clusterfile, options: &Options, f
         // The journal is gone: what is put there for the hooks gets one of its own, which is played backwards too.
         open().await?;
         let ended = cleaner.after().await;
+        let gone = cleaner.gone(&undone.left).await?;
+        undone.left.retain(|left| !gone.contains(left));
         let again = session.client.undo().await.map_err(session.failed("undoing changes"))?;
         undone.failed = again.failed;
         undone.left.extend(again.left);

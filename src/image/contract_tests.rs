@@ -33,6 +33,22 @@ fn other_tools_read_what_was_saved() {
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
+        let carried = crate::manifest::listed_beside(&bench.store.read_json(&new.index).unwrap());
+        assert!(!carried.is_empty());
+        for entry in carried {
+            let name = entry.annotations[oci::REF_NAME].clone();
+            let place = source.replace(":app:2", &format!(":{name}"));
+            let raw = Command::new("skopeo")
+                .args(["inspect", "--raw", &place])
+                .output()
+                .unwrap();
+            assert_eq!(
+                Digest::of(&raw.stdout),
+                entry.digest,
+                "{name}: {}",
+                String::from_utf8_lossy(&raw.stderr)
+            );
+        }
         let copy = format!("oci:{}:x", bench.path("copy").display());
         let output = Command::new("skopeo")
             .args(["--insecure-policy", "copy", "--all", &source, &copy])
@@ -63,7 +79,7 @@ fn other_tools_read_what_was_saved() {
         eprintln!("umoci is not installed; not compared");
         return;
     };
-    assert_eq!(String::from_utf8_lossy(&listed.stdout).trim(), "app:2");
+    assert_eq!(String::from_utf8_lossy(&listed.stdout).trim(), "app:2\na.b/web:v1");
     let to = format!("oci:{}:x", plain.display());
     let output = Command::new("skopeo")
         .args(["--insecure-policy", "copy", &from, &to])

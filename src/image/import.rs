@@ -9,7 +9,7 @@ use crate::archive::refused;
 use crate::docker;
 use crate::error::Error;
 use crate::load::Staged;
-use crate::manifest::{Manifest, check_platform, choose, pin};
+use crate::manifest::{self, Manifest, check_platform, choose, pin};
 use crate::progress::{NoProgress, Progress};
 use crate::store::Store;
 
@@ -49,7 +49,10 @@ pub(crate) fn import(
 }
 
 fn choose_image(staged: &Staged<'_>, from: &Path, name: Option<&str>) -> Result<Descriptor, Error> {
-    let named = |entry: &&Descriptor| name.is_none() || entry.annotations.get(REF_NAME).map(String::as_str) == name;
+    let named = |entry: &&Descriptor| match name {
+        Some(_) => entry.annotations.get(REF_NAME).map(String::as_str) == name,
+        None => !manifest::is_carried(entry),
+    };
     let mut found = Vec::new();
     for entry in staged.index.manifests.iter().filter(named) {
         if !staged.is_artifact(entry)? {

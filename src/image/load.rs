@@ -190,7 +190,12 @@ impl<'a> Staged<'a> {
             staged.check_delta(&staged.read_json(DELTA, &mut file.take(size), size)?)?;
         }
         let mut wanted: BTreeMap<Digest, u64> = BTreeMap::new();
-        for entry in &staged.index.manifests {
+        for entry in staged
+            .index
+            .manifests
+            .iter()
+            .filter(|entry| !manifest::is_carried(entry))
+        {
             let blobs = manifest::reachable(entry, &|document: &Descriptor| {
                 let from = match layout.blobs().size(&document.digest) {
                     Some(_) => layout.blobs(),
@@ -353,7 +358,8 @@ impl<'a> Staged<'a> {
     /// Makes what came part of the store, after the last check.
     fn finish(self, store: &Store, tag: Option<&Reference>) -> Result<Loaded, Error> {
         let (mut images, mut artifacts) = (Vec::new(), Vec::new());
-        for entry in &self.index.manifests {
+        // Carried images come with the cluster images they are listed beside.
+        for entry in self.index.manifests.iter().filter(|entry| !manifest::is_carried(entry)) {
             if self.is_artifact(entry)? {
                 artifacts.push(entry.clone());
                 continue;

@@ -67,6 +67,37 @@ impl Manifest {
     }
 }
 
+/// Value of [`CONTENT`] for a container image that an archive lists beside the cluster image which carries it.
+pub(crate) const CARRIED: &str = "carried";
+
+/// Whether an entry is listed only so that other tools find it; it is part of a cluster image anyway.
+pub(crate) fn is_carried(descriptor: &Descriptor) -> bool {
+    descriptor
+        .annotations
+        .get(CONTENT)
+        .is_some_and(|content| content == CARRIED)
+}
+
+/// Carried images as an archive lists them: those with one content. Other tools could not choose among platforms.
+pub(crate) fn listed_beside(index: &Index) -> Vec<Descriptor> {
+    let mut by_name: BTreeMap<Reference, Vec<&Descriptor>> = BTreeMap::new();
+    for entry in index.manifests.iter().filter(|entry| !is_rootfs(entry)) {
+        if let Some(reference) = entry.reference() {
+            by_name.entry(reference).or_default().push(entry);
+        }
+    }
+    let single = by_name.into_values().filter_map(|entries| match entries.as_slice() {
+        [entry] => Some((*entry).clone()),
+        _ => None,
+    });
+    single
+        .map(|mut entry| {
+            entry.annotations.insert(CONTENT.to_string(), CARRIED.to_string());
+            entry
+        })
+        .collect()
+}
+
 pub(crate) fn is_rootfs(descriptor: &Descriptor) -> bool {
     descriptor
         .annotations

@@ -350,7 +350,10 @@ impl Call<'_> {
         let reason = explain(error);
         let certificate = reason.contains("certificate") || reason.contains("UnknownIssuer");
         let plain = ["InvalidContentType", "wrong version", "corrupt message"];
-        let hint = if certificate {
+        let hint = if reason.contains("CaUsedAsEndEntity") {
+            "; the server shows the certificate of an authority as its own. Let that authority sign one for it, or make one that signs \
+             itself with basicConstraints=CA:FALSE"
+        } else if certificate {
             "; name its certificate authority with --registry-ca FILE"
         } else if plain.iter().any(|text| reason.contains(text)) {
             "; if the registry speaks plain HTTP, say --insecure-registry HOST[:PORT]"

@@ -15,6 +15,7 @@ use tempfile::NamedTempFile;
 use crate::archive::{Base, DELTA, Delta, LAYOUT, Needed, rank};
 use crate::error::Error;
 use crate::io::{self, HashReader};
+use crate::manifest;
 use crate::progress::{Event, Progress};
 use crate::split::{PartsWriter, folder_of, publish};
 use crate::store::{InUse, Store};
@@ -92,11 +93,16 @@ impl<'a> Save<'a> {
         };
         let needs: Vec<Needed> = kept.iter().map(needed).collect();
         let artifacts = attached.into_iter().map(|artifact| artifact.manifest);
+        // A delta does not hold them whole.
+        let carried = match since.is_empty() {
+            true => manifest::listed_beside(&store.read_json(&index)?),
+            false => Vec::new(),
+        };
         Ok(Save {
             store,
             _in_use: in_use,
             index: Index {
-                manifests: std::iter::once(entry).chain(artifacts).collect(),
+                manifests: std::iter::once(entry).chain(artifacts).chain(carried).collect(),
                 ..Index::default()
             },
             left_out: kept.iter().map(|blob| blob.size).sum(),

@@ -111,7 +111,8 @@ fn init_logging(verbose: u8) {
         _ => "trace",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+        // What it has to say is part of our own errors.
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{default},rustls_platform_verifier=off")));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -39,6 +39,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 pub use args::Args;
+pub use push::{chunk, manifest};
 use serve::Registry;
 
 /// Why the registry could not start or go on.

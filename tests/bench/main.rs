@@ -1,9 +1,9 @@
 //! `bench`: what the product costs, beside what a user would otherwise pick, in one run on one machine.
 //!
 //! It prints ratios and asserts nothing. It needs the release programs and the default image (`make bench` builds them).
-//! `bench registry` compares only the registries.
+//! `bench registry` compares only the registries, `bench images` only what is done with images.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lab::{Host, Lab, Options};
 use serde_json::Value;
 use std::{
@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod images;
 mod load;
 mod registry;
 
@@ -48,11 +49,14 @@ fn run() -> Result<()> {
         store,
         dir: tempfile::tempdir_in("target")?,
     };
-    if std::env::args().nth(1).as_deref() == Some("registry") {
-        return bench.registry();
+    match std::env::args().nth(1).as_deref() {
+        Some("registry") => return bench.registry(),
+        Some("images") => return bench.images(),
+        Some(other) => bail!("there is no benchmark {other}; there are registry and images, and all without a word"),
+        None => {}
     }
     bench.sizes()?;
-    bench.build()?;
+    bench.images()?;
     bench.registry()?;
     let hosts = ["m1", "n1", "n2"].map(str::to_owned).to_vec();
     let lab = Lab::up(&Options {
@@ -75,6 +79,20 @@ fn timed(command: &mut Command) -> Result<Duration> {
 
 fn mb(bytes: u64) -> f64 {
     bytes as f64 / 1e6
+}
+
+/// Bytes that do not compress.
+fn noise(size: usize, seed: u64) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed);
+    let mut bytes = Vec::with_capacity(size + 8);
+    while bytes.len() < size {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(size);
+    bytes
 }
 
 /// `ours` against `rival`, both seconds for the same work: above 1 we are faster.
@@ -112,40 +130,14 @@ impl Bench {
         Ok(())
     }
 
-    /// A folder of generated files as one layer, against tar and zstd on all cores.
-    fn build(&self) -> Result<()> {
-        println!("\n## Build");
-        let context = self.path("context");
-        fs::create_dir_all(context.join("files"))?;
-        let mut word = 1_u64;
-        for i in 0..64 {
-            let mut content = Vec::with_capacity(8 << 20);
-            while content.len() < 8 << 20 {
-                word = word
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
-                content.extend_from_slice(format!("{:x} {:x}\n", word >> 40, word >> 52).as_bytes());
-            }
-            fs::write(context.join(format!("files/{i:02}")), content)?;
+    fn images(&self) -> Result<()> {
+        println!("\n## An image of 2 GB in 8 layers");
+        let dir = self.dir.path().canonicalize()?;
+        images::Images {
+            installer: &self.bin.join("installer"),
+            dir: &dir,
         }
-        fs::write(context.join("Kubefile"), "FROM scratch\nCOPY files data/\n")?;
-        let mut build = Command::new(self.bin.join("installer"));
-        build
-            .arg("--store")
-            .arg(self.path("store"))
-            .args(["build", "-t", "local/bench:1", "-f"]);
-        let ours = timed(build.arg(context.join("Kubefile")).arg(&context))?;
-        let script = "tar -C \"$1\" -c files | zstd -q -T0 -3 > \"$2\"";
-        let rival = timed(
-            Command::new("sh")
-                .args(["-c", script, "sh"])
-                .arg(&context)
-                .arg(self.path("rival.tar.zst")),
-        )?;
-        versus("image build of 512 MB of text", ours, "tar | zstd -T0 -3", rival);
-        let again = timed(&mut build)?;
-        println!("{:<34} {:>7.2} s", "the same build again", again.as_secs_f64());
-        Ok(())
+        .compare()
     }
 
     fn registry(&self) -> Result<()> {

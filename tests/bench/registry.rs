@@ -1,6 +1,9 @@
 //! The private registry beside Debian's docker-registry, and beside nginx with the same files: pulls and pushes by many clients.
 
-use crate::load::{Client, at_once};
+use crate::{
+    load::{Client, at_once},
+    noise,
+};
 use anyhow::{Context, Result, bail};
 use oci::{Descriptor, Digest, Index, Layout, REF_NAME, media_type};
 use std::{
@@ -303,20 +306,6 @@ fn skopeo(args: &[&str]) -> Result<()> {
     )?
     .ok()
     .map(drop)
-}
-
-/// Bytes that do not compress.
-fn noise(size: usize, seed: u64) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed);
-    let mut bytes = Vec::with_capacity(size + 8);
-    while bytes.len() < size {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(size);
-    bytes
 }
 
 fn manifest(config: &Descriptor, layers: &[Descriptor]) -> Result<Vec<u8>> {

@@ -244,6 +244,36 @@ impl Site {
             .with_context(|| format!("on {host}: {script}"))
     }
 
+    /// Puts a file on a host, readable and executable for all.
+    ///
+    /// # Errors
+    /// When it cannot be read here or written there.
+    pub fn put(&self, host: &str, from: &Path, to: &str) -> Result<()> {
+        let script = format!("mkdir -p \"$(dirname {to})\" && cat > {to} && chmod 755 {to}");
+        let mut command = self.lab.exec_command(self.host(host))?;
+        let status = command
+            .args(["sh", "-c", &script])
+            .stdin(fs::File::open(from)?)
+            .status()?;
+        ensure!(status.success(), "cannot put {} on {host}", from.display());
+        Ok(())
+    }
+
+    /// One HTTP answer's last line, asked for with bash, for the hosts have no HTTP client.
+    ///
+    /// # Errors
+    /// When nothing answers within five seconds.
+    pub fn http(&self, host: &str, address: &str, port: u16) -> Result<String> {
+        let script =
+            format!(r"exec 3<>/dev/tcp/{address}/{port} && printf 'GET / HTTP/1.0\r\n\r\n' >&3 && tail -1 <&3");
+        let body = self
+            .lab
+            .exec(self.host(host), &["timeout", "5", "bash", "-c", &script])?
+            .ok()?;
+        ensure!(!body.trim().is_empty(), "{address}:{port} answered nothing to {host}");
+        Ok(body.trim().to_owned())
+    }
+
     /// Asks the cluster's DNS from a host's network for a name, with this machine's `dig`: the host has no such tool.
     ///
     /// # Errors

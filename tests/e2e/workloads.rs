@@ -61,17 +61,6 @@ fn web_pods(site: &Site) -> Result<Vec<Value>> {
     Ok(pods["items"].as_array().cloned().unwrap_or_default())
 }
 
-/// One HTTP answer's body, asked for with bash, for the hosts have no HTTP client.
-fn http(site: &Site, host: &str, address: &str, port: u16) -> Result<String> {
-    let script = format!(r"exec 3<>/dev/tcp/{address}/{port} && printf 'GET / HTTP/1.0\r\n\r\n' >&3 && tail -1 <&3");
-    let body = site
-        .lab
-        .exec(site.host(host), &["timeout", "5", "bash", "-c", &script])?
-        .ok()?;
-    ensure!(!body.trim().is_empty(), "{address}:{port} answered nothing to {host}");
-    Ok(body.trim().to_owned())
-}
-
 fn a_service_balances(site: &Site) -> Result<()> {
     let names: BTreeSet<String> = web_pods(site)?
         .iter()
@@ -87,11 +76,11 @@ fn a_service_balances(site: &Site) -> Result<()> {
     for host in ["m1", "n1", "n2"] {
         let mut seen = BTreeSet::new();
         eventually("every pod to have answered", || {
-            seen.insert(http(site, host, &ip, 80)?);
+            seen.insert(site.http(host, &ip, 80)?);
             ensure!(seen == names, "{host} has seen {seen:?} of {names:?}");
             Ok(())
         })?;
-        http(site, host, &site.ip("n2"), node_port)?;
+        site.http(host, &site.ip("n2"), node_port)?;
     }
     let name = "web.default.svc.cluster.local";
     for host in ["m1", "n1", "n2"] {
@@ -126,7 +115,7 @@ fn an_unready_pod_gets_no_traffic(site: &Site) -> Result<()> {
     let ip = text(&site.get(&["service", "web"])?, "/spec/clusterIP").to_owned();
     eventually("traffic to stop going there", || {
         let answers = (0..20)
-            .map(|_| http(site, "n1", &ip, 80))
+            .map(|_| site.http("n1", &ip, 80))
             .collect::<Result<BTreeSet<_>>>()?;
         ensure!(!answers.contains(name), "{answers:?}");
         Ok(())
@@ -252,7 +241,7 @@ fn a_rolling_update_fails_no_request(site: &Site) -> Result<()> {
     let mut asked = 0;
     eventually("the rollout to finish", || {
         for _ in 0..10 {
-            http(site, "n1", &ip, 80)
+            site.http("n1", &ip, 80)
                 .with_context(|| format!("request {asked} failed"))
                 .unwrap_or_else(|e| panic!("{e:#}"));
             asked += 1;

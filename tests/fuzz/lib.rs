@@ -56,6 +56,10 @@ pub const TARGETS: &[Target] = &[
         run: registries::run,
     },
     Target {
+        name: "uploads",
+        run: registries::uploads,
+    },
+    Target {
         name: "frames",
         run: frames::run,
     },

@@ -1,8 +1,10 @@
-//! What clients of a registry send: paths, queries and ranges.
+//! What clients of a registry send: paths, queries, ranges, chunks and manifests.
 
+use http::{HeaderMap, HeaderValue, header};
+use oci::{Digest, media_type};
 use registry::range::{Wanted, wanted};
 use registry::route::{decode, encode, page, parameter, route};
-use registry::{names, route::Route};
+use registry::{chunk, manifest, names, route::Route};
 
 use crate::Input;
 
@@ -60,5 +62,37 @@ fn check_name(name: &str, query: &str) {
             candidate.ends_with(name.rsplit('/').next().unwrap_or(name)),
             "{candidate}"
         );
+    }
+}
+
+/// Eight bytes that say where an upload stands, then Content-Range, Content-Length and Content-Type, each ended by a zero byte, then a manifest.
+pub(crate) fn uploads(data: &[u8]) {
+    let mut input = Input(data);
+    let mut at = [0; 8];
+    let taken = input.take(8);
+    at[..taken.len()].copy_from_slice(taken);
+    let at = u64::from_le_bytes(at);
+    let mut headers = HeaderMap::new();
+    for name in [header::CONTENT_RANGE, header::CONTENT_LENGTH] {
+        if let Ok(value) = HeaderValue::from_bytes(input.until_zero()) {
+            headers.insert(name, value);
+        }
+    }
+    if let Ok(Some(length)) = chunk::length(&headers, at) {
+        assert!(
+            length > 0 && at.checked_add(length - 1).is_some(),
+            "{length} bytes at {at}"
+        );
+    }
+    let content_type = String::from_utf8_lossy(input.until_zero()).into_owned();
+    let Ok(manifest) = manifest::check(Some(&content_type), input.0) else {
+        return;
+    };
+    assert_eq!(manifest.descriptor.digest, Digest::of(input.0));
+    assert_eq!(manifest.descriptor.size, input.0.len() as u64);
+    match manifest.descriptor.media_type.as_str() {
+        media_type::MANIFEST | media_type::DOCKER_MANIFEST => assert!(manifest.manifests.is_empty()),
+        media_type::INDEX | media_type::DOCKER_LIST => assert!(manifest.blobs.is_empty()),
+        other => panic!("{other} is no manifest"),
     }
 }

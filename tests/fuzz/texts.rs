@@ -40,7 +40,8 @@ pub(crate) fn kubefile(data: &[u8]) {
 /// A Clusterfile: every finding has a place in the text, and what is stored of it holds no secret.
 pub(crate) fn clusterfile(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    let count = text.lines().count() as u64 + 1;
+    // YAML ends a line at a carriage return too.
+    let count = text.split(['\n', '\r']).count() as u64;
     match Clusterfile::parse(text, "F", Path::new("/base")) {
         Ok(file) => {
             assert!(file.masters().next().is_some());

@@ -114,8 +114,14 @@ pub async fn blockers(client: &Client, namespace: &str) -> Result<Vec<String>> {
         Api::<PersistentVolumeClaim>::namespaced(client.clone(), namespace),
     );
     let all = ListParams::default();
-    let (pods, claims) = tokio::try_join!(pods.list(&all), claims.list(&all)).map_err(failed())?;
-    Ok(in_the_way(&pods.items, &claims.items))
+    let (pods, claims) = tokio::join!(pods.list(&all), claims.list(&all));
+    let pods = pods.map_err(failed())?;
+    let claims = match claims {
+        // A cluster without volumes serves no claims.
+        Err(kube::Error::Api(status)) if status.is_not_found() => Vec::new(),
+        other => other.map_err(failed())?.items,
+    };
+    Ok(in_the_way(&pods.items, &claims))
 }
 
 fn in_the_way(pods: &[Pod], claims: &[PersistentVolumeClaim]) -> Vec<String> {
@@ -177,15 +183,17 @@ mod tests {
         };
         let waiting = json!({"containerStatuses": [{"name": "web", "image": "", "imageID": "", "ready": false, "restartCount": 0,
             "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]});
+        let homeless = json!({"conditions": [{"type": "PodScheduled", "status": "False", "message": "no node fits"}]});
         let ready = json!({"conditions": [{"type": "Ready", "status": "True"}]});
         let done = json!({"phase": "Succeeded"});
         let claim: PersistentVolumeClaim =
             serde_json::from_value(json!({"metadata": {"name": "data"}, "status": {"phase": "Pending"}})).unwrap();
         assert_eq!(
-            in_the_way(&[pod(waiting), pod(ready), pod(done)], &[claim]),
+            in_the_way(&[pod(waiting), pod(homeless), pod(ready), pod(done)], &[claim]),
             [
                 "persistentvolumeclaim data: Pending",
-                "pod web-1: web waits: ImagePullBackOff: no such image"
+                "pod web-1: web waits: ImagePullBackOff: no such image",
+                "pod web-1: not Ready: no node fits"
             ]
         );
     }

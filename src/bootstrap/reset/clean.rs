@@ -12,7 +12,7 @@ use clusterfile::{Clusterfile, Plugin, PluginAction};
 use host::{
     Scope,
     facts::Query,
-    proto::{Exec, ExecResult},
+    proto::{Exec, ExecResult, Leftover},
 };
 use std::collections::BTreeMap;
 
@@ -108,6 +108,20 @@ impl<'s> Cleaner<'s> {
     /// When one fails.
     pub(super) async fn after(&self) -> Result<()> {
         self.run(&self.after, PluginAction::PostCleanHost, "/").await
+    }
+
+    /// Which of the files that were left are not there any more: hooks take away what other hooks have made.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub(super) async fn gone(&self, left: &[Leftover]) -> Result<Vec<Leftover>> {
+        let added = |left: &&Leftover| left.kind == "file" && left.how == "added";
+        let names = left.iter().filter(added).map(|left| left.name.as_str());
+        let script = "for path; do [ -e \"$path\" ] || [ -L \"$path\" ] || echo \"$path\"; done";
+        let argv: Vec<&str> = ["sh", "-c", script, "sh"].into_iter().chain(names).collect();
+        let said = look(self.session, &argv).await?.stdout;
+        let is_gone = |left: &&Leftover| added(left) && said.lines().any(|path| path == left.name);
+        Ok(left.iter().filter(is_gone).cloned().collect())
     }
 
     async fn run(&self, plugins: &[Plugin], action: PluginAction, cwd: &str) -> Result<()> {

@@ -3,11 +3,11 @@
 //! What is not yet an image lies in `.registry/` of the store: uploads under way, and links that say which repository a pushed blob
 //! belongs to. Blobs and `index.json` themselves are at every moment those of a valid OCI image layout.
 
-mod chunk;
+pub mod chunk;
 mod editing;
 mod handlers;
 mod links;
-mod manifest;
+pub mod manifest;
 mod receive;
 mod removal;
 mod uploads;
