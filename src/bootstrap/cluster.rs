@@ -14,6 +14,7 @@ pub mod nodes;
 pub mod objects;
 pub mod pki;
 pub mod record;
+mod rollout;
 mod token;
 mod tunnel;
 

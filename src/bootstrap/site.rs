@@ -194,7 +194,8 @@ impl Site {
         let mut variables = self.image.env.clone();
         variables.extend(seat.env.clone());
         let flag = |on: bool| if on { "true" } else { "false" }.to_owned();
-        let registry_url = format!("{}://{}", self.registry.scheme(), self.registry.host_port());
+        // Without a scheme, as Sealer has it: it stands in front of image names.
+        let registry_url = self.registry.host_port();
         let computed = [
             ("ClusterName", self.scope.cluster.clone()),
             ("DataRoot", self.scope.data_root.trim_end_matches('/').to_owned()),

@@ -213,7 +213,7 @@ fn charts_manifests_scripts_and_hooks_live_as_documented() -> Result<()> {
     shop.nothing_to_do()?;
     shop.wish(
         &["n1", "n2"],
-        "replicaCount: 2\nsettings: {greeting: welcome}",
+        "{replicaCount: 2, settings: {greeting: welcome}}",
         REGISTRY,
     )?;
     shop.apply()?;

@@ -11,7 +11,7 @@
 use super::{
     helm::{self, Release},
     ledger::{self, Entry, Ledger, ObjectRef},
-    objects,
+    objects, rollout,
 };
 use crate::{
     Error, Result,
@@ -78,6 +78,13 @@ pub async fn pending(site: &Site, client: &Client, ledger: &Ledger) -> Result<Ve
             change(title(app), entry);
         }
     }
+    for app in site.apps.iter().filter(|app| app.kind == Kind::Manifests) {
+        // Its objects are as wished, but were never seen to work.
+        let entry = ledger.get(&ledger::app(&app.name)).filter(|entry| entry.begun);
+        if entry.is_some() {
+            change(title(app), entry);
+        }
+    }
     let entry = ledger.get(ledger::COMMANDS);
     if !site.commands.is_empty() && is_due(entry, &apps::commands_digest(site)) {
         change("launch commands".to_owned(), entry);
@@ -109,8 +116,7 @@ impl Launcher<'_> {
             )));
         }
         if app.kind == Kind::Manifests {
-            let objects = objects::application(&self.run.site, app)?;
-            return objects::apply_and_prune(self.run, &key, &objects, entry).await;
+            return self.manifests(app, &key, entry).await;
         }
         let digest = apps::digest(&self.run.site, app)?;
         if let Some(old) = entry.filter(|entry| entry.kind == "manifests") {
@@ -139,6 +145,31 @@ impl Launcher<'_> {
                 ledger::save(self.client, &key, &done).await.map(|()| 1)
             }
         }
+    }
+
+    /// Applies the objects, and waits for what they run.
+    async fn manifests(&self, app: &App, key: &str, entry: Option<&Entry>) -> Result<usize> {
+        let objects = objects::application(&self.run.site, app)?;
+        let is_new = entry.is_none_or(|entry| entry.begun);
+        if !is_new && objects::pending(self.client.clone(), &objects).await?.is_empty() {
+            return objects::apply_and_prune(self.run, key, &objects, entry).await;
+        }
+        // What is interrupted before everything runs is waited for by the next apply.
+        let begun = Entry {
+            kind: app.kind.word().to_owned(),
+            begun: true,
+            ..entry.cloned().unwrap_or_default()
+        };
+        ledger::save(self.client, key, &begun).await?;
+        self.note(format!("applying {}", title(app)));
+        let changes = objects::apply_and_prune(self.run, key, &objects, Some(&begun)).await?;
+        rollout::wait(self.client, &title(app), &objects, self.run.launch_limit).await?;
+        let done = Entry {
+            kind: begun.kind,
+            objects: objects.iter().map(ObjectRef::of).collect(),
+            ..Entry::default()
+        };
+        ledger::save(self.client, key, &done).await.map(|()| changes)
     }
 
     async fn chart(&self, app: &App, chart: &str, key: &str, entry: Option<&Entry>, done: Entry) -> Result<usize> {

@@ -51,6 +51,7 @@ pub(super) async fn apply_and_prune(
     let now = ledger::Entry {
         kind: "manifests".to_owned(),
         objects: objects.iter().map(ObjectRef::of).collect(),
+        begun: before.is_some_and(|entry| entry.begun),
         ..ledger::Entry::default()
     };
     if before == Some(&now) {
@@ -145,23 +146,24 @@ fn flatten(path: &str, document: Value) -> Result<Vec<Value>> {
 pub async fn pending(client: kube::Client, objects: &[Value]) -> Result<BTreeMap<String, Applied>> {
     use futures::{StreamExt as _, TryStreamExt as _, stream};
     let applier = Applier::new(client);
-    let ask = objects.iter().map(|object| {
-        let applier = &applier;
-        async move {
-            let applied = applier.apply(object, true).await;
-            // A kind that the server does not know yet is made by an object before it.
-            let applied = match applied {
-                Err(Error::Api { source, .. }) if matches!(&*source, kube::Error::Discovery(_)) => Applied::Created,
-                other => other?,
-            };
-            Ok::<_, Error>((title(object), applied))
-        }
-    });
+    let ask: Vec<_> = objects
+        .iter()
+        .map(|object| one_pending(&applier, object).boxed())
+        .collect();
     let all: BTreeMap<String, Applied> = stream::iter(ask).buffered(16).try_collect().await?;
     Ok(all
         .into_iter()
         .filter(|(_, applied)| *applied != Applied::Same)
         .collect())
+}
+
+async fn one_pending(applier: &Applier, object: &Value) -> Result<(String, Applied)> {
+    let applied = match applier.apply(object, true).await {
+        // A kind that the server does not know yet is made by an object before it.
+        Err(Error::Api { source, .. }) if matches!(&*source, kube::Error::Discovery(_)) => Applied::Created,
+        other => other?,
+    };
+    Ok((title(object), applied))
 }
 
 #[cfg(test)]
