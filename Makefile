@@ -83,6 +83,12 @@ test: ## Unit, contract and lab tests.
 	  cargo test --locked --workspace --exclude e2e && cargo test --locked -p e2e -- --test-threads=1; \
 	fi
 
+.PHONY: test-faults
+test-faults: ## Stop apply, join, upgrade and reset at every point, in every way. Takes hours; FAULT_SHARD=1/8 runs a part.
+	@$(MAKE) --no-print-directory PROFILE=dev image
+	@trap '$(MAKE) --no-print-directory clean-lab' EXIT; \
+	cargo test --locked --workspace --test faults -- --ignored --nocapture --test-threads=1
+
 .PHONY: lint
 lint: target/deps.stamp ## rustfmt, clippy, and cargo-deny where it is installed.
 	cargo fmt --all --check

@@ -20,7 +20,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::{Content, Error, Result, fsops, proto::Scope};
+use crate::{Content, Error, Result, fault, fsops, proto::Scope};
 
 /// Content up to this size is kept in the record itself.
 const INLINE: u64 = 8 << 10;
@@ -322,7 +322,9 @@ impl Journal {
         }
         let path = self.dir.join("log");
         self.file.write_all(&text).map_err(Error::io(&path))?;
-        self.file.sync_data().map_err(Error::io(&path))
+        self.file.sync_data().map_err(Error::io(&path))?;
+        fault::point();
+        Ok(())
     }
 
     /// A name below `saved` that is not in use.

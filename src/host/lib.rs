@@ -20,6 +20,7 @@ pub mod effect;
 mod error;
 mod exec;
 pub mod facts;
+mod fault;
 pub mod frame;
 mod fsops;
 pub mod gate;

@@ -7,7 +7,7 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use crate::{
-    Error, Result,
+    Error, Result, fault,
     fsops::{self, There},
     gate::{Gate, names_in},
     journal::{self, Entry, Old},
@@ -81,6 +81,7 @@ pub(crate) fn undo(gate: &mut Gate) -> Result<Undone> {
         home: &home,
     };
     for entry in entries.iter().rev() {
+        fault::point();
         let result = player.revert(entry);
         if !matches!(entry, Entry::Begin { .. } | Entry::Undo | Entry::Unit { .. }) {
             report.note(format!("undid: {}", entry.describe()), result);
@@ -92,6 +93,7 @@ pub(crate) fn undo(gate: &mut Gate) -> Result<Undone> {
     player.restore_units(&entries, &mut report);
     let now = snapshot::take(&gate.root, gate.system.as_ref());
     let left = snapshot::compare(&before, &now, &home);
+    fault::point();
     if report.failed.is_empty() {
         drop(gate.take_journal());
         farewell(gate, &entries, &mut report);

@@ -8,10 +8,12 @@ use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use oci::{Bounded, Descriptor, Digest, UNCOMPRESSED_SIZE, media_type};
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
+use zstd::zstd_safe::{CCtx, CParameter};
 
 use crate::digests::Stamp;
 use crate::error::Error;
@@ -47,13 +49,15 @@ pub(crate) fn store_layer(store: &Store, changes: &Changes, progress: &dyn Progr
     if let Some(layer) = remembered(store, &key, progress) {
         return Ok(layer);
     }
-    let mut builder = tar::Builder::new(Compressor::new(store)?);
-    let mut buffer = vec![0; io::CHUNK];
-    for (path, change) in &changes.0 {
-        append(&mut builder, path, change, &mut buffer)?;
-    }
-    let cannot = Error::io("cannot write a layer below", store.root());
-    let (file, layer) = builder.into_inner().map_err(cannot)?.finish(store)?;
+    let (file, layer) = compress(store, |compressor| {
+        let mut builder = tar::Builder::new(compressor);
+        let mut buffer = vec![0; io::CHUNK];
+        for (path, change) in &changes.0 {
+            append(&mut builder, path, change, &mut buffer)?;
+        }
+        let cannot = Error::io("cannot write a layer below", store.root());
+        builder.finish().map_err(cannot)
+    })?;
     let digest = layer.descriptor.digest.clone();
     store.adopt(file, &digest)?;
     store.cache_put("files", &digest, &changes.records().collect::<Vec<_>>())?;
@@ -73,9 +77,12 @@ pub(crate) fn compress_layer(
     if let Some(layer) = remembered(store, &key, progress) {
         return Ok(layer);
     }
-    let mut compressor = Compressor::new(store)?;
-    io::copy(archive, &mut compressor).map_err(Error::io("cannot compress a layer below", store.root()))?;
-    let (file, layer) = compressor.finish(store)?;
+    let (file, layer) = compress(store, |compressor| {
+        let copied = io::copy(archive, compressor);
+        copied
+            .map(drop)
+            .map_err(Error::io("cannot compress a layer below", store.root()))
+    })?;
     if layer.diff_id == *diff_id {
         store.adopt(file, &layer.descriptor.digest)?;
         remember(store, &key, &layer, progress)?;
@@ -107,29 +114,51 @@ fn remember(store: &Store, key: &Digest, layer: &Layer, progress: &dyn Progress)
     Ok(())
 }
 
-type Encoder = zstd::stream::Encoder<'static, HashWriter<EagerFile>>;
+/// One layer is compressed at a time: that takes [`WORKERS`] threads anyway, and each more would cost some 30 MB. The context is kept,
+/// because the allocator would not give back what another one takes.
+static CONTEXT: Mutex<Option<CCtx<'static>>> = Mutex::new(None);
+
+fn context() -> std::io::Result<CCtx<'static>> {
+    let mut context = CCtx::try_create().ok_or(std::io::ErrorKind::OutOfMemory)?;
+    for parameter in [
+        CParameter::CompressionLevel(LEVEL),
+        CParameter::NbWorkers(WORKERS),
+        CParameter::JobSize(JOB),
+    ] {
+        let set = context.set_parameter(parameter);
+        set.map_err(|code| std::io::Error::other(zstd::zstd_safe::get_error_name(code)))?;
+    }
+    Ok(context)
+}
+
+type Encoder<'c> = zstd::stream::Encoder<'c, HashWriter<EagerFile>>;
 
 /// Takes a layer's archive and compresses it into a temporary file.
-struct Compressor(HashWriter<BufWriter<Encoder>>);
+struct Compressor<'c>(HashWriter<BufWriter<Encoder<'c>>>);
 
-impl Compressor {
-    fn new(store: &Store) -> Result<Compressor, Error> {
-        let file = HashWriter::new(EagerFile::new(store.temporary()?));
-        let encoder = zstd::stream::Encoder::new(file, LEVEL).and_then(|mut encoder| {
-            encoder.multithread(WORKERS)?;
-            encoder.set_parameter(zstd::zstd_safe::CParameter::JobSize(JOB))?;
-            Ok(encoder)
-        });
-        let encoder = encoder.map_err(Error::io("cannot write a layer below", store.root()))?;
-        // Headers are gathered; content comes in larger pieces, and passes by.
-        Ok(Compressor(HashWriter::new(BufWriter::with_capacity(64 << 10, encoder))))
-    }
+/// Lets `write` write an archive, and compresses it.
+fn compress(
+    store: &Store,
+    write: impl FnOnce(&mut Compressor<'_>) -> Result<(), Error>,
+) -> Result<(NamedTempFile, Layer), Error> {
+    let cannot = |error| Error::io("cannot write a layer below", store.root())(error);
+    let mut kept = CONTEXT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut context = kept.take().map_or_else(context, Ok).map_err(cannot)?;
+    let file = HashWriter::new(EagerFile::new(store.temporary()?));
+    let encoder = zstd::stream::Encoder::with_context(file, &mut context);
+    // Headers are gathered; content comes in larger pieces, and passes by.
+    let mut compressor = Compressor(HashWriter::new(BufWriter::with_capacity(64 << 10, encoder)));
+    write(&mut compressor)?;
+    let layer = compressor.finish().map_err(cannot)?;
+    *kept = Some(context);
+    Ok(layer)
+}
 
-    fn finish(self, store: &Store) -> Result<(NamedTempFile, Layer), Error> {
-        let cannot = |error| Error::io("cannot write a layer below", store.root())(error);
+impl Compressor<'_> {
+    fn finish(self) -> std::io::Result<(NamedTempFile, Layer)> {
         let (buffered, diff_id, uncompressed) = self.0.finish();
-        let encoder = buffered.into_inner().map_err(|error| cannot(error.into_error()))?;
-        let (file, digest, size) = encoder.finish().map_err(cannot)?.finish();
+        let encoder = buffered.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+        let (file, digest, size) = encoder.finish()?.finish();
         let mut descriptor = Descriptor::new(media_type::LAYER_ZSTD, digest, size);
         let uncompressed = (UNCOMPRESSED_SIZE.to_string(), uncompressed.to_string());
         descriptor.annotations.extend([uncompressed]);
@@ -137,7 +166,7 @@ impl Compressor {
     }
 }
 
-impl Write for Compressor {
+impl Write for Compressor<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.write(bytes)
     }
@@ -360,6 +389,24 @@ fn record(item: &Item, path: String, reader: &mut dyn Read) -> std::io::Result<O
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_layer_is_the_same_whatever_was_made_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        let text: Vec<u8> = (0..600_000_u32)
+            .flat_map(|n| (n % 7919).to_string().into_bytes())
+            .collect();
+        let noise = crate::transfer_tests::noise(5_000_000);
+        let layer = |bytes: &[u8]| {
+            let made = compress(&store, |compressor| Ok(compressor.write_all(bytes).unwrap()));
+            made.unwrap().1
+        };
+        let (first, other) = (layer(&text), layer(noise.as_bytes()));
+        for _ in 0..2 {
+            assert_eq!((layer(&text), layer(noise.as_bytes())), (first.clone(), other.clone()));
+        }
+    }
 
     fn records(texts: &[&str]) -> Vec<Record> {
         let record = |text: &&str| {
