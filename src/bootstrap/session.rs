@@ -60,25 +60,31 @@ pub fn ssh_config(ip: Ipv4Addr, ssh: &Ssh, access: &Access) -> Result<ssh::Confi
         config.auth = auth.clone();
         config.host_key = HostKeyPolicy {
             known_hosts: access.known_hosts.clone(),
-            pinned: None,
+            pinned: Vec::new(),
             accept_new: access.accept_new_host_keys,
         };
         config
     };
-    let jump_config = |jump: &Jump| base(&jump.host, jump.port, jump.user.as_deref().unwrap_or(&ssh.user));
-    let jump = ssh.proxy_jump.iter().fold(None, |outer, jump| {
+    let user = ssh.user.as_deref().unwrap_or("root");
+    let jump_config = |jump: &Jump| {
+        base(
+            &jump.host,
+            jump.port.unwrap_or(22),
+            jump.user.as_deref().unwrap_or(user),
+        )
+    };
+    let jump = ssh.proxy_jump.iter().flatten().fold(None, |outer, jump| {
         let mut config = jump_config(jump);
         config.jump = outer;
         Some(Box::new(config))
     });
-    let mut config = base(&host, ssh.port, &ssh.user);
+    let mut config = base(&host, ssh.port.unwrap_or(22), user);
     config.jump = jump;
-    if let Some(key) = ssh.host_key.first() {
-        config.host_key.pinned = Some(
-            key.parse()
-                .map_err(|e: String| Error::on(&host, format!("hostKey: {e}")))?,
-        );
-    }
+    let pin = |key: &String| {
+        key.parse()
+            .map_err(|e: String| Error::on(&host, format!("hostKey: {e}")))
+    };
+    config.host_key.pinned = ssh.host_key.iter().map(pin).collect::<Result<_>>()?;
     Ok(config)
 }
 
@@ -95,11 +101,12 @@ fn auth(host: &str, ssh: &Ssh) -> Result<Vec<Auth>> {
     if let Some(path) = &ssh.pk {
         auth.push(Auth::KeyFile {
             path: path.clone(),
+            certificate: ssh.certificate.clone(),
             passphrase: secret(&ssh.pk_passwd)?,
         });
     }
     if ssh.agent {
-        auth.push(Auth::Agent);
+        auth.push(Auth::Agent(None));
         if ssh.pk.is_none() {
             auth.extend(usual_keys());
         }
@@ -116,11 +123,17 @@ fn usual_keys() -> Vec<Auth> {
     };
     let paths = ["id_ed25519", "id_ecdsa", "id_rsa"].map(|name| home.join(".ssh").join(name));
     let there = paths.into_iter().filter(|path| path.exists());
-    there.map(|path| Auth::KeyFile { path, passphrase: None }).collect()
+    let key = |path| Auth::KeyFile {
+        path,
+        certificate: None,
+        passphrase: None,
+    };
+    there.map(key).collect()
 }
 
 pub(crate) fn elevate(host: &str, ssh: &Ssh) -> Result<Become> {
-    if ssh.user == "root" || !ssh.sudo {
+    let user = ssh.user.as_deref().unwrap_or("root");
+    if user == "root" || ssh.sudo == Some(false) {
         return Ok(Become::User);
     }
     let source = if ssh.sudo_passwd.is_none() {
@@ -167,7 +180,7 @@ impl Session {
                 ip,
                 format!(
                     "user {} is not root there; set ssh.sudo: true, or log in as root",
-                    ssh.user
+                    connection.user()
                 ),
             ));
         }

@@ -13,6 +13,7 @@
 //! Commands are argument vectors; [`quote`] turns them into the one string SSH carries, and nothing else builds such strings.
 
 mod auth;
+mod certificate;
 mod config;
 mod connection;
 mod elevate;
@@ -20,6 +21,7 @@ mod error;
 mod handler;
 pub mod known_hosts;
 mod process;
+mod prompts;
 mod quote;
 mod secret;
 mod upload;
