@@ -2,6 +2,7 @@
 
 use crate::{
     Error, Result,
+    bandwidth::Throttled,
     event::Event,
     fan,
     phases::{Outcome, Phase},
@@ -84,7 +85,7 @@ async fn put(run: &Arc<Run>, session: &Session, index: usize, missing: Missing) 
         file.seek(SeekFrom::Start(missing.have)).await.map_err(local)?;
     }
     let counted = Counted {
-        inner: file,
+        inner: Throttled::new(file, session.bandwidth.as_ref()),
         run: Arc::clone(run),
         host: run.host_name(index),
     };

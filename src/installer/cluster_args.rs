@@ -62,6 +62,7 @@ impl ClusterArgs {
             access: Access {
                 known_hosts: context.known_hosts.clone(),
                 accept_new_host_keys: context.accept_new_host_keys,
+                bandwidth: context.bandwidth.clone(),
             },
             store: context.store.clone(),
             ignored: preflight.map(|args| args.ignore_preflight.clone()).unwrap_or_default(),

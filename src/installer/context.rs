@@ -4,6 +4,7 @@ use crate::{
     cli::Globals,
     output::{Format, Output},
 };
+use bootstrap::{bandwidth::Bandwidth, fan};
 use std::path::{Path, PathBuf};
 
 /// See the head of this file.
@@ -16,16 +17,22 @@ pub struct Context {
     pub known_hosts: Vec<PathBuf>,
     /// Whether unknown host keys are accepted.
     pub accept_new_host_keys: bool,
+    /// What may be sent to all hosts together.
+    pub bandwidth: Option<Bandwidth>,
 }
 
 impl Context {
     /// From the global flags.
     pub fn new(globals: &Globals, format: Format) -> Self {
+        if let Some(hosts) = globals.concurrency {
+            fan::limit(hosts);
+        }
         Self {
             out: Output::new(format, globals.quiet, globals.verbose),
             store: globals.store.clone().unwrap_or_else(default_store),
             known_hosts: globals.known_hosts.iter().cloned().collect(),
             accept_new_host_keys: globals.accept_new_host_keys,
+            bandwidth: globals.bandwidth.map(Bandwidth::new),
         }
     }
 }

@@ -175,6 +175,26 @@ impl Command {
         }
     }
 
+    /// The program and its arguments.
+    pub fn argv(&self) -> &[String] {
+        &self.argv
+    }
+
+    /// What the program reads.
+    pub fn input(&self) -> &[u8] {
+        &self.stdin
+    }
+
+    /// How long it may take.
+    pub fn time_limit(&self) -> Option<Duration> {
+        self.timeout
+    }
+
+    /// How many bytes of its output are kept.
+    pub fn output_limit(&self) -> usize {
+        self.max_output
+    }
+
     /// Runs it as root, or as the login user again.
     pub fn elevate(mut self, elevate: Become) -> Self {
         self.elevate = elevate;

@@ -1,9 +1,11 @@
-//! A port of this machine's loopback that leads to a port as a host sees it, through SSH.
+//! A port of this machine's loopback that leads to a port as a host sees it.
 //!
 //! It has a connection of its own, because bulk data on a shared one would hold it up.
 
-use crate::{Error, Result};
-use ssh::Connection;
+use crate::{
+    Error, Result,
+    way::{Connection, Way},
+};
 use std::sync::Arc;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -27,16 +29,16 @@ impl Drop for Tunnel {
 }
 
 impl Tunnel {
-    /// Listens on a free port of 127.0.0.1 and leads to `host:port` as seen by the host of `config`.
+    /// Listens on a free port of 127.0.0.1 and leads to `host:port` as seen by the host at the end of `way`.
     ///
     /// # Errors
     /// When the host cannot be reached or this machine has no free port.
-    pub async fn open(config: &Arc<ssh::Config>, host: &str, port: u16) -> Result<Self> {
+    pub async fn open(way: &Arc<Way>, host: &str, port: u16) -> Result<Self> {
         let local = |source| Error::Local {
             what: "cannot listen on 127.0.0.1".to_owned(),
             source,
         };
-        let connection = Connection::connect(config).await?;
+        let connection = Connection::open(Arc::clone(way)).await?;
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(local)?;
         let own = listener.local_addr().map_err(local)?.port();
         let task = tokio::spawn(serve(listener, connection, host.to_owned(), port));
