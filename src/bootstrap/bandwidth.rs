@@ -17,7 +17,7 @@ use tokio::{
 };
 
 /// Units of a rate and what one of them is in bits.
-const UNITS: [(&str, u64); 12] = [
+const UNITS: [(&str, u64); 11] = [
     ("B", 8),
     ("kB", 8_000),
     ("MB", 8_000_000),
@@ -29,7 +29,6 @@ const UNITS: [(&str, u64); 12] = [
     ("kbit", 1_000),
     ("Mbit", 1_000_000),
     ("Gbit", 1_000_000_000),
-    ("Kibit", 1 << 10),
 ];
 /// The slowest rate that is of any use, in bytes per second.
 const SLOWEST: u64 = 1 << 10;

@@ -15,6 +15,7 @@ use ssh::{Become, Command};
 use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
 pub use crate::reach::Access;
+pub use ssh::Aliases;
 
 /// A program that does not greet within this time is not ours.
 const GREETING: Duration = Duration::from_secs(15);

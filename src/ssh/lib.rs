@@ -12,6 +12,7 @@
 //!
 //! Commands are argument vectors; [`quote`] turns them into the one string SSH carries, and nothing else builds such strings.
 
+mod aliases;
 mod auth;
 mod certificate;
 mod config;
@@ -26,6 +27,7 @@ mod quote;
 mod secret;
 mod upload;
 
+pub use aliases::{Alias, AliasError, Aliases, Hop};
 pub use config::{Auth, Become, Command, Config, HostKeyPolicy, Pin};
 pub use connection::{Connection, Stream};
 pub use error::{Error, Result};
