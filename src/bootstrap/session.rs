@@ -10,7 +10,7 @@ use crate::{
 };
 use clusterfile::Ssh;
 use futures::FutureExt as _;
-use host::{CLUSTERD, Client, Hello};
+use host::{CLUSTERD, Client, DialError, Dialing, Hello, Redial};
 use ssh::{Become, Command};
 use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -19,6 +19,9 @@ pub use ssh::Aliases;
 
 /// A program that does not greet within this time is not ours.
 const GREETING: Duration = Duration::from_secs(15);
+
+/// How long a host that was lost is tried to be reached again: long enough for it to boot.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Where `clusterd` comes from when a host lacks it.
 #[derive(Debug, Clone)]
@@ -138,12 +141,35 @@ fn is_lasting(error: &Error) -> bool {
     matches!(error, Error::Ssh(error) if matches!(**error, ssh::Error::Sudo { .. } | ssh::Error::Lost { .. }))
 }
 
+fn serve(elevate: &Become) -> Command {
+    Command::new([CLUSTERD, "host", "--stdio"]).elevate(elevate.clone())
+}
+
+/// How a client comes back to a host when the connection was lost.
+fn redial(connection: &Connection, elevate: &Become) -> Redial {
+    let (connection, command) = (connection.clone(), serve(elevate));
+    let dial = move || -> Dialing {
+        let (connection, command) = (connection.clone(), command.clone());
+        Box::pin(async move {
+            let started = connection.open_process(&command).await;
+            let process = started.map_err(|error| DialError {
+                lasting: !matches!(&error, Error::Ssh(error) if error.is_passing()),
+                message: error.to_string(),
+            })?;
+            Ok((process.stdout, process.stdin))
+        })
+    };
+    Redial {
+        dial: Box::new(dial),
+        patience: PATIENCE,
+    }
+}
+
 /// Starts `clusterd host` and greets it.
 async fn start(ip: Ipv4Addr, connection: &Connection, elevate: &Become) -> Result<(Client, Hello)> {
-    let command = Command::new([CLUSTERD, "host", "--stdio"]).elevate(elevate.clone());
-    let process = connection.open_process(&command).await?;
+    let process = connection.open_process(&serve(elevate)).await?;
     let complaints = process.complaints();
-    let client = Client::new(process.stdout, process.stdin);
+    let client = Client::returning(process.stdout, process.stdin, redial(connection, elevate));
     let greeting = tokio::time::timeout(GREETING, client.hello()).await;
     match greeting {
         Ok(Ok(hello)) => Ok((client, hello)),

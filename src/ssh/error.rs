@@ -163,3 +163,18 @@ pub enum Error {
     #[error("this command cannot be passed on: {0}")]
     Command(&'static str),
 }
+
+impl Error {
+    /// Whether it may go well later without anybody doing something: a network or a host that is away for a while.
+    pub fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::Resolve { .. }
+                | Self::Refused { .. }
+                | Self::Timeout { .. }
+                | Self::Unreachable { .. }
+                | Self::Jump { .. }
+                | Self::Lost { .. }
+        )
+    }
+}

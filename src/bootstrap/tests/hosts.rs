@@ -1,13 +1,19 @@
 //! Sessions with real hosts: `clusterd host` as a child of this program.
 //!
 //! This program is its own `clusterd`: called as `clusterd host --stdio` it serves the host protocol. Because a session puts it
-//! to its fixed place, all happens in a mount namespace with a `/var/lib` of its own. Needs root and util-linux.
+//! to its fixed place, all happens in a mount namespace with a `/var/lib` and `/run` of its own. Needs root, util-linux
+//! and `/usr/sbin/sshd` (Debian: openssh-server).
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a failing step fails the test
 
 use bootstrap::session::{Access, Program, Session};
 use clusterfile::Clusterfile;
-use host::{CLUSTERD, Mode, Scope, facts::Query};
+use host::{
+    CLUSTERD, ClientError, Effect, Mode, Scope,
+    effect::File,
+    facts::Query,
+    proto::{Blob, Condition, FaultKind},
+};
 use ssh::{Become, Command, ExitStatus};
 use std::{
     env,
@@ -17,13 +23,17 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process,
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 type Test = fn();
 
-const TESTS: [(&str, Test); 2] = [
+const TESTS: [(&str, Test); 3] = [
+    ("work_goes_on_when_a_host_was_away_for_a_while", || {
+        block_on(work_goes_on_when_a_host_was_away_for_a_while())
+    }),
     ("this_machine_is_a_host_without_ssh", || {
         block_on(this_machine_is_a_host_without_ssh())
     }),
@@ -55,7 +65,8 @@ fn main() {
         names.is_empty() || names.iter().any(|part| name.contains(part.as_str()))
     });
     for (name, _) in chosen {
-        let script = "mount -t tmpfs none /var/lib && exec \"$0\" inside \"$1\"";
+        let script =
+            "mount -t tmpfs none /var/lib; mount -t tmpfs none /run; mkdir /run/sshd; exec \"$0\" inside \"$1\"";
         let status = process::Command::new("unshare")
             .args(["-m", "sh", "-ec", script])
             .arg(env::current_exe().unwrap())
@@ -177,4 +188,141 @@ async fn unprivileged() {
         .unwrap();
     let error = error.to_string();
     assert!(error.contains("127.0.0.1") && error.contains("needs root"), "{error}");
+}
+
+/// A real sshd of this machine.
+struct Sshd {
+    port: u16,
+    listener: process::Child,
+}
+
+impl Sshd {
+    fn start(port: u16) -> Self {
+        let config = "/var/lib/sshd/config";
+        if !Path::new(config).exists() {
+            fs::create_dir("/var/lib/sshd").unwrap();
+            for name in ["host", "key"] {
+                let file = format!("/var/lib/sshd/{name}");
+                let status = process::Command::new("ssh-keygen")
+                    .args(["-q", "-t", "ed25519", "-N", "", "-f", &file])
+                    .status();
+                assert!(status.unwrap().success());
+            }
+            let text = "HostKey /var/lib/sshd/host\nAuthorizedKeysFile /var/lib/sshd/key.pub\nStrictModes no\nUsePAM no\n\
+                 PermitRootLogin yes\nListenAddress 127.0.0.1\nPidFile none\nLogLevel QUIET\n";
+            fs::write(config, text).unwrap();
+        }
+        let listener = process::Command::new("/usr/sbin/sshd")
+            .args(["-D", "-f", config, "-p", &port.to_string()])
+            .spawn()
+            .unwrap();
+        Self { port, listener }
+    }
+
+    /// Ends it with all its connections, without a word to anybody.
+    fn kill(mut self) {
+        for pid in children(self.listener.id()) {
+            let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        }
+        self.listener.kill().unwrap();
+        self.listener.wait().unwrap();
+    }
+
+    async fn is_up(&self) {
+        while tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+fn children(parent: u32) -> Vec<i32> {
+    let text = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
+    text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+async fn work_goes_on_when_a_host_was_away_for_a_while() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let sshd = Sshd::start(port);
+    sshd.is_up().await;
+    let (ip, ssh) = host_with(&format!("{{port: {port}, pk: /var/lib/sshd/key}}"));
+    let access = Access {
+        known_hosts: vec!["/var/lib/sshd/known".into()],
+        accept_new_host_keys: true,
+        bandwidth: Some(bootstrap::bandwidth::Bandwidth::new("4MB".parse().unwrap())),
+        ..Access::default()
+    };
+    let unhindered = Access {
+        bandwidth: None,
+        ..access.clone()
+    };
+    drop(Session::open(ip, &ssh, &unhindered, Some(&program())).await.unwrap());
+    let session = Session::open(ip, &ssh, &access, None).await.unwrap();
+    let write = || Mode::Write {
+        who: "apply by ann".into(),
+    };
+    session.client.open(&scope(), write()).await.unwrap();
+
+    // Something to wait for, and a blob that takes some seconds.
+    let waiting = session.client.clone();
+    let later = Condition::Path {
+        path: "/var/lib/later".into(),
+    };
+    let waited = tokio::spawn(async move { waiting.wait_for(later, Duration::from_secs(60)).await });
+    let content: Vec<u8> = (0..8_000_000_u32).map(|n| (n % 251) as u8).collect();
+    fs::write("/var/lib/blob", &content).unwrap();
+    let blob = Blob {
+        digest: oci::Digest::of(&content),
+        size: content.len() as u64,
+    };
+    let missing = session
+        .client
+        .missing_blobs(vec![blob.clone()])
+        .await
+        .unwrap()
+        .remove(0);
+    let sent = std::sync::Arc::new(AtomicU64::new(0));
+    let (sending, counted) = (session.clone(), sent.clone());
+    let delivered = tokio::spawn(async move {
+        let told = |bytes| {
+            counted.fetch_add(bytes, Ordering::Relaxed);
+        };
+        bootstrap::transfer::deliver(&sending, Path::new("/var/lib/blob"), missing, told).await
+    });
+    while sent.load(Ordering::Relaxed) < 3_000_000 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    sshd.kill();
+    let applying = session.client.clone();
+    let effect = Effect::File(File {
+        path: "/var/lib/written".into(),
+        content: "x".into(),
+        mode: 0o600,
+        owner: None,
+        secret: false,
+    });
+    let applied = tokio::spawn(async move { applying.apply(vec![effect]).await });
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!applied.is_finished() && !delivered.is_finished() && !waited.is_finished());
+
+    let sshd = Sshd::start(port);
+    assert!(applied.await.unwrap().unwrap()[0].changed());
+    assert_eq!(fs::read_to_string("/var/lib/written").unwrap(), "x");
+    delivered.await.unwrap().unwrap();
+    assert_eq!(sent.load(Ordering::Relaxed), blob.size, "each byte is told once");
+    assert!(session.client.missing_blobs(vec![blob]).await.unwrap().is_empty());
+    fs::write("/var/lib/later", "").unwrap();
+    waited.await.unwrap().unwrap();
+    // The lock is ours again, and programs can be run as before.
+    let other = Session::open(ip, &ssh, &access, None).await.unwrap();
+    match other.client.open(&scope(), write()).await {
+        Err(ClientError::Fault(fault)) => assert_eq!(fault.kind, FaultKind::Locked),
+        other => panic!("{other:?}"),
+    }
+    let output = session.connection.exec(&Command::new(["id", "-u"])).await.unwrap();
+    assert_eq!(output.stdout, b"0\n");
+    drop((session, other));
+    sshd.kill();
 }
