@@ -54,9 +54,9 @@ fn spawn(host: &str, argv: &[String], set: impl FnOnce(&mut Command)) -> Result<
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     set(&mut command);
-    command.spawn().map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => Error::on(host, format!("{program} not found")),
-        _ => Error::on(host, format!("cannot start {program}: {e}")),
+    command.spawn().map_err(|source| Error::Local {
+        what: format!("{host}: cannot start {program}"),
+        source,
     })
 }
 

@@ -167,7 +167,15 @@ fn redial(connection: &Connection, elevate: &Become) -> Redial {
 
 /// Starts `clusterd host` and greets it.
 async fn start(ip: Ipv4Addr, connection: &Connection, elevate: &Become) -> Result<(Client, Hello)> {
-    let process = connection.open_process(&serve(elevate)).await?;
+    let process = connection
+        .open_process(&serve(elevate))
+        .await
+        .map_err(|error| match error {
+            Error::Local { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                Error::NoProgram { host: ip.to_string() }
+            }
+            error => error,
+        })?;
     let complaints = process.complaints();
     let client = Client::returning(process.stdout, process.stdin, redial(connection, elevate));
     let greeting = tokio::time::timeout(GREETING, client.hello()).await;

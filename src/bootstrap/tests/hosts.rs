@@ -152,7 +152,7 @@ async fn this_machine_is_a_host_without_ssh() {
     let late = session.connection.exec(&slow).await.unwrap_err().to_string();
     assert!(late.contains("sleep 60"), "{late}");
     let absent = session.connection.exec(&Command::new(["no-such-program"])).await;
-    assert!(absent.unwrap_err().to_string().contains("no-such-program not found"));
+    assert!(absent.unwrap_err().to_string().contains("cannot start no-such-program"));
 
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
