@@ -6,13 +6,20 @@ use crate::{
     local::{self, Complaints},
 };
 use ssh::{Become, Output};
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::Mutex,
 };
 use tokio_util::either::Either;
+
+/// Pause between two attempts to find a lost way again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// How a host is reached.
 #[derive(Debug, Clone)]
@@ -164,6 +171,23 @@ impl Connection {
                 let stream = TcpStream::connect((host, port)).await;
                 let refused = |e| Error::on(self.way.host(), format!("no connection to {host}:{port}: {e}"));
                 Ok(Either::Right(stream.map_err(refused)?))
+            }
+        }
+    }
+
+    /// As [`Self::connect_stream`]; while the way is lost it is tried again and again, up to `patience`.
+    ///
+    /// # Errors
+    /// As [`Self::connect_stream`].
+    pub async fn connect_stream_within(&self, patience: Duration, host: &str, port: u16) -> Result<Stream> {
+        let until = Instant::now() + patience;
+        loop {
+            match self.connect_stream(host, port).await {
+                Err(Error::Ssh(error)) if error.is_passing() && Instant::now() < until => {
+                    tracing::info!(%error, "the way is lost");
+                    tokio::time::sleep(AGAIN).await;
+                }
+                result => return result,
             }
         }
     }

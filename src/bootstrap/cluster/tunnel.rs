@@ -6,7 +6,7 @@ use crate::{
     Error, Result,
     way::{Connection, Way},
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -15,6 +15,8 @@ use tokio::{
 
 /// Connections through one tunnel at the same time.
 const CONNECTIONS: usize = 64;
+/// How long a lost way to the host is looked for again.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// See the head of this file. Ends, with all its connections, when dropped.
 pub struct Tunnel {
@@ -88,7 +90,8 @@ type Outcome = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 async fn carry(mut near: TcpStream, connection: &Connection, host: &str, port: u16) -> Outcome {
     near.set_nodelay(true)?;
-    let mut far = connection.connect_stream(host, port).await?;
+    // Whoever asks something meanwhile waits; to be refused would look as if the host's port were closed.
+    let mut far = connection.connect_stream_within(PATIENCE, host, port).await?;
     tokio::io::copy_bidirectional(&mut near, &mut far).await?;
     Ok(())
 }

@@ -241,6 +241,14 @@ fn children(parent: u32) -> Vec<i32> {
     text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
+/// What is heard through a port of this machine.
+async fn through(port: u16) -> String {
+    let mut text = String::new();
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    stream.read_to_string(&mut text).await.unwrap();
+    text
+}
+
 async fn work_goes_on_when_a_host_was_away_for_a_while() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = free.local_addr().unwrap().port();
@@ -264,6 +272,18 @@ async fn work_goes_on_when_a_host_was_away_for_a_while() {
         who: "apply by ann".into(),
     };
     session.client.open(&scope(), write()).await.unwrap();
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let behind = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            stream.write_all(b"hello").await.unwrap();
+        }
+    });
+    let tunnel = bootstrap::cluster::Tunnel::open(&session.config, "127.0.0.1", behind)
+        .await
+        .unwrap();
+    assert_eq!(through(tunnel.port()).await, "hello");
 
     // Something to wait for, and a blob that takes some seconds.
     let waiting = session.client.clone();
@@ -304,8 +324,9 @@ async fn work_goes_on_when_a_host_was_away_for_a_while() {
         secret: false,
     });
     let applied = tokio::spawn(async move { applying.apply(vec![effect]).await });
+    let tunnelled = tokio::spawn(async move { through(tunnel.port()).await });
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(!applied.is_finished() && !delivered.is_finished() && !waited.is_finished());
+    assert!(!applied.is_finished() && !delivered.is_finished() && !waited.is_finished() && !tunnelled.is_finished());
 
     let sshd = Sshd::start(port);
     assert!(applied.await.unwrap().unwrap()[0].changed());
@@ -313,6 +334,7 @@ async fn work_goes_on_when_a_host_was_away_for_a_while() {
     delivered.await.unwrap().unwrap();
     assert_eq!(sent.load(Ordering::Relaxed), blob.size, "each byte is told once");
     assert!(session.client.missing_blobs(vec![blob]).await.unwrap().is_empty());
+    assert_eq!(tunnelled.await.unwrap(), "hello");
     fs::write("/var/lib/later", "").unwrap();
     waited.await.unwrap().unwrap();
     // The lock is ours again, and programs can be run as before.

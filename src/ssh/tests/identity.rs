@@ -132,7 +132,7 @@ async fn every_way_to_authenticate_is_tried_and_told() {
 async fn pam_server(extra: &str) -> Server {
     Server::start_with(extra, |dir| {
         let check = dir.join("check");
-        fs::write(&check, "#!/bin/sh\n[ \"$(tr -d '\\0')\" = right ]\n").unwrap();
+        fs::write(&check, "#!/bin/sh\npassword=$(tr -d '\\0')\n[ \"$password\" = slow ] && sleep 5\n[ \"$password\" = right ]\n").unwrap();
         fs::set_permissions(&check, fs::Permissions::from_mode(0o755)).unwrap();
         let pam = format!(
             "auth required pam_exec.so quiet expose_authtok {}\naccount required pam_permit.so\nsession required pam_permit.so\n",
@@ -154,6 +154,19 @@ async fn a_password_answers_a_keyboard_interactive_prompt() {
     let error = refused(&config).await.to_string();
     assert!(error.contains("password (keyboard-interactive): refused"), "{error}");
     assert!(!error.contains("wrong-pw"), "{error}");
+    config.auth = vec![Auth::Password("slow".into())];
+    config.auth_timeout = Duration::from_millis(700);
+    let late = refused(&config).await;
+    let during = |e: &Error| {
+        matches!(
+            e,
+            Error::Timeout {
+                during: "authenticating",
+                ..
+            }
+        )
+    };
+    assert!(during(&late) && late.is_passing(), "{late}");
 }
 
 #[tokio::test]

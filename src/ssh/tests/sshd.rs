@@ -175,3 +175,28 @@ async fn a_file_arrives_whole_and_with_its_mode() {
         .to_string();
     assert!(error.contains("/proc/nope"), "{error}");
 }
+
+#[tokio::test]
+async fn a_host_that_falls_silent_is_given_up_after_some_unanswered_signs_of_life() {
+    let server = Server::start("").await;
+    let mut config = server.config();
+    config.keepalive_interval = Duration::from_millis(100);
+    config.keepalive_max = 2;
+    let connection = Connection::connect(&config).await.unwrap();
+    // The sshd of this connection is somewhere above what it runs.
+    let script = "p=$$; until grep -q '^Name:.sshd' /proc/$p/status; do p=$(sed -n 's/^PPid:.//p' /proc/$p/status); done; echo $p";
+    let output = connection.exec(&Command::new(["sh", "-c", script])).await.unwrap();
+    let pid = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    let signal = |name: &str| {
+        let status = std::process::Command::new("kill").args([name, &pid]).status();
+        assert!(status.unwrap().success());
+    };
+    // A silent program is no reason to give up, as long as the host answers.
+    let quiet = connection.exec(&Command::new(["sleep", "1"])).await.unwrap();
+    assert!(quiet.status.success());
+    signal("-STOP");
+    let lost = tokio::time::timeout(Duration::from_secs(10), connection.exec(&Command::new(["true"]))).await;
+    signal("-KILL");
+    let error = lost.expect("the loss is noticed").unwrap_err();
+    assert!(error.is_passing() && connection.is_closed(), "{error}");
+}
