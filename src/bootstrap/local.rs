@@ -6,6 +6,7 @@ use crate::{Error, Result};
 use ssh::{ExitStatus, Output};
 use std::{
     collections::VecDeque,
+    net::{Ipv4Addr, UdpSocket},
     os::unix::process::ExitStatusExt as _,
     path::Path,
     process::Stdio,
@@ -23,13 +24,20 @@ const STDERR_TAIL: usize = 64 << 10;
 /// The last of what a program complained.
 pub(crate) type Complaints = Arc<Mutex<VecDeque<u8>>>;
 
-/// Refuses unless we are root.
-pub(crate) fn need_root(host: &str) -> Result<()> {
+/// Refuses unless this machine is the host with the address `ip`, and we are root.
+pub(crate) fn check(ip: Ipv4Addr) -> Result<()> {
+    // Only an address of one's own can be listened on.
+    if UdpSocket::bind((ip, 0)).is_err() {
+        return Err(Error::on(
+            ip,
+            "ssh.connection is local, but no interface of this machine has that address: run the installer on the host itself, or reach it by SSH",
+        ));
+    }
     if rustix::process::geteuid().is_root() {
         return Ok(());
     }
     Err(Error::on(
-        host,
+        ip,
         "ssh.connection is local, so this machine is the host, and that needs root: run the installer as root (sudo)",
     ))
 }

@@ -30,7 +30,7 @@ pub struct Access {
 pub fn way(ip: Ipv4Addr, ssh: &Ssh, access: &Access) -> Result<Way> {
     let host = ip.to_string();
     if ssh.connection == clusterfile::Connection::Local {
-        return Ok(Way::Local(host));
+        return Ok(Way::Local(ip));
     }
     let alias = access.aliases.lookup(&host, ssh.user.as_deref());
     let user = alias.user.clone().unwrap_or_else(|| USER.to_owned());
@@ -242,7 +242,7 @@ mod tests {
     fn judged(clusterfile: &str, config: &str) -> String {
         match way(Ipv4Addr::new(10, 0, 0, 1), &ssh(clusterfile), &access(config)) {
             Ok(Way::Remote(config)) => shown(&config),
-            Ok(Way::Local(name)) => format!("local {name}"),
+            Ok(Way::Local(ip)) => format!("local {ip}"),
             Err(error) => error.to_string(),
         }
     }

@@ -8,6 +8,7 @@ use crate::{
 use ssh::{Become, Output};
 use std::{
     fmt,
+    net::Ipv4Addr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -26,8 +27,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub enum Way {
     /// By SSH.
     Remote(Box<ssh::Config>),
-    /// This machine is the host; by this name it is called in errors.
-    Local(String),
+    /// This machine is the host, and this is its address.
+    Local(Ipv4Addr),
 }
 
 /// A TCP connection made by the host.
@@ -72,7 +73,7 @@ impl Way {
     pub fn host(&self) -> String {
         match self {
             Self::Remote(config) => config.target(),
-            Self::Local(name) => name.clone(),
+            Self::Local(ip) => ip.to_string(),
         }
     }
 
@@ -89,12 +90,13 @@ impl Connection {
     /// Opens the way.
     ///
     /// # Errors
-    /// When the host cannot be reached, is not believed or does not let us in; or, on this machine, when we are not root.
+    /// When the host cannot be reached, is not believed or does not let us in; or, on this machine, when we are not root or the
+    /// address is not its own.
     pub async fn open(way: Arc<Way>) -> Result<Self> {
         let current = match &*way {
             Way::Remote(config) => Some(ssh::Connection::connect(config).await?),
-            Way::Local(name) => {
-                local::need_root(name)?;
+            Way::Local(ip) => {
+                local::check(*ip)?;
                 None
             }
         };

@@ -120,6 +120,15 @@ async fn this_machine_is_a_host_without_ssh() {
         "{error}"
     );
 
+    let elsewhere = Session::open(Ipv4Addr::new(192, 0, 2, 1), &ssh, &access, None)
+        .await
+        .err()
+        .unwrap();
+    assert!(
+        elsewhere.to_string().contains("no interface of this machine"),
+        "{elsewhere}"
+    );
+
     // What lies there and is not ours is replaced, and what is ours stays.
     fs::create_dir_all("/var/lib/installer").unwrap();
     fs::write(CLUSTERD, "#!/bin/sh\necho an older one >&2\nexit 1\n").unwrap();
