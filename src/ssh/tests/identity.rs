@@ -279,15 +279,15 @@ async fn keys_and_certificates_of_the_agent_are_offered() {
 
 #[tokio::test]
 async fn a_hosts_certificate_is_believed_by_its_authority_only() {
-    let certified = |more: &'static [&'static str]| {
+    let certified = |key: &'static str, more: &'static [&'static str]| {
         Server::start_with("", move |dir| {
             keygen(&dir.join("ca"), "ed25519", "");
             let all = [&["-h"], more].concat();
-            certify(dir, "ca", "host_ed25519", &all);
-            format!("HostCertificate {}/host_ed25519-cert.pub", dir.display())
+            certify(dir, "ca", key, &all);
+            format!("HostCertificate {}/{key}-cert.pub", dir.display())
         })
     };
-    let server = certified(&["-n", "127.0.0.1"]).await;
+    let server = certified("host_ed25519", &["-n", "127.0.0.1"]).await;
     let mut config = server.config();
     config.host_key.accept_new = false;
     let known = |server: &Server, marker: &str, hosts: &str, key: &str| {
@@ -301,6 +301,14 @@ async fn a_hosts_certificate_is_believed_by_its_authority_only() {
         .await
         .expect("the authority vouches for it");
     assert_eq!(fs::read_to_string(server.at("known_hosts")).unwrap(), authority);
+
+    let rsa = certified("host_rsa", &["-n", "127.0.0.1"]).await;
+    let mut rsa_config = rsa.config();
+    rsa_config.host_key.accept_new = false;
+    trust(&rsa, &[known(&rsa, "@cert-authority", "127.*", "ca.pub")]);
+    Connection::connect(&rsa_config)
+        .await
+        .expect("RSA keys have certificates too");
 
     // An authority for other hosts, or another authority, says nothing about this one.
     for lines in [
@@ -321,7 +329,7 @@ async fn a_hosts_certificate_is_believed_by_its_authority_only() {
         (&["-n", "other.example"][..], "it is for other.example"),
         (&["-n", "127.0.0.1", "-V", "-3d:-2d"][..], "it has expired 2 days ago"),
     ] {
-        let server = certified(more).await;
+        let server = certified("host_ed25519", more).await;
         let mut config = server.config();
         config.host_key.accept_new = true;
         trust(&server, &[known(&server, "@cert-authority", "*", "ca.pub")]);
