@@ -441,9 +441,7 @@ pub async fn exec(
     timeout: Duration,
 ) -> Vec<(Ipv4Addr, Result<Ran>)> {
     let run = |ip: Ipv4Addr, ssh: clusterfile::Ssh| async move {
-        let config = session::ssh_config(ip, &ssh, &options.access)?;
-        let connection = ssh::Connection::connect(&config).await?;
-        let elevate = session::elevate(&ip.to_string(), &ssh)?;
+        let (connection, elevate) = session::connect(ip, &ssh, &options.access).await?;
         let output = connection
             .exec(&ssh::Command::new(argv).elevate(elevate).timeout(timeout))
             .await?;

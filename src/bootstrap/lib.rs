@@ -11,6 +11,7 @@
 //! * Nothing here knows a terminal, asks a question, or builds a shell line.
 
 pub mod apps;
+pub mod bandwidth;
 pub mod check;
 pub mod cluster;
 #[cfg(test)]
@@ -18,11 +19,12 @@ mod contract;
 pub mod effects;
 mod error;
 pub mod event;
-mod fan;
+pub mod fan;
 pub mod hooks;
 pub mod image;
 pub mod install;
 pub mod kubeconfig;
+mod local;
 mod login;
 mod overlay;
 pub mod paths;
@@ -31,6 +33,7 @@ mod pin;
 pub mod plan;
 pub mod preflight;
 mod push;
+mod reach;
 pub mod render;
 pub mod reset;
 pub mod run;
@@ -45,6 +48,7 @@ pub mod template;
 mod testing;
 pub mod transfer;
 pub mod verify;
+pub mod way;
 pub mod wish;
 
 pub use error::{Error, Result};

@@ -5,7 +5,7 @@ use crate::{
     cluster::Cluster,
     effects::Learned,
     event::{Event, Observer},
-    hooks,
+    fan, hooks,
     phases::{Need, On, Outcome, PHASES, Phase},
     push,
     session::Session,
@@ -209,6 +209,7 @@ async fn all_done(needs: Vec<watch::Receiver<Option<bool>>>) -> bool {
 
 async fn one(run: &Arc<Run>, phase: &'static Phase, place: Option<usize>, start: Instant) -> Result<Timing> {
     let host = place.map(|index| run.host_name(index));
+    let _turn = if place.is_some() { fan::turn().await } else { None };
     let began = start.elapsed();
     run.observer.event(Event::PhaseStarted {
         phase: phase.name,

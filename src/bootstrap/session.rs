@@ -1,16 +1,27 @@
-//! A host we talk to: one SSH connection, and `clusterd host` at its other end.
+//! A host we talk to: one way to it, and `clusterd host` at its other end.
 //!
 //! `clusterd` is put on the host first when it is not there or is another one than ours. Nothing else is done to a host from here.
 
-use crate::{Error, Result, fan};
-use clusterfile::{Jump, Ssh};
+use crate::{
+    Error, Result,
+    bandwidth::{Bandwidth, Throttled},
+    fan, reach,
+    way::{Connection, Way},
+};
+use clusterfile::Ssh;
 use futures::FutureExt as _;
-use host::{CLUSTERD, Client, Hello};
-use ssh::{Auth, Become, Command, Connection, HostKeyPolicy};
+use host::{CLUSTERD, Client, DialError, Dialing, Hello, Redial};
+use ssh::{Become, Command};
 use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
+
+pub use crate::reach::Access;
+pub use ssh::Aliases;
 
 /// A program that does not greet within this time is not ours.
 const GREETING: Duration = Duration::from_secs(15);
+
+/// How long a host that was lost is tried to be reached again: long enough for it to boot.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Where `clusterd` comes from when a host lacks it.
 #[derive(Debug, Clone)]
@@ -21,22 +32,13 @@ pub struct Program {
     pub digest: oci::Digest,
 }
 
-/// How hosts are reached, beyond what the Clusterfile says.
-#[derive(Debug, Clone)]
-pub struct Access {
-    /// Files of known host keys; empty: the user's own.
-    pub known_hosts: Vec<PathBuf>,
-    /// Whether unknown host keys are accepted and remembered.
-    pub accept_new_host_keys: bool,
-}
-
 /// A host we talk to. Cheap to clone.
 #[derive(Clone)]
 pub struct Session {
     /// Its address.
     pub ip: Ipv4Addr,
     /// How to connect to it again, for tunnels.
-    pub config: Arc<ssh::Config>,
+    pub config: Arc<Way>,
     /// The transport.
     pub connection: Connection,
     /// `clusterd host` there.
@@ -45,96 +47,18 @@ pub struct Session {
     pub elevate: Become,
     /// Whether we put `clusterd` there just now.
     pub pushed: bool,
+    /// What may be sent to all hosts together.
+    pub bandwidth: Option<Bandwidth>,
 }
 
-/// The transport's configuration for a host of the Clusterfile.
+/// Connects to a host of the Clusterfile, and says how one becomes root there.
 ///
 /// # Errors
-/// When a secret cannot be had, or a pinned key is malformed.
-pub fn ssh_config(ip: Ipv4Addr, ssh: &Ssh, access: &Access) -> Result<ssh::Config> {
-    let host = ip.to_string();
-    let auth = auth(&host, ssh)?;
-    let base = |name: &str, port: u16, user: &str| {
-        let mut config = ssh::Config::new(name, user);
-        config.port = port;
-        config.auth = auth.clone();
-        config.host_key = HostKeyPolicy {
-            known_hosts: access.known_hosts.clone(),
-            pinned: None,
-            accept_new: access.accept_new_host_keys,
-        };
-        config
-    };
-    let jump_config = |jump: &Jump| base(&jump.host, jump.port, jump.user.as_deref().unwrap_or(&ssh.user));
-    let jump = ssh.proxy_jump.iter().fold(None, |outer, jump| {
-        let mut config = jump_config(jump);
-        config.jump = outer;
-        Some(Box::new(config))
-    });
-    let mut config = base(&host, ssh.port, &ssh.user);
-    config.jump = jump;
-    if let Some(key) = ssh.host_key.first() {
-        config.host_key.pinned = Some(
-            key.parse()
-                .map_err(|e: String| Error::on(&host, format!("hostKey: {e}")))?,
-        );
-    }
-    Ok(config)
-}
-
-/// Ways to authenticate: the key, then the agent, then the password; without any of them the usual key files.
-fn auth(host: &str, ssh: &Ssh) -> Result<Vec<Auth>> {
-    let secret = |source: &clusterfile::SecretSource| {
-        let secret = source.resolve().map_err(|source| Error::Secret {
-            host: host.to_owned(),
-            source,
-        })?;
-        Ok::<_, Error>(secret.map(|secret| ssh::Secret::new(secret.expose())))
-    };
-    let mut auth = Vec::new();
-    if let Some(path) = &ssh.pk {
-        auth.push(Auth::KeyFile {
-            path: path.clone(),
-            passphrase: secret(&ssh.pk_passwd)?,
-        });
-    }
-    if ssh.agent {
-        auth.push(Auth::Agent);
-        if ssh.pk.is_none() {
-            auth.extend(usual_keys());
-        }
-    }
-    if let Some(password) = secret(&ssh.passwd)? {
-        auth.push(Auth::Password(password));
-    }
-    Ok(auth)
-}
-
-fn usual_keys() -> Vec<Auth> {
-    let Some(home) = std::env::var_os("HOME").map(PathBuf::from) else {
-        return Vec::new();
-    };
-    let paths = ["id_ed25519", "id_ecdsa", "id_rsa"].map(|name| home.join(".ssh").join(name));
-    let there = paths.into_iter().filter(|path| path.exists());
-    there.map(|path| Auth::KeyFile { path, passphrase: None }).collect()
-}
-
-pub(crate) fn elevate(host: &str, ssh: &Ssh) -> Result<Become> {
-    if ssh.user == "root" || !ssh.sudo {
-        return Ok(Become::User);
-    }
-    let source = if ssh.sudo_passwd.is_none() {
-        &ssh.passwd
-    } else {
-        &ssh.sudo_passwd
-    };
-    let secret = source.resolve().map_err(|source| Error::Secret {
-        host: host.to_owned(),
-        source,
-    })?;
-    Ok(Become::Root {
-        password: secret.map(|secret| ssh::Secret::new(secret.expose())),
-    })
+/// When the host cannot be reached or does not let us in.
+pub async fn connect(ip: Ipv4Addr, ssh: &Ssh, access: &Access) -> Result<(Connection, Become)> {
+    let way = Arc::new(reach::way(ip, ssh, access)?);
+    let elevate = reach::elevate(ip, way.user(), ssh)?;
+    Ok((Connection::open(way).await?, elevate))
 }
 
 impl Session {
@@ -143,9 +67,17 @@ impl Session {
     /// # Errors
     /// When the host cannot be reached, does not let us in or become root, or cannot run `clusterd`.
     pub async fn open(ip: Ipv4Addr, ssh: &Ssh, access: &Access, program: Option<&Program>) -> Result<Self> {
-        let config = ssh_config(ip, ssh, access)?;
-        let elevate = elevate(&ip.to_string(), ssh)?;
-        let connection = Connection::connect(&config).await?;
+        let (connection, elevate) = connect(ip, ssh, access).await?;
+        Self::greet(ip, connection, elevate, access, program).await
+    }
+
+    async fn greet(
+        ip: Ipv4Addr,
+        connection: Connection,
+        elevate: Become,
+        access: &Access,
+        program: Option<&Program>,
+    ) -> Result<Self> {
         let mut started = start(ip, &connection, &elevate).await;
         let mut pushed = false;
         if let Some(program) = program {
@@ -155,7 +87,7 @@ impl Session {
                 Err(error) if is_lasting(&error) => return Err(error),
                 // Another program, or none that works.
                 _ => {
-                    push(ip, &connection, &elevate, program).await?;
+                    push(ip, &connection, &elevate, program, access.bandwidth.as_ref()).await?;
                     pushed = true;
                     start(ip, &connection, &elevate).await
                 }
@@ -167,17 +99,18 @@ impl Session {
                 ip,
                 format!(
                     "user {} is not root there; set ssh.sudo: true, or log in as root",
-                    ssh.user
+                    connection.user()
                 ),
             ));
         }
         Ok(Self {
             ip,
-            config: Arc::new(config),
+            config: Arc::clone(connection.way()),
             connection,
             client,
             elevate,
             pushed,
+            bandwidth: access.bandwidth.clone(),
         })
     }
 
@@ -208,17 +141,48 @@ fn is_lasting(error: &Error) -> bool {
     matches!(error, Error::Ssh(error) if matches!(**error, ssh::Error::Sudo { .. } | ssh::Error::Lost { .. }))
 }
 
+fn serve(elevate: &Become) -> Command {
+    Command::new([CLUSTERD, "host", "--stdio"]).elevate(elevate.clone())
+}
+
+/// How a client comes back to a host when the connection was lost.
+fn redial(connection: &Connection, elevate: &Become) -> Redial {
+    let (connection, command) = (connection.clone(), serve(elevate));
+    let dial = move || -> Dialing {
+        let (connection, command) = (connection.clone(), command.clone());
+        Box::pin(async move {
+            let started = connection.open_process(&command).await;
+            let process = started.map_err(|error| DialError {
+                lasting: !matches!(&error, Error::Ssh(error) if error.is_passing()),
+                message: error.to_string(),
+            })?;
+            Ok((process.stdout, process.stdin))
+        })
+    };
+    Redial {
+        dial: Box::new(dial),
+        patience: PATIENCE,
+    }
+}
+
 /// Starts `clusterd host` and greets it.
 async fn start(ip: Ipv4Addr, connection: &Connection, elevate: &Become) -> Result<(Client, Hello)> {
-    let command = Command::new([CLUSTERD, "host", "--stdio"]).elevate(elevate.clone());
-    let process = connection.open_process(&command).await?;
-    let status = process.status.clone();
-    let client = Client::new(process.stdout, process.stdin);
+    let process = connection
+        .open_process(&serve(elevate))
+        .await
+        .map_err(|error| match error {
+            Error::Local { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                Error::NoProgram { host: ip.to_string() }
+            }
+            error => error,
+        })?;
+    let complaints = process.complaints();
+    let client = Client::returning(process.stdout, process.stdin, redial(connection, elevate));
     let greeting = tokio::time::timeout(GREETING, client.hello()).await;
     match greeting {
         Ok(Ok(hello)) => Ok((client, hello)),
         Ok(Err(source)) => {
-            let stderr = status.stderr();
+            let stderr = complaints();
             let last = stderr.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
             Err(match last {
                 "" => Error::host(ip, format!("starting {CLUSTERD}"))(source),
@@ -235,7 +199,13 @@ async fn start(ip: Ipv4Addr, connection: &Connection, elevate: &Become) -> Resul
     }
 }
 
-async fn push(ip: Ipv4Addr, connection: &Connection, elevate: &Become, program: &Program) -> Result<()> {
+async fn push(
+    ip: Ipv4Addr,
+    connection: &Connection,
+    elevate: &Become,
+    program: &Program,
+    bandwidth: Option<&Bandwidth>,
+) -> Result<()> {
     tracing::info!(host = %ip, digest = program.digest.short(), "sending clusterd");
     let file = tokio::fs::File::open(&program.path)
         .await
@@ -243,7 +213,8 @@ async fn push(ip: Ipv4Addr, connection: &Connection, elevate: &Become, program: 
             what: format!("cannot read {}", program.path.display()),
             source,
         })?;
-    connection.upload(CLUSTERD, 0o755, file, elevate).await?;
+    let content = Throttled::new(file, bandwidth);
+    connection.upload(CLUSTERD, 0o755, content, elevate).await?;
     Ok(())
 }
 

@@ -139,6 +139,7 @@ impl Bench {
             access: Access {
                 known_hosts: vec![self.path("known_hosts")],
                 accept_new_host_keys: true,
+                ..Access::default()
             },
             store: self.store.root().to_path_buf(),
             ignored: Vec::new(),

@@ -2,6 +2,7 @@
 
 use crate::{
     Error, Result,
+    bandwidth::Throttled,
     event::Event,
     fan,
     phases::{Outcome, Phase},
@@ -9,10 +10,14 @@ use crate::{
     session::Session,
 };
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture, stream};
-use host::proto::{Blob, Missing};
+use host::{
+    ClientError,
+    proto::{Blob, Missing},
+};
 use std::{
     collections::BTreeMap,
     io::SeekFrom,
+    path::Path,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -23,6 +28,9 @@ use tokio::io::{AsyncRead, AsyncSeekExt as _, ReadBuf};
 const IN_FLIGHT: usize = 4;
 /// Blobs on their way to all hosts together: this machine's disk and network are shared.
 const IN_FLIGHT_TOTAL: usize = 64;
+
+/// How often a connection may be lost without one more byte having arrived.
+const LOSSES: usize = 3;
 
 /// Bytes still to be sent.
 pub fn outstanding(missing: &[Missing]) -> u64 {
@@ -71,6 +79,51 @@ async fn send(run: &Arc<Run>, index: usize, wanted: Vec<Blob>) -> Result<Outcome
 
 async fn put(run: &Arc<Run>, session: &Session, index: usize, missing: Missing) -> Result<()> {
     let path = run.blobs.path(&missing.blob.digest);
+    let told = |bytes| {
+        run.observer.event(Event::BytesSent {
+            host: run.host_name(index),
+            bytes,
+        });
+    };
+    deliver(session, &path, missing, told).await
+}
+
+/// Sends the rest of a blob that lies in the file `path`, and goes on where it was when the connection is lost. `told` is told how many more
+/// bytes were taken, each once.
+///
+/// # Errors
+/// When the file cannot be read, the host refuses the blob, or is lost again and again without one more byte having arrived.
+pub async fn deliver(
+    session: &Session,
+    path: &Path,
+    mut missing: Missing,
+    told: impl Fn(u64) + Send + Sync,
+) -> Result<()> {
+    let doing = || format!("receiving blob {}", missing.blob.digest.short());
+    let (doing, mut high, mut losses) = (doing(), missing.have, 0);
+    loop {
+        let content = Counted {
+            inner: Throttled::new(open(path, missing.have).await?, session.bandwidth.as_ref()),
+            position: missing.have,
+            high: &mut high,
+            told: &told,
+        };
+        let error = match session.client.put_blob(&missing.blob, missing.have, content).await {
+            Ok(()) => return Ok(()),
+            Err(error @ ClientError::Lost(_)) if losses < LOSSES => error,
+            Err(error) => return Err(session.failed(doing)(error)),
+        };
+        tracing::info!(host = %session.ip, %error, "{doing} was interrupted");
+        let still = session.client.missing_blobs(vec![missing.blob.clone()]).await;
+        let Some(rest) = still.map_err(session.failed(doing.as_str()))?.pop() else {
+            return Ok(());
+        };
+        losses = if rest.have > missing.have { 0 } else { losses + 1 };
+        missing = rest;
+    }
+}
+
+async fn open(path: &Path, offset: u64) -> Result<tokio::fs::File> {
     let local = |source| Error::Local {
         what: format!(
             "cannot read {}; if it is damaged, load or build the image again",
@@ -78,41 +131,32 @@ async fn put(run: &Arc<Run>, session: &Session, index: usize, missing: Missing) 
         ),
         source,
     };
-    let mut file = tokio::fs::File::open(&path).await.map_err(local)?;
+    let mut file = tokio::fs::File::open(path).await.map_err(local)?;
     file.set_max_buf_size(1 << 20);
-    if missing.have > 0 {
-        file.seek(SeekFrom::Start(missing.have)).await.map_err(local)?;
+    if offset > 0 {
+        file.seek(SeekFrom::Start(offset)).await.map_err(local)?;
     }
-    let counted = Counted {
-        inner: file,
-        run: Arc::clone(run),
-        host: run.host_name(index),
-    };
-    let doing = format!("receiving blob {}", missing.blob.digest.short());
-    session
-        .client
-        .put_blob(&missing.blob, missing.have, counted)
-        .await
-        .map_err(session.failed(doing))
+    Ok(file)
 }
 
-/// Tells how many bytes were taken.
-struct Counted<R> {
+/// Tells how many bytes were taken. What is sent once more is not told once more.
+struct Counted<'a, R, F> {
     inner: R,
-    run: Arc<Run>,
-    host: String,
+    position: u64,
+    /// Up to where was told.
+    high: &'a mut u64,
+    told: &'a F,
 }
 
-impl<R: AsyncRead + Unpin> AsyncRead for Counted<R> {
+impl<R: AsyncRead + Unpin, F: Fn(u64)> AsyncRead for Counted<'_, R, F> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
-        let bytes = (buf.filled().len() - before) as u64;
-        if bytes > 0 {
-            self.run.observer.event(Event::BytesSent {
-                host: self.host.clone(),
-                bytes,
-            });
+        self.position += (buf.filled().len() - before) as u64;
+        let more = self.position.saturating_sub(*self.high);
+        if more > 0 {
+            *self.high += more;
+            (self.told)(more);
         }
         polled
     }

@@ -164,29 +164,44 @@ impl std::fmt::Display for Taint {
     }
 }
 
-/// How to reach a host and become root there.
+/// How to reach a host and become root there. What is absent may be said by the operator's SSH configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Ssh {
-    /// Login name, `root` by default.
-    pub user: String,
-    /// Port, 22 by default.
-    pub port: u16,
+    /// Whether there is a way to go at all; if not, nothing else here means anything.
+    pub connection: Connection,
+    /// Login name; none means `root`, unless the SSH configuration knows another.
+    pub user: Option<String>,
+    /// Port; none means 22, unless the SSH configuration knows another.
+    pub port: Option<u16>,
     /// Password, also tried for keyboard-interactive.
     pub passwd: SecretSource,
     /// Private key file; none means the agent's keys and the usual files.
     pub pk: Option<PathBuf>,
+    /// Certificate of the private key; none means `<pk>-cert.pub` if that is there.
+    pub certificate: Option<PathBuf>,
     /// Passphrase of the private key.
     pub pk_passwd: SecretSource,
     /// Whether to ask the operator's SSH agent; on unless a key or a password is given.
     pub agent: bool,
-    /// Whether to become root by sudo; on by default for users other than root.
-    pub sudo: bool,
+    /// Whether to become root by sudo; none means for users other than root.
+    pub sudo: Option<bool>,
     /// Password for sudo; none means the login password, if sudo asks at all.
     pub sudo_passwd: SecretSource,
-    /// Bastions to go through, outermost first.
-    pub proxy_jump: Vec<Jump>,
-    /// Pinned public host keys in OpenSSH's form (`ssh-ed25519 AAAA…`); empty means known_hosts decides.
+    /// Bastions to go through, outermost first; none means those of the SSH configuration, an empty list means no bastions.
+    pub proxy_jump: Option<Vec<Jump>>,
+    /// Pinned public host keys in OpenSSH's form (`ssh-ed25519 AAAA…`), each as good as the others; empty means known_hosts decides.
     pub host_key: Vec<String>,
+}
+
+/// What lies between the operator and a host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Connection {
+    /// A network, and SSH over it.
+    #[default]
+    Ssh,
+    /// Nothing: the operator's machine itself is the host.
+    Local,
 }
 
 /// A bastion, `[user@]host[:port]`.
@@ -194,10 +209,10 @@ pub struct Ssh {
 pub struct Jump {
     /// Login name; none means the host's own.
     pub user: Option<String>,
-    /// Name or address.
+    /// Name or address, or a name that the SSH configuration knows.
     pub host: String,
-    /// Port.
-    pub port: u16,
+    /// Port; none means 22, unless the SSH configuration knows another.
+    pub port: Option<u16>,
 }
 
 /// Which container runtime the hosts run.

@@ -125,6 +125,11 @@ impl<'n> Object<'n> {
         self.node.at
     }
 
+    /// How many fields the file gives it.
+    pub(crate) fn len(&self) -> usize {
+        self.node.entries().len()
+    }
+
     /// The full name of one of this object's fields.
     pub(crate) fn name(&self, field: &str) -> String {
         if self.path.is_empty() {

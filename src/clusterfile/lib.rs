@@ -23,7 +23,7 @@ mod validate;
 pub mod yaml;
 
 pub use cluster::{
-    Cluster, Clusterfile, ContainerRuntime, DEFAULT_DATA_ROOT, DEFAULT_DNS_DOMAIN, DEFAULT_POD_CIDR,
+    Cluster, Clusterfile, Connection, ContainerRuntime, DEFAULT_DATA_ROOT, DEFAULT_DNS_DOMAIN, DEFAULT_POD_CIDR,
     DEFAULT_REGISTRY_DOMAIN, DEFAULT_REGISTRY_PORT, DEFAULT_SERVICE_CIDR, Env, ExternalRegistry, Host, HostAlias, Jump,
     LocalRegistry, Networks, Registry, Role, Ssh, Taint, Trust, TrustedKey,
 };

@@ -1,6 +1,6 @@
 //! Reading `ssh:` of a cluster and of a host, the host's over the cluster's.
 
-use crate::cluster::{Jump, Ssh};
+use crate::cluster::{Connection, Jump, Ssh};
 use crate::decode::{Decoder, Object};
 use crate::secret::SecretSource;
 use crate::yaml::{Node, Value};
@@ -9,10 +9,12 @@ use std::path::PathBuf;
 /// What one `ssh:` mapping says; absent fields fall through to the cluster's, then to the defaults.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SshOverlay {
+    connection: Option<Connection>,
     user: Option<String>,
     port: Option<u16>,
     passwd: SecretSource,
     pk: Option<PathBuf>,
+    certificate: Option<PathBuf>,
     pk_passwd: SecretSource,
     agent: Option<bool>,
     sudo: Option<bool>,
@@ -26,11 +28,14 @@ pub(crate) fn read(decoder: &mut Decoder, mut object: Object<'_>) -> SshOverlay 
         let message = "encrypted passwords are not supported; use passwdFile or passwdEnv instead";
         decoder.problem(object.at(), format!("{}: {message}", object.name("encrypted")));
     }
+    let ways = [("ssh", Connection::Ssh), ("local", Connection::Local)];
     let overlay = SshOverlay {
+        connection: object.word(decoder, "connection", &ways),
         user: object.string(decoder, "user"),
         port: object.port(decoder, "port"),
         passwd: object.secret(decoder, "passwd", "passwdFile", "passwdEnv"),
         pk: object.path(decoder, "pk"),
+        certificate: object.path(decoder, "certificate"),
         pk_passwd: object.secret(decoder, "pkPasswd", "pkPasswdFile", "pkPasswdEnv"),
         agent: object.boolean(decoder, "agent"),
         sudo: object.boolean(decoder, "sudo"),
@@ -38,6 +43,14 @@ pub(crate) fn read(decoder: &mut Decoder, mut object: Object<'_>) -> SshOverlay 
         proxy_jump: jumps(decoder, &mut object),
         host_key: host_keys(decoder, &mut object),
     };
+    if overlay.connection == Some(Connection::Local) && object.len() > 1 {
+        let message = "local means this machine itself, so the other fields of ssh mean nothing";
+        decoder.problem(object.at(), format!("{}: {message}", object.name("connection")));
+    }
+    if overlay.certificate.is_some() && overlay.pk.is_none() {
+        let message = "it goes with the key that it is for: name that in pk";
+        decoder.problem(object.at(), format!("{}: {message}", object.name("certificate")));
+    }
     object.finish(decoder);
     overlay
 }
@@ -49,6 +62,7 @@ impl SshOverlay {
         // A host that names its own way in must not be tried with the cluster's key or password as well.
         let own_login = self.pk.is_some() || !self.passwd.is_none();
         SshOverlay {
+            connection: self.connection.or(base.connection),
             user: self.user.or_else(|| base.user.clone()),
             port: self.port.or(base.port),
             passwd: if own_login { self.passwd } else { base.passwd.clone() },
@@ -56,6 +70,11 @@ impl SshOverlay {
                 self.pk_passwd
             } else {
                 secret(self.pk_passwd, &base.pk_passwd)
+            },
+            certificate: if own_login {
+                self.certificate
+            } else {
+                base.certificate.clone()
             },
             pk: if own_login { self.pk } else { base.pk.clone() },
             agent: self.agent.or(base.agent),
@@ -68,17 +87,18 @@ impl SshOverlay {
 
     /// With every default filled in.
     pub(crate) fn resolve(self) -> Ssh {
-        let user = self.user.unwrap_or_else(|| "root".to_string());
         Ssh {
-            sudo: self.sudo.unwrap_or(user != "root"),
-            user,
-            port: self.port.unwrap_or(22),
+            connection: self.connection.unwrap_or_default(),
+            sudo: self.sudo,
+            user: self.user,
+            port: self.port,
             agent: self.agent.unwrap_or(self.passwd.is_none() && self.pk.is_none()),
             passwd: self.passwd,
             pk: self.pk,
+            certificate: self.certificate,
             pk_passwd: self.pk_passwd,
             sudo_passwd: self.sudo_passwd,
-            proxy_jump: self.proxy_jump.unwrap_or_default(),
+            proxy_jump: self.proxy_jump,
             host_key: self.host_key.unwrap_or_default(),
         }
     }
@@ -123,8 +143,8 @@ fn parse_jump(text: &str) -> Option<Jump> {
         None => (None, text),
     };
     let (host, port) = match rest.rsplit_once(':') {
-        Some((host, port)) => (host, port.parse().ok().filter(|port| *port != 0)?),
-        None => (rest, 22),
+        Some((host, port)) => (host, Some(port.parse().ok().filter(|port| *port != 0)?)),
+        None => (rest, None),
     };
     let plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
     (!host.is_empty() && host.chars().all(plain)).then(|| Jump {
@@ -161,8 +181,8 @@ mod tests {
     #[test]
     fn jumps_have_user_host_and_port() {
         for (text, expected) in [
-            ("bastion", Some((None, "bastion", 22))),
-            ("me@10.0.0.1:2222", Some((Some("me"), "10.0.0.1", 2222))),
+            ("bastion", Some((None, "bastion", None))),
+            ("me@10.0.0.1:2222", Some((Some("me"), "10.0.0.1", Some(2222)))),
             ("@x", None),
             ("a b", None),
             ("x:0", None),

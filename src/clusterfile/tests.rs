@@ -88,8 +88,13 @@ fn everything_of_a_full_file_is_understood() {
     );
     assert_eq!(first.ssh.passwd.resolve().unwrap().unwrap().expose(), "hunter2");
     assert_eq!(
-        (first.ssh.user.as_str(), first.ssh.port, first.ssh.sudo, first.ssh.agent),
-        ("admin", 2222, true, false)
+        (
+            first.ssh.user.as_deref(),
+            first.ssh.port,
+            first.ssh.sudo,
+            first.ssh.agent
+        ),
+        (Some("admin"), Some(2222), None, false)
     );
     let image_env = Env::from([("Mode".into(), "image".into()), ("X".into(), "1".into())]);
     let env = first.env_over(&image_env);
@@ -103,8 +108,8 @@ fn everything_of_a_full_file_is_understood() {
         "a host with its own key is not tried with the cluster's password"
     );
     assert_eq!(
-        (node.ssh.proxy_jump.len(), node.ssh.sudo, node.ssh.port),
-        (2, false, 2222)
+        (node.ssh.proxy_jump.as_ref().map(Vec::len), node.ssh.sudo, node.ssh.port),
+        (Some(2), Some(false), Some(2222))
     );
     let Registry::LocalRegistry(registry) = &cluster.registry else {
         panic!("local registry")
@@ -171,8 +176,8 @@ fn defaults_fill_what_a_short_file_leaves_out() {
     );
     let ssh = &file.cluster.hosts[0].ssh;
     assert_eq!(
-        (ssh.user.as_str(), ssh.port, ssh.sudo, ssh.agent),
-        ("root", 22, false, true)
+        (ssh.user.as_deref(), ssh.port, ssh.sudo, ssh.agent),
+        (None, None, None, true)
     );
     let networks = file
         .networks(&Env::from([("PodCIDR".into(), "10.244.0.0/16".into())]))
@@ -225,6 +230,22 @@ fn every_mistake_is_named_with_its_place() {
         (
             "  ssh: {passwd: a, passwdFile: b}\n",
             "Clusterfile:6:8: spec.ssh takes only one of passwd, passwdFile and passwdEnv",
+        ),
+        (
+            "  ssh: {connection: local, user: ann}\n",
+            "Clusterfile:6:8: spec.ssh.connection: local means this machine itself",
+        ),
+        (
+            "  ssh: {connection: telnet}\n",
+            "Clusterfile:6:21: spec.ssh.connection is \"telnet\" (known: ssh, local)",
+        ),
+        (
+            "  ssh: {certificate: id-cert.pub}\n",
+            "Clusterfile:6:8: spec.ssh.certificate: it goes with the key",
+        ),
+        (
+            "  ssh: {connection: local}\n  hosts: [{ips: [10.0.0.1-10.0.0.2], roles: [master]}]\n",
+            "Clusterfile:7:10: spec.hosts: only one host can be this machine",
         ),
         (
             "  ssh: {encrypted: true}\n",

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::cluster::{Clusterfile, DEFAULT_DNS_DOMAIN, DEFAULT_POD_CIDR, DEFAULT_SERVICE_CIDR, Env, Networks};
+use crate::cluster::{
+    Clusterfile, Connection, DEFAULT_DNS_DOMAIN, DEFAULT_POD_CIDR, DEFAULT_SERVICE_CIDR, Env, Host, Networks,
+};
 use crate::decode::Decoder;
 use crate::names::is_dns_label;
 use crate::net::{AddressError, Cidr};
@@ -26,6 +28,11 @@ pub(crate) fn check(decoder: &mut Decoder, file: &Clusterfile, places: &Places) 
         decoder.problem(places.hosts, "spec.hosts names no host");
     } else if file.masters().next().is_none() && cluster.hosts.iter().all(|host| !host.roles.is_empty()) {
         decoder.problem(places.hosts, "spec.hosts has no host with the role master");
+    }
+    let local = |host: &&Host| host.ssh.connection == Connection::Local;
+    if cluster.hosts.iter().filter(local).count() > 1 {
+        let message = "spec.hosts: only one host can be this machine (ssh.connection: local)";
+        decoder.problem(places.hosts, message);
     }
     let mut first = BTreeMap::new();
     for (host, at) in cluster.hosts.iter().zip(&places.addresses) {

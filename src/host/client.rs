@@ -1,36 +1,32 @@
 //! The operator's side of the protocol: typed requests over any byte stream, many at once.
 //!
-//! Two tasks own the stream: one writes what is queued, one reads and hands each frame to the request it belongs to. A
-//! request whose future is dropped is cancelled on the host too (if it only looks). Data that nobody takes any more is dropped.
+//! A client that was told how to come back ([`Redial`]) survives the loss of its connection: it connects anew, greets, opens what was
+//! open, and asks again what was not answered.
 
 use bytes::{Bytes, BytesMut};
 use std::{
-    collections::HashMap,
     io,
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    sync::mpsc,
-};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use zeroize::Zeroizing;
 
 use crate::{
     effect::{Change, Effect, Subject, Usage},
     facts::{Facts, Query},
-    frame::{self, CHUNK, Frame, Kind},
+    frame::{CHUNK, Frame, Kind},
     lines::Lines,
+    link::Link,
     proto::{
         Answer, Blob, Condition, Exec, ExecResult, Fault, Hello, HttpGet, HttpResponse, JournalSummary, Leftover,
         Missing, Mode, Request, Scope, SecretBytes, Stream, Undone, UnitStatus, VERSION,
     },
+    redial::{self, Redial},
 };
 
-/// Frames waiting to be written, and frames waiting to be taken per request: this many at most.
-const QUEUE: usize = 8;
+/// How often a request is asked again because the connection was lost under it.
+const REPEATS: usize = 3;
 
 /// Why a request failed, as the operator's side sees it.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +46,14 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// Why, without the words that say what this is about.
+    pub(crate) fn reason(&self) -> String {
+        match self {
+            Self::Lost(reason) => reason.clone(),
+            other => other.to_string(),
+        }
+    }
+
     /// What the host said, if it answered at all.
     pub fn fault(&self) -> Option<&Fault> {
         match self {
@@ -59,89 +63,22 @@ impl ClientError {
     }
 }
 
-type Result<T, E = ClientError> = std::result::Result<T, E>;
+pub(crate) type Result<T, E = ClientError> = std::result::Result<T, E>;
 
-struct Inner {
-    outgoing: mpsc::Sender<Frame>,
-    waiting: Mutex<HashMap<u32, mpsc::Sender<Frame>>>,
-    next: AtomicU32,
-    lost: OnceLock<String>,
+/// What an open connection was opened for.
+pub(crate) type Opened = (Scope, Mode);
+
+struct Shared {
+    link: Mutex<Arc<Link>>,
+    opened: Mutex<Option<Opened>>,
+    /// How to come back, for one at a time.
+    redial: Option<tokio::sync::Mutex<Redial>>,
 }
 
-impl Inner {
-    fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<u32, mpsc::Sender<Frame>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lose(&self, reason: String) {
-        // Under the lock that `begin` takes, so no request can slip in between and wait forever.
-        let mut waiting = self.waiting();
-        let _ = self.lost.set(reason);
-        waiting.clear();
-    }
-
-    fn lost(&self) -> ClientError {
-        ClientError::Lost(self.lost.get().cloned().unwrap_or_else(|| "closed".to_owned()))
-    }
-}
-
-/// A connection to `clusterd host` on one host. Cheap to clone; the connection ends when the last clone is dropped.
+/// `clusterd host` on one host. Cheap to clone; the connection ends when the last clone is dropped.
 #[derive(Clone)]
 pub struct Client {
-    inner: Arc<Inner>,
-}
-
-/// A request in flight.
-struct Call {
-    inner: Arc<Inner>,
-    id: u32,
-    name: &'static str,
-    frames: mpsc::Receiver<Frame>,
-    finished: bool,
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        self.inner.waiting().remove(&self.id);
-        if !self.finished {
-            // Best effort: a full queue only means that the host works on for nothing.
-            let _ = self
-                .inner
-                .outgoing
-                .try_send(Frame::new(Kind::Cancel, self.id, Bytes::new()));
-        }
-    }
-}
-
-impl Call {
-    async fn send(&self, frame: Frame) -> Result<()> {
-        self.inner.outgoing.send(frame).await.map_err(|_| self.inner.lost())
-    }
-
-    async fn frame(&mut self) -> Result<Frame> {
-        self.frames.recv().await.ok_or_else(|| self.inner.lost())
-    }
-
-    fn answer(&mut self, frame: &Frame) -> Result<Answer> {
-        if frame.kind != Kind::Head {
-            return Err(ClientError::Unexpected(self.name));
-        }
-        match serde_json::from_slice(&frame.body).map_err(|_| ClientError::Unexpected(self.name))? {
-            Answer::Error(fault) => {
-                self.finished = true;
-                Err(ClientError::Fault(fault))
-            }
-            answer => {
-                self.finished = !matches!(answer, Answer::Bytes { .. });
-                Ok(answer)
-            }
-        }
-    }
-
-    async fn head(&mut self) -> Result<Answer> {
-        let frame = self.frame().await?;
-        self.answer(&frame)
-    }
+    shared: Arc<Shared>,
 }
 
 macro_rules! expect {
@@ -153,6 +90,10 @@ macro_rules! expect {
     };
 }
 
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Client {
     /// Speaks over the two halves of a stream: what `clusterd host --stdio` writes, and reads. Must be called within a tokio runtime.
     pub fn new<R, W>(reader: R, writer: W) -> Self
@@ -160,70 +101,68 @@ impl Client {
         R: AsyncRead + Send + Unpin + 'static,
         W: AsyncWrite + Send + Unpin + 'static,
     {
-        let (outgoing, queue) = mpsc::channel(QUEUE);
-        let inner = Arc::new(Inner {
-            outgoing,
-            waiting: Mutex::default(),
-            next: AtomicU32::new(1),
-            lost: OnceLock::new(),
-        });
-        let weak = Arc::downgrade(&inner);
-        tokio::spawn(async move {
-            if let Err(e) = frame::pump(queue, writer).await
-                && let Some(inner) = weak.upgrade()
-            {
-                inner.lose(e.to_string());
-            }
-        });
-        // The reading task must not keep the client alive: dropping the last clone closes the host's stdin, which ends the host's
-        // program, which ends this task.
-        let weak = Arc::downgrade(&inner);
-        tokio::spawn(async move {
-            let mut reader = tokio::io::BufReader::with_capacity(64 << 10, reader);
-            let reason = loop {
-                match frame::read(&mut reader).await {
-                    Ok(Some(frame)) => {
-                        let Some(inner) = weak.upgrade() else { return };
-                        let taker = inner.waiting().get(&frame.id).cloned();
-                        drop(inner);
-                        if let Some(taker) = taker {
-                            let _ = taker.send(frame).await;
-                        }
-                    }
-                    Ok(None) => break "clusterd ended".to_owned(),
-                    Err(e) => break e.to_string(),
-                }
-            };
-            if let Some(inner) = weak.upgrade() {
-                inner.lose(reason);
-            }
-        });
-        Self { inner }
+        Self::with(Link::new(reader, writer), None)
     }
 
-    async fn begin(&self, request: &Request) -> Result<Call> {
-        let id = self.inner.next.fetch_add(1, Ordering::Relaxed);
-        let (taker, frames) = mpsc::channel(QUEUE);
-        {
-            let mut waiting = self.inner.waiting();
-            if self.inner.lost.get().is_some() {
-                return Err(self.inner.lost());
-            }
-            waiting.insert(id, taker);
+    /// As [`Client::new`]; when the connection is lost, `redial` makes another. [`Client::hello`] is never asked again, so that a first
+    /// connection that is none is known at once.
+    pub fn returning<R, W>(reader: R, writer: W, redial: Redial) -> Self
+    where
+        R: AsyncRead + Send + Unpin + 'static,
+        W: AsyncWrite + Send + Unpin + 'static,
+    {
+        Self::with(Link::new(reader, writer), Some(redial))
+    }
+
+    fn with(link: Link, redial: Option<Redial>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                link: Mutex::new(Arc::new(link)),
+                opened: Mutex::default(),
+                redial: redial.map(tokio::sync::Mutex::new),
+            }),
         }
-        let call = Call {
-            inner: Arc::clone(&self.inner),
-            id,
-            name: request.name(),
-            frames,
-            finished: false,
-        };
-        call.send(Frame::head(id, request)?).await?;
-        Ok(call)
     }
 
+    fn current(&self) -> Arc<Link> {
+        Arc::clone(&locked(&self.shared.link))
+    }
+
+    /// The connection, made anew if it was lost and there is a way to.
+    async fn link(&self) -> Result<Arc<Link>> {
+        let current = self.current();
+        let Some(redial) = self.shared.redial.as_ref().filter(|_| current.is_lost()) else {
+            return Ok(current);
+        };
+        let redial = redial.lock().await;
+        let current = self.current();
+        if !current.is_lost() {
+            return Ok(current);
+        }
+        let opened = locked(&self.shared.opened).clone();
+        let link = Arc::new(redial::back(&redial, &current.inner.lost(), opened).await?);
+        *locked(&self.shared.link) = Arc::clone(&link);
+        Ok(link)
+    }
+
+    /// Nothing if a request that failed shall be asked again, on another connection.
+    fn judge(&self, error: ClientError, losses: &mut usize) -> Result<()> {
+        *losses += 1;
+        match error {
+            ClientError::Lost(_) if self.shared.redial.is_some() && *losses <= REPEATS => Ok(()),
+            error => Err(error),
+        }
+    }
+
+    /// Asks, and asks again when the connection is lost before the answer.
     async fn ask(&self, request: &Request) -> Result<Answer> {
-        self.begin(request).await?.head().await
+        let mut losses = 0;
+        loop {
+            match self.link().await?.ask(request).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => self.judge(error, &mut losses)?,
+            }
+        }
     }
 
     /// Must be the first call. See [`Request::Hello`].
@@ -231,17 +170,22 @@ impl Client {
     /// # Errors
     /// All methods: [`ClientError`].
     pub async fn hello(&self) -> Result<Hello> {
-        expect!(self.ask(&Request::Hello { protocol: VERSION }).await?, "hello", Hello)
+        greet(&self.current()).await
     }
 
     /// See [`Request::Open`].
     pub async fn open(&self, scope: &Scope, mode: Mode) -> Result<()> {
-        self.ask(&Request::Open {
+        let request = Request::Open {
             scope: scope.clone(),
-            mode,
-        })
-        .await
-        .map(drop)
+            mode: mode.clone(),
+        };
+        self.ask(&request).await?;
+        let mut opened = locked(&self.shared.opened);
+        // Who may write stays a writer.
+        if !matches!(&*opened, Some((_, Mode::Write { .. }))) {
+            *opened = Some((scope.clone(), mode));
+        }
+        Ok(())
     }
 
     /// See [`Request::Facts`].
@@ -258,9 +202,11 @@ impl Client {
         )
     }
 
-    /// Sends a blob; `content` yields its bytes from `offset` on ([`Missing::have`]). See [`Request::PutBlob`].
+    /// Sends a blob; `content` yields its bytes from `offset` on ([`Missing::have`]). A connection lost on the way is an error: ask again what
+    /// is missing, and go on from there. See [`Request::PutBlob`].
     pub async fn put_blob(&self, blob: &Blob, offset: u64, mut content: impl AsyncRead + Unpin) -> Result<()> {
-        let mut call = self
+        let link = self.link().await?;
+        let mut call = link
             .begin(&Request::PutBlob {
                 blob: blob.clone(),
                 offset,
@@ -277,17 +223,17 @@ impl Client {
                 // An answer before the end is a refusal: sending the rest would be for nothing.
                 biased;
                 early = call.frames.recv() => {
-                    let frame = early.ok_or_else(|| self.inner.lost())?;
+                    let frame = early.ok_or_else(|| link.inner.lost())?;
                     return call.answer(&frame).map(drop);
                 }
-                sent = self.inner.outgoing.send(frame) => sent.map_err(|_| self.inner.lost())?,
+                sent = link.inner.outgoing.send(frame) => sent.map_err(|_| link.inner.lost())?,
             }
         }
         call.send(Frame::new(Kind::End, call.id, Bytes::new())).await?;
         call.head().await.map(drop)
     }
 
-    /// Writes a blob's bytes from `offset` on to `sink`. Nothing else on this connection goes on while `sink` blocks. See [`Request::GetBlob`].
+    /// Writes a blob's bytes from `offset` on to `sink`; what came before the connection was lost stays there. Nothing else on this connection goes on while `sink` blocks. See [`Request::GetBlob`].
     pub async fn get_blob(&self, digest: &oci::Digest, offset: u64, sink: impl AsyncWrite + Unpin) -> Result<u64> {
         self.receive(
             &Request::GetBlob {
@@ -301,20 +247,22 @@ impl Client {
 
     /// The content of a file of at most `limit` bytes, wiped from memory when dropped. See [`Request::ReadFile`].
     pub async fn read_file(&self, path: &str, limit: u64) -> Result<SecretBytes> {
-        let mut bytes = Zeroizing::new(Vec::new());
-        self.receive(
-            &Request::ReadFile {
-                path: path.to_owned(),
-                limit,
-            },
-            &mut *bytes,
-        )
-        .await?;
-        Ok(bytes)
+        let request = Request::ReadFile {
+            path: path.to_owned(),
+            limit,
+        };
+        let mut losses = 0;
+        loop {
+            let mut bytes = Zeroizing::new(Vec::new());
+            match self.receive(&request, &mut *bytes).await {
+                Ok(_) => return Ok(bytes),
+                Err(error) => self.judge(error, &mut losses)?,
+            }
+        }
     }
 
     async fn receive(&self, request: &Request, mut sink: impl AsyncWrite + Unpin) -> Result<u64> {
-        let mut call = self.begin(request).await?;
+        let mut call = self.link().await?.begin(request).await?;
         let Answer::Bytes { length } = call.head().await? else {
             return Err(ClientError::Unexpected(call.name));
         };
@@ -366,15 +314,16 @@ impl Client {
         )
     }
 
-    /// See [`Request::Exec`].
+    /// Never asked again by itself: nobody here knows whether the program may run twice. See [`Request::Exec`].
     pub async fn exec(&self, exec: Exec) -> Result<ExecResult> {
-        expect!(self.ask(&Request::Exec(exec)).await?, "exec", Exec)
+        expect!(self.link().await?.ask(&Request::Exec(exec)).await?, "exec", Exec)
     }
 
     /// As [`Client::exec`], with every line told as soon as it is written. Nothing else on this connection goes on while `told`
     /// blocks. The result has no output.
     pub async fn exec_telling(&self, exec: Exec, mut told: impl FnMut(Stream, &str) + Send) -> Result<ExecResult> {
-        let mut call = self.begin(&Request::Exec(Exec { stream: true, ..exec })).await?;
+        let request = Request::Exec(Exec { stream: true, ..exec });
+        let mut call = self.link().await?.begin(&request).await?;
         let mut lines = Lines::default();
         loop {
             let frame = call.frame().await?;
@@ -387,14 +336,23 @@ impl Client {
         }
     }
 
-    /// Milliseconds it took. See [`Request::WaitFor`].
-    pub async fn wait_for(&self, condition: Condition, timeout: std::time::Duration) -> Result<u64> {
-        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        expect!(
-            self.ask(&Request::WaitFor { condition, timeout_ms }).await?,
-            "waitFor",
-            Waited
-        )
+    /// Milliseconds it took, on the connection it came true on. See [`Request::WaitFor`].
+    pub async fn wait_for(&self, condition: Condition, timeout: Duration) -> Result<u64> {
+        let until = Instant::now() + timeout;
+        let mut losses = 0;
+        loop {
+            let link = self.link().await?;
+            // What the way back took is not waited for again, but one look there must be.
+            let left = until.saturating_duration_since(Instant::now());
+            let request = Request::WaitFor {
+                condition: condition.clone(),
+                timeout_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+            };
+            match link.ask(&request).await {
+                Ok(answer) => return expect!(answer, "waitFor", Waited),
+                Err(error) => self.judge(error, &mut losses)?,
+            }
+        }
     }
 
     /// See [`Request::HttpGet`].
@@ -443,7 +401,12 @@ impl Client {
 
     /// See [`Request::Undo`].
     pub async fn undo(&self) -> Result<Undone> {
-        expect!(self.ask(&Request::Undo).await?, "undo", Undone)
+        let undone = expect!(self.ask(&Request::Undo).await?, "undo", Undone)?;
+        if undone.failed.is_empty() {
+            // The host has closed the scope, and to open it begins another journal.
+            *locked(&self.shared.opened) = None;
+        }
+        Ok(undone)
     }
 
     /// See [`Request::Verify`].
@@ -455,6 +418,11 @@ impl Client {
     pub async fn ping(&self) -> Result<()> {
         self.ask(&Request::Ping).await.map(drop)
     }
+}
+
+pub(crate) async fn greet(link: &Link) -> Result<Hello> {
+    let request = Request::Hello { protocol: VERSION };
+    expect!(link.ask(&request).await?, "hello", Hello)
 }
 
 /// Reads until a chunk is full or the content ends; empty at the end.

@@ -26,11 +26,13 @@ mod fsops;
 pub mod gate;
 pub mod journal;
 mod lines;
+mod link;
 mod lock;
 mod netlink;
 mod pki;
 mod probe;
 pub mod proto;
+mod redial;
 mod server;
 mod snapshot;
 mod system;
@@ -43,6 +45,7 @@ pub use effect::{Action, Change, Content, Effect};
 pub use error::{Error, Result};
 pub use facts::Facts;
 pub use proto::{Hello, Mode, Scope};
+pub use redial::{DialError, Dialing, Redial, Streams};
 
 /// Where `clusterd` lies on every host, before anything else is there.
 pub const CLUSTERD: &str = "/var/lib/installer/clusterd";

@@ -49,6 +49,15 @@ pub struct Globals {
     /// Accept and remember the keys of hosts never seen before; a changed key is always refused
     #[arg(long, global = true)]
     pub accept_new_host_keys: bool,
+    /// SSH configuration that may name hosts and jump hosts, or `none` [default: ~/.ssh/config if it is there]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub ssh_config: Option<PathBuf>,
+    /// How many hosts are worked on at once [default: as many as there are; connected to: 64]
+    #[arg(long, global = true, value_name = "N")]
+    pub concurrency: Option<std::num::NonZeroUsize>,
+    /// Send at most this much a second to all hosts together, such as 10MiB or 100Mbit
+    #[arg(long, global = true, value_name = "RATE")]
+    pub bandwidth: Option<bootstrap::bandwidth::Rate>,
     /// Say more; repeat for the log of every step
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,

@@ -2,7 +2,11 @@
 
 use crate::{context::Context, show::Show};
 use anyhow::Context as _;
-use bootstrap::{install::Options, preflight, session::Access};
+use bootstrap::{
+    install::Options,
+    preflight,
+    session::{Access, Aliases},
+};
 use clusterfile::Clusterfile;
 use std::{io::IsTerminal as _, path::PathBuf, sync::Arc, time::Duration};
 
@@ -45,6 +49,7 @@ impl ClusterArgs {
         for warning in &clusterfile.warnings {
             context.out.warn(warning.to_string());
         }
+        read_aliases(context)?;
         Ok(clusterfile)
     }
 
@@ -62,6 +67,8 @@ impl ClusterArgs {
             access: Access {
                 known_hosts: context.known_hosts.clone(),
                 accept_new_host_keys: context.accept_new_host_keys,
+                bandwidth: context.bandwidth.clone(),
+                aliases: context.aliases.get().cloned().unwrap_or_default(),
             },
             store: context.store.clone(),
             ignored: preflight.map(|args| args.ignore_preflight.clone()).unwrap_or_default(),
@@ -74,6 +81,24 @@ impl ClusterArgs {
             ),
         }
     }
+}
+
+/// Reads the SSH configuration and tells what of it is passed over.
+fn read_aliases(context: &Context) -> anyhow::Result<()> {
+    let own = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".ssh/config"));
+    let path = match &context.ssh_config {
+        Some(path) if path.as_os_str() == "none" => None,
+        Some(path) => Some(path.clone()),
+        None => own().filter(|path| path.exists()),
+    };
+    if let Some(path) = path {
+        let (aliases, warnings) = Aliases::load(&path)?;
+        for warning in warnings {
+            context.out.warn(warning);
+        }
+        let _ = context.aliases.set(aliases);
+    }
+    Ok(())
 }
 
 /// Asks before something is taken away. Without a terminal to ask on, `--yes` is needed.

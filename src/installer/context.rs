@@ -4,7 +4,11 @@ use crate::{
     cli::Globals,
     output::{Format, Output},
 };
-use std::path::{Path, PathBuf};
+use bootstrap::{bandwidth::Bandwidth, fan, session::Aliases};
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
 /// See the head of this file.
 pub struct Context {
@@ -16,16 +20,28 @@ pub struct Context {
     pub known_hosts: Vec<PathBuf>,
     /// Whether unknown host keys are accepted.
     pub accept_new_host_keys: bool,
+    /// The SSH configuration the user names; absent: his own, if there is one.
+    pub ssh_config: Option<PathBuf>,
+    /// What it says, once it was read.
+    pub aliases: OnceLock<Aliases>,
+    /// What may be sent to all hosts together.
+    pub bandwidth: Option<Bandwidth>,
 }
 
 impl Context {
     /// From the global flags.
     pub fn new(globals: &Globals, format: Format) -> Self {
+        if let Some(hosts) = globals.concurrency {
+            fan::limit(hosts);
+        }
         Self {
             out: Output::new(format, globals.quiet, globals.verbose),
             store: globals.store.clone().unwrap_or_else(default_store),
             known_hosts: globals.known_hosts.iter().cloned().collect(),
             accept_new_host_keys: globals.accept_new_host_keys,
+            ssh_config: globals.ssh_config.clone(),
+            aliases: OnceLock::new(),
+            bandwidth: globals.bandwidth.map(Bandwidth::new),
         }
     }
 }

@@ -5,10 +5,13 @@ use std::{path::Path, sync::Arc};
 use russh::{
     MethodKind, MethodSet,
     client::{AuthResult, Handle, KeyboardInteractiveAuthResponse},
-    keys::{PrivateKeyWithHashAlg, agent::AgentIdentity, agent::client::AgentClient, load_secret_key},
+    keys::{
+        Certificate, HashAlg, PrivateKey, PrivateKeyWithHashAlg, agent::AgentIdentity, agent::client::AgentClient,
+        load_secret_key,
+    },
 };
 
-use crate::{Auth, Config, Error, Result, Secret, handler::Client};
+use crate::{Auth, Config, Error, Result, Secret, certificate, handler::Client, prompts::Prompts};
 
 /// The attempts so far.
 struct Attempts<'a> {
@@ -36,8 +39,15 @@ pub(crate) async fn authenticate(handle: &mut Handle<Client>, config: &Config) -
     }
     for auth in &config.auth {
         let outcome = match auth {
-            Auth::KeyFile { path, passphrase } => attempts.key_file(handle, path, passphrase.as_ref()).await?,
-            Auth::Agent => attempts.agent(handle).await?,
+            Auth::KeyFile {
+                path,
+                certificate,
+                passphrase,
+            } => {
+                let given = (certificate.as_deref(), passphrase.as_ref());
+                attempts.key_file(handle, path, given).await?
+            }
+            Auth::Agent(socket) => attempts.agent(handle, socket.as_deref()).await?,
             Auth::Password(password) => attempts.password(handle, password).await?,
         };
         if let Outcome::In = outcome {
@@ -90,7 +100,7 @@ impl Attempts<'_> {
         &mut self,
         handle: &mut Handle<Client>,
         path: &Path,
-        passphrase: Option<&Secret>,
+        (certificate, passphrase): (Option<&Path>, Option<&Secret>),
     ) -> Result<Outcome> {
         let what = format!("key {}", path.display());
         if !self.offers(MethodKind::PublicKey) {
@@ -105,18 +115,62 @@ impl Attempts<'_> {
                 return Ok(Outcome::Refused);
             }
         };
-        let hash = if key.algorithm().is_rsa() {
-            handle.best_supported_rsa_hash().await.ok().flatten().flatten()
-        } else {
-            None
-        };
+        let hash = rsa_hash(handle).await.filter(|_| key.algorithm().is_rsa());
+        if let Outcome::In = self.with_certificate(handle, path, certificate, (&key, hash)).await? {
+            return Ok(Outcome::In);
+        }
+        if !self.offers(MethodKind::PublicKey) {
+            return Ok(Outcome::Refused);
+        }
         let key = PrivateKeyWithHashAlg::new(Arc::new(key), hash);
         let result = handle.authenticate_publickey(&self.config.user, key).await;
         self.note(result, &what)
     }
 
-    async fn agent(&mut self, handle: &mut Handle<Client>) -> Result<Outcome> {
-        let mut agent = match AgentClient::connect_env().await {
+    /// Offers the certificate of a key file, if there is one.
+    async fn with_certificate(
+        &mut self,
+        handle: &mut Handle<Client>,
+        key_path: &Path,
+        named: Option<&Path>,
+        (key, hash): (&PrivateKey, Option<HashAlg>),
+    ) -> Result<Outcome> {
+        let path = named.map_or_else(|| certificate::beside(key_path), Path::to_path_buf);
+        if named.is_none() && !path.exists() {
+            return Ok(Outcome::Refused);
+        }
+        let what = format!("certificate {}", path.display());
+        let found = match certificate::load(&path, key.public_key().key_data(), certificate::now()) {
+            Ok(found) => found,
+            Err(fault) => {
+                self.tried.push(format!("{what}: {fault}"));
+                return Ok(Outcome::Refused);
+            }
+        };
+        let what = format!("{what} ({})", names(&found));
+        let signed = handle
+            .authenticate_certificate_with(&self.config.user, found, hash, &mut certificate::Own(key))
+            .await;
+        self.signed(signed, &what)
+    }
+
+    /// What became of an attempt somebody else signed.
+    fn signed<E: std::fmt::Display>(&mut self, result: Result<AuthResult, E>, what: &str) -> Result<Outcome> {
+        match result {
+            Ok(result) => self.note(Ok(result), what),
+            Err(e) => {
+                self.tried.push(format!("{what}: it could not be used to sign ({e})"));
+                Ok(Outcome::Refused)
+            }
+        }
+    }
+
+    async fn agent(&mut self, handle: &mut Handle<Client>, socket: Option<&Path>) -> Result<Outcome> {
+        let connected = match socket {
+            Some(path) => AgentClient::connect_uds(path).await,
+            None => AgentClient::connect_env().await,
+        };
+        let mut agent = match connected {
             Ok(agent) => agent,
             Err(e) => {
                 self.tried.push(format!("agent: not reachable ({e}; SSH_AUTH_SOCK)"));
@@ -134,26 +188,30 @@ impl Attempts<'_> {
                 return Ok(Outcome::Refused);
             }
         };
-        let rsa = handle.best_supported_rsa_hash().await.ok().flatten().flatten();
+        let rsa = rsa_hash(handle).await;
         for identity in identities {
             if !self.offers(MethodKind::PublicKey) {
                 break;
             }
-            let AgentIdentity::PublicKey { key, comment } = identity else {
-                continue;
-            };
-            let hash = if key.algorithm().is_rsa() { rsa } else { None };
-            let what = format!("agent key {comment}");
-            match handle
-                .authenticate_publickey_with(&self.config.user, key, hash, &mut agent)
-                .await
-            {
-                Ok(result) => {
-                    if let Outcome::In = self.note(Ok(result), &what)? {
-                        return Ok(Outcome::In);
+            let user = &self.config.user;
+            let hash = rsa.filter(|_| identity.public_key().algorithm().is_rsa());
+            let (result, what) = match identity {
+                AgentIdentity::PublicKey { key, comment } => (
+                    handle.authenticate_publickey_with(user, key, hash, &mut agent).await,
+                    format!("agent key {comment}"),
+                ),
+                AgentIdentity::Certificate { certificate, comment } => {
+                    let what = format!("agent certificate {comment} ({})", names(&certificate));
+                    if let Some(fault) = certificate::user_fault(&certificate, certificate::now()) {
+                        self.tried.push(format!("{what}: {fault}"));
+                        continue;
                     }
+                    let result = handle.authenticate_certificate_with(user, certificate, hash, &mut agent);
+                    (result.await, what)
                 }
-                Err(e) => self.tried.push(format!("{what}: the agent did not sign ({e})")),
+            };
+            if let Outcome::In = self.signed(result, &what)? {
+                return Ok(Outcome::In);
             }
         }
         Ok(Outcome::Refused)
@@ -168,6 +226,12 @@ impl Attempts<'_> {
             self.tried.push("password: not offered".to_owned());
             return Ok(Outcome::Refused);
         }
+        self.keyboard_interactive(handle, password).await
+    }
+
+    async fn keyboard_interactive(&mut self, handle: &mut Handle<Client>, password: &Secret) -> Result<Outcome> {
+        const WHAT: &str = "password (keyboard-interactive)";
+        let mut prompted = Prompts::new(password);
         let mut reply = handle
             .authenticate_keyboard_interactive_start(&self.config.user, None)
             .await;
@@ -182,23 +246,20 @@ impl Attempts<'_> {
                         remaining_methods,
                         partial_success,
                     };
-                    return self.note(Ok(failure), "password (keyboard-interactive)");
+                    let outcome = self.note(Ok(failure), WHAT)?;
+                    if let (Some(prompt), Some(told)) = (&prompted.unanswered, self.tried.last_mut()) {
+                        told.push_str(&format!("; it asked '{prompt}', which only a person can answer"));
+                    }
+                    return Ok(outcome);
                 }
-                // Hidden prompts want the password; anything else we have no answer for.
                 Ok(KeyboardInteractiveAuthResponse::InfoRequest { prompts, .. }) => {
-                    let answers = prompts
-                        .iter()
-                        .map(|p| {
-                            if p.echo {
-                                String::new()
-                            } else {
-                                password.expose().to_owned()
-                            }
-                        })
-                        .collect();
+                    let Some(answers) = prompted.answer(&prompts) else {
+                        self.tried.push(format!("{WHAT}: it does not stop asking"));
+                        return Err(self.refused());
+                    };
                     reply = handle.authenticate_keyboard_interactive_respond(answers).await;
                 }
-                Err(e) => return self.note(Err(e), "password (keyboard-interactive)"),
+                Err(e) => return self.note(Err(e), WHAT),
             }
         }
     }
@@ -233,6 +294,19 @@ impl Attempts<'_> {
             },
             hint: hint.to_owned(),
         }
+    }
+}
+
+/// The hash by which the server lets RSA keys sign.
+async fn rsa_hash(handle: &Handle<Client>) -> Option<HashAlg> {
+    handle.best_supported_rsa_hash().await.ok().flatten().flatten()
+}
+
+/// For whom a certificate is, for messages.
+fn names(certificate: &Certificate) -> String {
+    match certificate.valid_principals() {
+        [] => format!("'{}' for nobody in particular", certificate.key_id()),
+        names => format!("'{}' for {}", certificate.key_id(), names.join(", ")),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use russh::keys::{Algorithm, PublicKey};
+
 use crate::Secret;
 
 /// How to reach one host.
@@ -60,22 +62,24 @@ pub enum Auth {
     KeyFile {
         /// Path of the private key; `~/` is the caller's business.
         path: PathBuf,
+        /// The certificate to offer with it; without one, `KEY-cert.pub` if that is there.
+        certificate: Option<PathBuf>,
         /// Passphrase of an encrypted key.
         passphrase: Option<Secret>,
     },
-    /// Every key of the agent at `SSH_AUTH_SOCK`.
-    Agent,
+    /// Every key and certificate of the agent at this socket, or else at `SSH_AUTH_SOCK`.
+    Agent(Option<PathBuf>),
     /// A password, by the `password` method or, where only that is offered, `keyboard-interactive`.
     Password(Secret),
 }
 
-/// Which host keys are believed. Checking cannot be switched off.
+/// Which host keys are believed. Checking cannot be switched off. Certificates of hosts are believed where the files name their authority.
 #[derive(Clone, Debug, Default)]
 pub struct HostKeyPolicy {
     /// Files in OpenSSH's `known_hosts` format, all of them read. Empty means `~/.ssh/known_hosts`.
     pub known_hosts: Vec<PathBuf>,
-    /// If set, exactly this key is accepted and the files are not consulted.
-    pub pinned: Option<Pin>,
+    /// If there are any, one of exactly these keys is accepted and the files are not consulted.
+    pub pinned: Vec<Pin>,
     /// Accept a host that no file knows and append its key to the first file. A *changed* key is refused all the same.
     pub accept_new: bool,
 }
@@ -97,9 +101,38 @@ impl std::str::FromStr for Pin {
         if text.starts_with("SHA256:") {
             return Ok(Self::Fingerprint(text.trim_end_matches('=').to_owned()));
         }
-        russh::keys::PublicKey::from_openssh(text)
+        PublicKey::from_openssh(text)
             .map(|_| Self::Key(text.to_owned()))
             .map_err(|_| format!("'{text}' is neither a SHA256:… fingerprint nor a public key line"))
+    }
+}
+
+impl Pin {
+    /// `SHA256:…` of the key.
+    pub fn fingerprint(&self) -> String {
+        match self {
+            Self::Fingerprint(text) => text.clone(),
+            Self::Key(line) => PublicKey::from_openssh(line)
+                .map(|key| crate::known_hosts::fingerprint(&key))
+                .unwrap_or_default(),
+        }
+    }
+
+    /// Type of the key, if a whole key is pinned.
+    pub(crate) fn algorithm(&self) -> Option<Algorithm> {
+        match self {
+            Self::Fingerprint(_) => None,
+            Self::Key(line) => PublicKey::from_openssh(line).ok().map(|key| key.algorithm()),
+        }
+    }
+}
+
+impl std::fmt::Display for Pin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.algorithm() {
+            Some(algorithm) => write!(f, "{algorithm} {}", self.fingerprint()),
+            None => f.write_str(&self.fingerprint()),
+        }
     }
 }
 
@@ -140,6 +173,26 @@ impl Command {
             timeout: None,
             max_output: 1 << 20,
         }
+    }
+
+    /// The program and its arguments.
+    pub fn argv(&self) -> &[String] {
+        &self.argv
+    }
+
+    /// What the program reads.
+    pub fn input(&self) -> &[u8] {
+        &self.stdin
+    }
+
+    /// How long it may take.
+    pub fn time_limit(&self) -> Option<Duration> {
+        self.timeout
+    }
+
+    /// How many bytes of its output are kept.
+    pub fn output_limit(&self) -> usize {
+        self.max_output
     }
 
     /// Runs it as root, or as the login user again.

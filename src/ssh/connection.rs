@@ -346,6 +346,9 @@ fn settings(config: &Config, trust: &Trust) -> client::Config {
             .iter()
             .any(|k| k == algorithm || matches!((k, algorithm), (Algorithm::Rsa { .. }, Algorithm::Rsa { .. })))
     });
+    if trust.takes_certificates() {
+        settings.preferred.host_key_certificates = Cow::Owned(order.clone());
+    }
     settings.preferred.key = Cow::Owned(order);
     settings
 }

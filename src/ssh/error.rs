@@ -64,7 +64,8 @@ pub enum Error {
     },
     /// The host shows another key than the one we know.
     #[error(
-        "{host}: ITS HOST KEY HAS CHANGED: it shows {algorithm} {fingerprint}, but {place} says {expected}. Someone may be in between, or the host was installed anew; if you know it was, remove the old entry (ssh-keygen -R '{host}')"
+        "{host}: ITS HOST KEY HAS CHANGED: it shows {algorithm} {fingerprint}, but it is known by {}. Someone may be in between, or the host was installed anew: compare with the host's own fingerprint (there: ssh-keygen -lf /etc/ssh/ssh_host_..._key.pub). Only if that is what it shows now, {remedy}",
+        expected.join(" and ")
     )]
     HostKeyChanged {
         /// Whom we reached.
@@ -73,10 +74,22 @@ pub enum Error {
         algorithm: String,
         /// `SHA256:…` of the key shown.
         fingerprint: String,
-        /// Fingerprints expected.
-        expected: String,
-        /// `file:line` or "the pinned key".
-        place: String,
+        /// Types, fingerprints and places of the keys expected.
+        expected: Vec<String>,
+        /// How the new key is accepted.
+        remedy: String,
+    },
+    /// The host's certificate is signed by an authority we trust, and yet it proves nothing.
+    #[error(
+        "{host}: its host certificate, signed by {authority}, is not valid: {reason}; have it issued anew, or check this machine's clock"
+    )]
+    HostCertificate {
+        /// Whom we reached.
+        host: String,
+        /// Type, fingerprint and place of the authority's key.
+        authority: String,
+        /// What is wrong with it.
+        reason: String,
     },
     /// The key is marked `@revoked`.
     #[error("{host}: its host key {fingerprint} is marked as revoked at {place}; it is never accepted")]
@@ -149,4 +162,19 @@ pub enum Error {
     /// The argument vector cannot be sent.
     #[error("this command cannot be passed on: {0}")]
     Command(&'static str),
+}
+
+impl Error {
+    /// Whether it may go well later without anybody doing something: a network or a host that is away for a while.
+    pub fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::Resolve { .. }
+                | Self::Refused { .. }
+                | Self::Timeout { .. }
+                | Self::Unreachable { .. }
+                | Self::Jump { .. }
+                | Self::Lost { .. }
+        )
+    }
 }

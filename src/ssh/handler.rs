@@ -7,12 +7,12 @@ use std::{
 
 use russh::{
     client::{DisconnectReason, Handler},
-    keys::{Algorithm, PublicKey, PublicKeyOrCertificate},
+    keys::{Algorithm, Certificate, PublicKey, PublicKeyOrCertificate},
 };
 
 use crate::{
-    Config, Error, Pin, Result,
-    known_hosts::{self, File, Verdict, fingerprint},
+    Config, Error, Pin, Result, certificate,
+    known_hosts::{self, Entry, File, Verdict, fingerprint},
 };
 
 /// Why a connection ended, once it has.
@@ -40,7 +40,11 @@ impl Handler for Client {
     type Error = HandlerError;
 
     async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, HandlerError> {
-        match self.trust.check(&shown.public_key()) {
+        let judged = match shown.certificate() {
+            Some(certificate) => self.trust.check_certificate(certificate),
+            None => self.trust.check(&shown.public_key()),
+        };
+        match judged {
             Ok(()) => Ok(true),
             Err(e) => Err(HandlerError::Ours(Box::new(e))),
         }
@@ -68,7 +72,7 @@ pub(crate) struct Trust {
     port: u16,
     target: String,
     files: Vec<File>,
-    pinned: Option<Pin>,
+    pinned: Vec<Pin>,
     accept_new: Option<PathBuf>,
 }
 
@@ -81,9 +85,10 @@ impl Trust {
         {
             paths.push(PathBuf::from(home).join(".ssh/known_hosts"));
         }
-        let files = match policy.pinned {
-            Some(_) => Vec::new(),
-            None => known_hosts::load(&paths).map_err(|(path, source)| Error::KnownHosts { path, source })?,
+        let files = if policy.pinned.is_empty() {
+            known_hosts::load(&paths).map_err(|(path, source)| Error::KnownHosts { path, source })?
+        } else {
+            Vec::new()
         };
         Ok(Self {
             host: config.host.clone(),
@@ -101,42 +106,72 @@ impl Trust {
 
     /// Types of the keys we could recognise, to be asked for first.
     pub(crate) fn types(&self) -> Vec<Algorithm> {
-        match &self.pinned {
-            Some(Pin::Key(line)) => PublicKey::from_openssh(line)
-                .map(|k| vec![k.algorithm()])
-                .unwrap_or_default(),
-            Some(Pin::Fingerprint(_)) => Vec::new(),
-            None => known_hosts::known_types(&self.files, &self.host, self.port),
+        if self.pinned.is_empty() {
+            return known_hosts::known_types(&self.files, &self.host, self.port);
+        }
+        self.pinned.iter().filter_map(Pin::algorithm).collect()
+    }
+
+    /// Whether certificates are asked for: where an authority for this host is known.
+    pub(crate) fn takes_certificates(&self) -> bool {
+        !self.authorities().is_empty()
+    }
+
+    fn authorities(&self) -> Vec<Entry> {
+        known_hosts::authorities(&self.files, &self.host, self.port)
+    }
+
+    /// A certificate of an authority that is not known for this host is as good as the bare key in it.
+    fn check_certificate(&self, shown: &Certificate) -> Result<()> {
+        let key = PublicKey::from(shown.public_key().clone());
+        let authority = PublicKey::from(shown.signature_key().clone());
+        for key in [&key, &authority] {
+            if let Some(place) = known_hosts::revoked(&self.files, &self.host, self.port, key) {
+                return Err(Error::HostKeyRevoked {
+                    host: self.target.clone(),
+                    fingerprint: fingerprint(key),
+                    place,
+                });
+            }
+        }
+        let authorities = self.authorities();
+        let Some(known) = authorities.iter().find(|a| a.key.key_data() == authority.key_data()) else {
+            return self.check(&key);
+        };
+        match certificate::host_fault(shown, &self.host, certificate::now()) {
+            None => Ok(()),
+            Some(reason) => Err(Error::HostCertificate {
+                host: self.target.clone(),
+                authority: known.to_string(),
+                reason,
+            }),
         }
     }
 
     fn check(&self, key: &PublicKey) -> Result<()> {
         let (host, shown, algorithm) = (self.target.clone(), fingerprint(key), key.algorithm().to_string());
-        let changed = |place: String, expected: String| {
+        let changed = |expected: Vec<String>, remedy: String| {
             Err(Error::HostKeyChanged {
                 host: host.clone(),
                 algorithm: algorithm.clone(),
                 fingerprint: shown.clone(),
                 expected,
-                place,
+                remedy,
             })
         };
-        if let Some(pin) = &self.pinned {
-            let expected = match pin {
-                Pin::Fingerprint(text) => text.clone(),
-                Pin::Key(line) => PublicKey::from_openssh(line)
-                    .map(|k| fingerprint(&k))
-                    .unwrap_or_default(),
-            };
-            return if expected == shown {
-                Ok(())
-            } else {
-                changed("the pinned key".to_owned(), expected)
-            };
+        if !self.pinned.is_empty() {
+            if self.pinned.iter().any(|pin| pin.fingerprint() == shown) {
+                return Ok(());
+            }
+            let expected = self.pinned.iter().map(|pin| format!("{pin} (pinned)")).collect();
+            return changed(expected, "pin the new key".to_owned());
         }
         match known_hosts::check(&self.files, &self.host, self.port, key) {
             Verdict::Known => Ok(()),
-            Verdict::Changed { place, expected } => changed(place, expected.join(" or ")),
+            Verdict::Changed { expected } => {
+                let told = expected.iter().map(ToString::to_string).collect();
+                changed(told, self.forget(&expected))
+            }
             Verdict::Revoked { place } => Err(Error::HostKeyRevoked {
                 host,
                 fingerprint: shown,
@@ -157,5 +192,16 @@ impl Trust {
                 }
             },
         }
+    }
+
+    /// How the entries that are about this host are taken out of their files.
+    fn forget(&self, entries: &[Entry]) -> String {
+        let mut files: Vec<&PathBuf> = entries.iter().map(|entry| &entry.file).collect();
+        files.dedup();
+        let commands = files.iter().map(|file| {
+            let argv = ["ssh-keygen", "-f", &file.display().to_string(), "-R", &self.target];
+            crate::quote(&argv).unwrap_or_else(|_| argv.join(" "))
+        });
+        format!("remove the old entry: {}", commands.collect::<Vec<_>>().join("; "))
     }
 }

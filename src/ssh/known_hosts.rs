@@ -1,7 +1,7 @@
 //! OpenSSH's `known_hosts` (sshd(8), «SSH_KNOWN_HOSTS FILE FORMAT»): who is known, by which keys.
 //!
-//! Deciding is pure; [`load`] and [`append`] are the only functions that touch files. `@cert-authority` lines are passed over, because we never
-//! ask servers for host certificates.
+//! Deciding is pure; [`load`] and [`append`] are the only functions that touch files. `@cert-authority` lines are about certificates
+//! only: see [`authorities`]. `@revoked` lines are about both.
 
 use std::{
     fs,
@@ -32,16 +32,44 @@ pub enum Verdict {
     Unknown,
     /// The host is known by other keys.
     Changed {
-        /// `file:line` of the first.
-        place: String,
-        /// Their types and fingerprints.
-        expected: Vec<String>,
+        /// By which.
+        expected: Vec<Entry>,
     },
     /// The key is revoked for this host.
     Revoked {
         /// `file:line`.
         place: String,
     },
+}
+
+/// A key that a file names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The key.
+    pub key: PublicKey,
+    /// Which file.
+    pub file: PathBuf,
+    /// Which line, from 1.
+    pub line: usize,
+}
+
+impl Entry {
+    /// `file:line`.
+    pub fn place(&self) -> String {
+        format!("{}:{}", self.file.display(), self.line)
+    }
+}
+
+impl std::fmt::Display for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} {} ({})",
+            self.key.algorithm(),
+            fingerprint(&self.key),
+            self.place()
+        )
+    }
 }
 
 /// How a host is written in the file: `name`, or `[name]:port` if the port is not 22.
@@ -59,8 +87,7 @@ struct Line<'a> {
     revoked: bool,
     authority: bool,
     hosts: &'a str,
-    key: PublicKey,
-    place: String,
+    entry: Entry,
 }
 
 /// Lines that cannot be understood are passed over, as OpenSSH does.
@@ -78,13 +105,16 @@ fn lines(files: &[File]) -> impl Iterator<Item = Line<'_>> {
                 hosts = words.next()?;
             }
             let key = PublicKey::from_openssh(&format!("{} {}", words.next()?, words.next()?)).ok()?;
-            let place = format!("{}:{}", file.path.display(), number + 1);
+            let entry = Entry {
+                key,
+                file: file.path.clone(),
+                line: number + 1,
+            };
             Some(Line {
                 revoked: marker == Some("@revoked"),
                 authority: marker == Some("@cert-authority"),
                 hosts,
-                key,
-                place,
+                entry,
             })
         })
     })
@@ -113,7 +143,7 @@ fn matches_hash(hashed: &str, token: &str) -> Option<bool> {
 }
 
 /// `*` and `?` as in OpenSSH's patterns; brackets are literal.
-fn glob(pattern: &str, text: &str) -> bool {
+pub(crate) fn glob(pattern: &str, text: &str) -> bool {
     let (p, t) = (pattern.as_bytes(), text.as_bytes());
     let (mut i, mut j, mut star) = (0, 0, None);
     while j < t.len() {
@@ -157,23 +187,42 @@ fn check_token(files: &[File], token: &str, key: &PublicKey) -> Verdict {
     let about: Vec<Line<'_>> = lines(files)
         .filter(|l| !l.authority && matches(l.hosts, token))
         .collect();
-    if let Some(line) = about.iter().find(|l| l.revoked && same(&l.key, key)) {
+    if let Some(line) = about.iter().find(|l| l.revoked && same(&l.entry.key, key)) {
         return Verdict::Revoked {
-            place: line.place.clone(),
+            place: line.entry.place(),
         };
     }
     let valid: Vec<&Line<'_>> = about.iter().filter(|l| !l.revoked).collect();
-    match valid.first() {
-        None => Verdict::Unknown,
-        Some(_) if valid.iter().any(|l| same(&l.key, key)) => Verdict::Known,
-        Some(first) => Verdict::Changed {
-            place: first.place.clone(),
-            expected: valid
-                .iter()
-                .map(|l| format!("{} {}", l.key.algorithm(), fingerprint(&l.key)))
-                .collect(),
-        },
+    if valid.is_empty() {
+        Verdict::Unknown
+    } else if valid.iter().any(|l| same(&l.entry.key, key)) {
+        Verdict::Known
+    } else {
+        Verdict::Changed {
+            expected: valid.iter().map(|l| l.entry.clone()).collect(),
+        }
     }
+}
+
+/// The lines about a host, also those that name it without its port.
+fn about<'f>(files: &'f [File], host: &str, port: u16) -> impl Iterator<Item = Line<'f>> {
+    let tokens = [host_token(host, port), host_token(host, 22)];
+    lines(files).filter(move |l| tokens.iter().any(|token| matches(l.hosts, token)))
+}
+
+/// The authorities whose certificates prove that a host is this one (`@cert-authority`).
+pub fn authorities(files: &[File], host: &str, port: u16) -> Vec<Entry> {
+    about(files, host, port)
+        .filter(|l| l.authority)
+        .map(|l| l.entry)
+        .collect()
+}
+
+/// Where a key, of a host or of an authority, is revoked for this host.
+pub fn revoked(files: &[File], host: &str, port: u16, key: &PublicKey) -> Option<String> {
+    about(files, host, port)
+        .find(|l| l.revoked && same(&l.entry.key, key))
+        .map(|l| l.entry.place())
 }
 
 /// Types of the keys by which the host is known, to ask for them first.
@@ -182,7 +231,7 @@ pub fn known_types(files: &[File], host: &str, port: u16) -> Vec<Algorithm> {
     let types_of = |token: &String| -> Vec<Algorithm> {
         lines(files)
             .filter(|l| !l.authority && !l.revoked && matches(l.hosts, token))
-            .map(|l| l.key.algorithm())
+            .map(|l| l.entry.key.algorithm())
             .collect()
     };
     tokens
@@ -336,12 +385,36 @@ mod tests {
             path: "kh".into(),
             text: format!("\nh {A}\n"),
         }];
-        let Verdict::Changed { place, expected } = check(&files, "h", 22, &key(B)) else {
+        let Verdict::Changed { expected } = check(&files, "h", 22, &key(B)) else {
             panic!()
         };
-        assert_eq!(place, "kh:2");
-        assert_eq!(expected, [format!("ssh-ed25519 {}", fingerprint(&key(A)))]);
+        let told: Vec<String> = expected.iter().map(ToString::to_string).collect();
+        assert_eq!(told, [format!("ssh-ed25519 {} (kh:2)", fingerprint(&key(A)))]);
         assert_eq!(known_types(&files, "h", 22), [Algorithm::Ed25519]);
+    }
+
+    #[test]
+    fn authorities_and_revocations_are_found_by_the_hosts_they_are_for() {
+        let text = format!(
+            "@cert-authority *.example,!bad.example {A}\n@revoked * {B}\nh {A}\n@cert-authority [h]:2222 {B}\n"
+        );
+        let files = [File {
+            path: "kh".into(),
+            text,
+        }];
+        let table: &[(&str, u16, &[&str])] = &[
+            ("a.example", 22, &["kh:1"]),
+            ("a.example", 2222, &["kh:1"]),
+            ("bad.example", 22, &[]),
+            ("h", 22, &[]),
+            ("h", 2222, &["kh:4"]),
+        ];
+        for (host, port, expected) in table {
+            let places: Vec<String> = authorities(&files, host, *port).iter().map(Entry::place).collect();
+            assert_eq!(places, *expected, "{host}:{port}");
+        }
+        assert_eq!(revoked(&files, "any", 2222, &key(B)).as_deref(), Some("kh:2"));
+        assert_eq!(revoked(&files, "any", 22, &key(A)), None);
     }
 
     #[test]

@@ -12,7 +12,9 @@
 //!
 //! Commands are argument vectors; [`quote`] turns them into the one string SSH carries, and nothing else builds such strings.
 
+mod aliases;
 mod auth;
+mod certificate;
 mod config;
 mod connection;
 mod elevate;
@@ -20,10 +22,12 @@ mod error;
 mod handler;
 pub mod known_hosts;
 mod process;
+mod prompts;
 mod quote;
 mod secret;
 mod upload;
 
+pub use aliases::{Alias, AliasError, Aliases, Hop};
 pub use config::{Auth, Become, Command, Config, HostKeyPolicy, Pin};
 pub use connection::{Connection, Stream};
 pub use error::{Error, Result};

@@ -1,10 +1,12 @@
-//! A port of this machine's loopback that leads to a port as a host sees it, through SSH.
+//! A port of this machine's loopback that leads to a port as a host sees it.
 //!
 //! It has a connection of its own, because bulk data on a shared one would hold it up.
 
-use crate::{Error, Result};
-use ssh::Connection;
-use std::sync::Arc;
+use crate::{
+    Error, Result,
+    way::{Connection, Way},
+};
+use std::{sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -13,6 +15,8 @@ use tokio::{
 
 /// Connections through one tunnel at the same time.
 const CONNECTIONS: usize = 64;
+/// How long a lost way to the host is looked for again.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// See the head of this file. Ends, with all its connections, when dropped.
 pub struct Tunnel {
@@ -27,16 +31,16 @@ impl Drop for Tunnel {
 }
 
 impl Tunnel {
-    /// Listens on a free port of 127.0.0.1 and leads to `host:port` as seen by the host of `config`.
+    /// Listens on a free port of 127.0.0.1 and leads to `host:port` as seen by the host at the end of `way`.
     ///
     /// # Errors
     /// When the host cannot be reached or this machine has no free port.
-    pub async fn open(config: &Arc<ssh::Config>, host: &str, port: u16) -> Result<Self> {
+    pub async fn open(way: &Arc<Way>, host: &str, port: u16) -> Result<Self> {
         let local = |source| Error::Local {
             what: "cannot listen on 127.0.0.1".to_owned(),
             source,
         };
-        let connection = Connection::connect(config).await?;
+        let connection = Connection::open(Arc::clone(way)).await?;
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(local)?;
         let own = listener.local_addr().map_err(local)?.port();
         let task = tokio::spawn(serve(listener, connection, host.to_owned(), port));
@@ -86,7 +90,8 @@ type Outcome = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 async fn carry(mut near: TcpStream, connection: &Connection, host: &str, port: u16) -> Outcome {
     near.set_nodelay(true)?;
-    let mut far = connection.connect_stream(host, port).await?;
+    // Whoever asks something meanwhile waits; to be refused would look as if the host's port were closed.
+    let mut far = connection.connect_stream_within(PATIENCE, host, port).await?;
     tokio::io::copy_bidirectional(&mut near, &mut far).await?;
     Ok(())
 }

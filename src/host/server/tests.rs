@@ -303,3 +303,151 @@ async fn waiting_requests_do_not_hold_up_others_and_end_with_the_client() {
         .unwrap()
         .unwrap();
 }
+
+/// Connections to one host that a test can cut.
+#[derive(Clone)]
+struct Line {
+    root: std::path::PathBuf,
+    servers: Arc<Mutex<Vec<tokio::task::JoinHandle<io::Result<()>>>>>,
+    /// Whether nobody gets through.
+    down: Arc<AtomicBool>,
+}
+
+impl Line {
+    fn streams(&self) -> crate::Streams {
+        let (here, there) = tokio::io::duplex(1 << 16);
+        let (reader, writer) = tokio::io::split(here);
+        let (server_reader, server_writer) = tokio::io::split(there);
+        let (root, system) = (Root::at(&self.root), Arc::new(NoSystem));
+        let task = tokio::spawn(serve(server_reader, server_writer, root, system, None));
+        locked(&self.servers).push(task);
+        (Box::new(reader), Box::new(writer))
+    }
+
+    /// Ends the server of the connection there is.
+    async fn cut(&self) {
+        let task = locked(&self.servers).pop().unwrap();
+        task.abort();
+        let _ = task.await;
+    }
+
+    fn client(root: &Path, patience: Duration) -> (Client, Self) {
+        let line = Self {
+            root: root.to_owned(),
+            servers: Arc::default(),
+            down: Arc::default(),
+        };
+        let (reader, writer) = line.streams();
+        let own = line.clone();
+        let dial = move || -> crate::Dialing {
+            let line = own.clone();
+            Box::pin(async move {
+                match line.down.load(Ordering::Relaxed) {
+                    false => Ok(line.streams()),
+                    true => Err(crate::DialError {
+                        message: "the line is down".into(),
+                        lasting: false,
+                    }),
+                }
+            })
+        };
+        let redial = crate::Redial {
+            dial: Box::new(dial),
+            patience,
+        };
+        (Client::returning(reader, writer, redial), line)
+    }
+}
+
+#[tokio::test]
+async fn a_client_comes_back_opens_what_was_open_and_asks_again() {
+    let dir = host();
+    let (client, line) = Line::client(dir.path(), Duration::from_secs(30));
+    client.hello().await.unwrap();
+    let who = "apply by ann".to_owned();
+    client.open(&scope(), Mode::Write { who }).await.unwrap();
+    client.apply(vec![file("one")]).await.unwrap();
+
+    // A request that waits for its answer when the line is cut, and is down for a while.
+    let waiting = client.clone();
+    let path = crate::proto::Condition::Path {
+        path: "/etc/later".into(),
+    };
+    let wait = tokio::spawn(async move { waiting.wait_for(path, Duration::from_secs(60)).await });
+    client.ping().await.unwrap();
+    line.down.store(true, Ordering::Relaxed);
+    line.cut().await;
+    let (changing, reading) = (client.clone(), client.clone());
+    let change = tokio::spawn(async move { changing.apply(vec![file("two")]).await });
+    let read = tokio::spawn(async move { reading.read_file("/etc/new/x", 100).await });
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert!(!change.is_finished() && !read.is_finished() && !wait.is_finished());
+    line.down.store(false, Ordering::Relaxed);
+    assert!(change.await.unwrap().unwrap()[0].changed());
+    read.await.unwrap().unwrap();
+    std::fs::write(dir.path().join("etc/later"), "").unwrap();
+    wait.await.unwrap().unwrap();
+    // All came back over one connection, and it holds the lock.
+    assert_eq!(locked(&line.servers).len(), 1);
+    let (other, _task) = connect(dir.path());
+    other.hello().await.unwrap();
+    let who = "bob".to_owned();
+    let locked = fault(other.open(&scope(), Mode::Write { who }).await.unwrap_err());
+    assert_eq!(locked.kind, FaultKind::Locked);
+}
+
+#[tokio::test]
+async fn a_program_is_not_run_twice() {
+    let dir = host();
+    let (client, line) = Line::client(dir.path(), Duration::from_secs(30));
+    client.hello().await.unwrap();
+    let count = dir.path().join("count");
+    let script = format!("echo x >> {}; exec sleep 60", count.display());
+    let exec = crate::proto::Exec {
+        argv: ["sh", "-c", &script].map(str::to_owned).to_vec(),
+        timeout_ms: 60_000,
+        ..Default::default()
+    };
+    let running = client.clone();
+    let run = tokio::spawn(async move { running.exec(exec).await });
+    while !count.exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    line.cut().await;
+    let error = run.await.unwrap().unwrap_err();
+    assert!(matches!(error, ClientError::Lost(_)), "{error}");
+    client.ping().await.unwrap();
+    assert_eq!(std::fs::read_to_string(&count).unwrap(), "x\n");
+}
+
+#[tokio::test]
+async fn a_client_gives_up_when_its_patience_ends_and_may_be_asked_later() {
+    let dir = host();
+    let (client, line) = Line::client(dir.path(), Duration::from_millis(600));
+    client.hello().await.unwrap();
+    line.down.store(true, Ordering::Relaxed);
+    line.cut().await;
+    let error = client.ping().await.unwrap_err().to_string();
+    assert!(error.contains("connecting again: the line is down"), "{error}");
+    // The next request tries again, and does not wait longer than it must.
+    line.down.store(false, Ordering::Relaxed);
+    client.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn after_an_undo_a_client_that_comes_back_begins_no_other_journal() {
+    let dir = host();
+    let (client, line) = Line::client(dir.path(), Duration::from_secs(30));
+    client.hello().await.unwrap();
+    let who = "reset by ann".to_owned();
+    client.open(&scope(), Mode::Write { who }).await.unwrap();
+    client.apply(vec![file("one")]).await.unwrap();
+    let undone = client.undo().await.unwrap();
+    assert!(undone.failed.is_empty(), "{:?}", undone.failed);
+    let left = || std::fs::read_dir(dir.path()).unwrap().count();
+    let before = left();
+    line.cut().await;
+    client.ping().await.unwrap();
+    assert_eq!(left(), before);
+    assert!(!dir.path().join("data").exists());
+}

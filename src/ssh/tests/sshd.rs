@@ -1,124 +1,14 @@
-//! Against a real OpenSSH server on loopback: its own keys and configuration in a temporary folder, one `sshd -i` per connection.
-//! Needs root and `/usr/sbin/sshd` (Debian: openssh-server).
+//! Against a real OpenSSH server: commands, streams, files, and ways that lead nowhere.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a failing step fails the test
 
-use std::{
-    fs,
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
-    process::Stdio,
-    time::Duration,
-};
+use std::{fs, path::Path, time::Duration};
 
-use ssh::{Auth, Become, Command, Config, Connection, Error, ExitStatus, Pin};
+use ssh::{Become, Command, Connection, Error, ExitStatus};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-struct Server {
-    dir: tempfile::TempDir,
-    port: u16,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-fn keygen(path: &Path, kind: &str, passphrase: &str) {
-    let status = std::process::Command::new("ssh-keygen")
-        .args(["-q", "-t", kind, "-N", passphrase, "-C", "test", "-f"])
-        .arg(path)
-        .status();
-    assert!(status.unwrap().success());
-}
-
-impl Server {
-    /// `extra` lines come first in sshd's configuration, so they win.
-    async fn start(extra: &str) -> Self {
-        assert!(
-            Path::new("/usr/sbin/sshd").exists(),
-            "this test needs an OpenSSH server: apt-get install openssh-server"
-        );
-        fs::create_dir_all("/run/sshd").unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        keygen(&at("host_ed25519"), "ed25519", "");
-        keygen(&at("host_rsa"), "rsa", "");
-        keygen(&at("key"), "ed25519", "");
-        keygen(&at("locked"), "ed25519", "open sesame");
-        keygen(&at("stranger"), "ed25519", "");
-        let authorized = ["key.pub", "locked.pub"]
-            .map(|name| fs::read_to_string(at(name)).unwrap())
-            .concat();
-        fs::write(at("authorized"), authorized).unwrap();
-        let config = format!(
-            "{extra}\nHostKey {0}/host_ed25519\nHostKey {0}/host_rsa\nAuthorizedKeysFile {0}/authorized\nStrictModes no\nUsePAM no\n\
-             PermitRootLogin yes\nPasswordAuthentication yes\nLogLevel QUIET\n",
-            dir.path().display()
-        );
-        fs::write(at("config"), config).unwrap();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let config = at("config");
-        let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let stream = stream.into_std().unwrap();
-                stream.set_nonblocking(false).unwrap();
-                let (input, output) = (OwnedFd::from(stream.try_clone().unwrap()), OwnedFd::from(stream));
-                let mut sshd = tokio::process::Command::new("/usr/sbin/sshd");
-                sshd.arg("-i")
-                    .arg("-f")
-                    .arg(&config)
-                    .stdin(Stdio::from(input))
-                    .stdout(Stdio::from(output))
-                    .stderr(Stdio::null());
-                let mut child = sshd.spawn().unwrap();
-                tokio::spawn(async move { child.wait().await });
-            }
-        });
-        Self { dir, port, task }
-    }
-
-    fn at(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn config(&self) -> Config {
-        let mut config = Config::new("127.0.0.1", "root");
-        config.port = self.port;
-        config.auth = vec![Auth::KeyFile {
-            path: self.at("key"),
-            passphrase: None,
-        }];
-        config.host_key.known_hosts = vec![self.at("known_hosts")];
-        config.host_key.accept_new = true;
-        config
-    }
-
-    async fn connect(&self) -> Connection {
-        Connection::connect(&self.config()).await.unwrap()
-    }
-
-    fn fingerprint(&self, name: &str) -> String {
-        let out = std::process::Command::new("ssh-keygen")
-            .arg("-lf")
-            .arg(self.at(name))
-            .output()
-            .unwrap();
-        String::from_utf8(out.stdout)
-            .unwrap()
-            .split(' ')
-            .nth(1)
-            .unwrap()
-            .to_owned()
-    }
-}
-
-async fn refused(config: &Config) -> Error {
-    Connection::connect(config).await.expect_err("must be refused")
-}
+mod server;
+use server::{Server, refused};
 
 #[tokio::test]
 async fn commands_keep_their_arguments_streams_and_exit_codes() {
@@ -223,86 +113,6 @@ async fn a_dropped_process_is_hung_up_on() {
 }
 
 #[tokio::test]
-async fn unknown_changed_and_pinned_host_keys_are_judged() {
-    let server = Server::start("").await;
-    let mut config = server.config();
-    config.host_key.accept_new = false;
-    let shown = server.fingerprint("host_ed25519.pub");
-    let unknown = refused(&config).await.to_string();
-    assert!(
-        unknown.contains(&shown) && unknown.contains("--accept-new-host-keys"),
-        "{unknown}"
-    );
-    assert!(!server.at("known_hosts").exists());
-
-    server.connect().await;
-    Connection::connect(&config).await.expect("now it is known");
-
-    // A file that knows only the RSA key makes the server show that one.
-    let rsa = fs::read_to_string(server.at("host_rsa.pub")).unwrap();
-    let line = |key: &str| format!("[127.0.0.1]:{} {key}", server.port);
-    fs::write(server.at("known_hosts"), line(&rsa)).unwrap();
-    Connection::connect(&config).await.expect("known by its RSA key");
-
-    let stranger = fs::read_to_string(server.at("stranger.pub")).unwrap();
-    fs::write(server.at("known_hosts"), line(&stranger)).unwrap();
-    config.host_key.accept_new = true;
-    let changed = refused(&config).await.to_string();
-    let expected = server.fingerprint("stranger.pub");
-    assert!(
-        changed.contains("CHANGED")
-            && changed.contains(&shown)
-            && changed.contains(&expected)
-            && changed.contains("known_hosts:1"),
-        "{changed}"
-    );
-
-    config.host_key.pinned = Some(Pin::Fingerprint(shown));
-    Connection::connect(&config).await.expect("the pin rules");
-    config.host_key.pinned = Some(stranger.parse().unwrap());
-    assert!(matches!(refused(&config).await, Error::HostKeyChanged { .. }));
-}
-
-#[tokio::test]
-async fn every_way_to_authenticate_is_tried_and_told() {
-    let server = Server::start("").await;
-    let key = |name: &str, passphrase: Option<&str>| Auth::KeyFile {
-        path: server.at(name),
-        passphrase: passphrase.map(Into::into),
-    };
-    let mut config = server.config();
-    config.auth = vec![
-        key("absent", None),
-        key("locked", None),
-        key("locked", Some("wrong")),
-        key("stranger", None),
-        Auth::Password("wrong-pw".into()),
-    ];
-    let error = refused(&config).await.to_string();
-    for part in [
-        "absent: no such file",
-        "no passphrase is given",
-        "passphrase is wrong",
-        "stranger: refused",
-        "password: refused",
-        "publickey",
-        "user 'root'",
-    ] {
-        assert!(error.contains(part), "{part} in {error}");
-    }
-    assert!(!error.contains("wrong-pw") && !format!("{config:?}").contains("wrong-pw"));
-    config.auth = vec![key("stranger", None), key("locked", Some("open sesame"))];
-    Connection::connect(&config).await.expect("the second key is right");
-    config.auth.clear();
-    assert!(
-        refused(&config)
-            .await
-            .to_string()
-            .contains("No key, agent or password is configured")
-    );
-}
-
-#[tokio::test]
 async fn what_cannot_be_reached_is_told_apart() {
     let server = Server::start("").await;
     let free = tokio::net::TcpListener::bind("127.0.0.1:0")
@@ -364,4 +174,29 @@ async fn a_file_arrives_whole_and_with_its_mode() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("/proc/nope"), "{error}");
+}
+
+#[tokio::test]
+async fn a_host_that_falls_silent_is_given_up_after_some_unanswered_signs_of_life() {
+    let server = Server::start("").await;
+    let mut config = server.config();
+    config.keepalive_interval = Duration::from_millis(100);
+    config.keepalive_max = 2;
+    let connection = Connection::connect(&config).await.unwrap();
+    // The sshd of this connection is somewhere above what it runs.
+    let script = "p=$$; until grep -q '^Name:.sshd' /proc/$p/status; do p=$(sed -n 's/^PPid:.//p' /proc/$p/status); done; echo $p";
+    let output = connection.exec(&Command::new(["sh", "-c", script])).await.unwrap();
+    let pid = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    let signal = |name: &str| {
+        let status = std::process::Command::new("kill").args([name, &pid]).status();
+        assert!(status.unwrap().success());
+    };
+    // A silent program is no reason to give up, as long as the host answers.
+    let quiet = connection.exec(&Command::new(["sleep", "1"])).await.unwrap();
+    assert!(quiet.status.success());
+    signal("-STOP");
+    let lost = tokio::time::timeout(Duration::from_secs(10), connection.exec(&Command::new(["true"]))).await;
+    signal("-KILL");
+    let error = lost.expect("the loss is noticed").unwrap_err();
+    assert!(error.is_passing() && connection.is_closed(), "{error}");
 }

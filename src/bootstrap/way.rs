@@ -1,0 +1,213 @@
+//! The way to a host: SSH, or none because this machine is the host. Everything that is done to or through a host goes by a
+//! [`Connection`], which makes itself anew when it was lost.
+
+use crate::{
+    Error, Result,
+    local::{self, Complaints},
+};
+use ssh::{Become, Output};
+use std::{
+    fmt,
+    net::Ipv4Addr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::Mutex,
+};
+use tokio_util::either::Either;
+
+/// Pause between two attempts to find a lost way again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// How a host is reached.
+#[derive(Debug, Clone)]
+pub enum Way {
+    /// By SSH.
+    Remote(Box<ssh::Config>),
+    /// This machine is the host, and this is its address.
+    Local(Ipv4Addr),
+}
+
+/// A TCP connection made by the host.
+pub type Stream = Either<ssh::Stream, TcpStream>;
+
+/// A program on a host that we talk to.
+pub struct Program {
+    /// Its stdin.
+    pub stdin: Box<dyn AsyncWrite + Send + Unpin>,
+    /// Its stdout.
+    pub stdout: Box<dyn AsyncRead + Send + Unpin>,
+    status: Either<ssh::ProcessStatus, Complaints>,
+}
+
+impl Program {
+    /// What was last written to stderr, and goes on to be.
+    pub fn complaints(&self) -> impl Fn() -> String + Send + Sync + use<> {
+        let status = self.status.clone();
+        move || match &status {
+            Either::Left(status) => status.stderr(),
+            Either::Right(tail) => local::complaints(tail),
+        }
+    }
+}
+
+/// A way that is open. Cheap to clone; all clones share it.
+#[derive(Clone)]
+pub struct Connection {
+    way: Arc<Way>,
+    /// Of the way by SSH.
+    current: Arc<Mutex<Option<ssh::Connection>>>,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Connection({})", self.way.host())
+    }
+}
+
+impl Way {
+    /// The host's name for messages.
+    pub fn host(&self) -> String {
+        match self {
+            Self::Remote(config) => config.target(),
+            Self::Local(ip) => ip.to_string(),
+        }
+    }
+
+    /// As whom we are there.
+    pub fn user(&self) -> &str {
+        match self {
+            Self::Remote(config) => &config.user,
+            Self::Local(_) => "root",
+        }
+    }
+}
+
+impl Connection {
+    /// Opens the way.
+    ///
+    /// # Errors
+    /// When the host cannot be reached, is not believed or does not let us in; or, on this machine, when we are not root or the
+    /// address is not its own.
+    pub async fn open(way: Arc<Way>) -> Result<Self> {
+        let current = match &*way {
+            Way::Remote(config) => Some(ssh::Connection::connect(config).await?),
+            Way::Local(ip) => {
+                local::check(*ip)?;
+                None
+            }
+        };
+        Ok(Self {
+            way,
+            current: Arc::new(Mutex::new(current)),
+        })
+    }
+
+    /// The transport, made anew if it has ended. Absent on this machine.
+    async fn transport(&self) -> Result<Option<ssh::Connection>> {
+        let Way::Remote(config) = &*self.way else {
+            return Ok(None);
+        };
+        let mut current = self.current.lock().await;
+        if let Some(connection) = current.as_ref().filter(|connection| !connection.is_closed()) {
+            return Ok(Some(connection.clone()));
+        }
+        tracing::info!(host = %config.target(), "connecting again");
+        let connection = ssh::Connection::connect(config).await?;
+        Ok(Some(current.insert(connection).clone()))
+    }
+
+    /// How it was opened, to open another.
+    pub fn way(&self) -> &Arc<Way> {
+        &self.way
+    }
+
+    /// As whom we are there.
+    pub fn user(&self) -> &str {
+        self.way.user()
+    }
+
+    /// Runs a command to its end.
+    ///
+    /// # Errors
+    /// As [`ssh::Connection::exec`].
+    pub async fn exec(&self, command: &ssh::Command) -> Result<Output> {
+        match self.transport().await? {
+            Some(connection) => Ok(connection.exec(command).await?),
+            None => local::exec(&self.way.host(), command).await,
+        }
+    }
+
+    /// Starts a program and gives its streams.
+    ///
+    /// # Errors
+    /// As [`ssh::Connection::open_process`].
+    pub async fn open_process(&self, command: &ssh::Command) -> Result<Program> {
+        let Some(connection) = self.transport().await? else {
+            let (stdin, stdout, complaints) = local::start(&self.way.host(), command.argv())?;
+            return Ok(Program {
+                stdin: Box::new(stdin),
+                stdout: Box::new(stdout),
+                status: Either::Right(complaints),
+            });
+        };
+        let process = connection.open_process(command).await?;
+        Ok(Program {
+            stdin: Box::new(process.stdin),
+            stdout: Box::new(process.stdout),
+            status: Either::Left(process.status),
+        })
+    }
+
+    /// Lets the host connect to `host:port` as it sees it.
+    ///
+    /// # Errors
+    /// When it cannot, or forbids forwarding.
+    pub async fn connect_stream(&self, host: &str, port: u16) -> Result<Stream> {
+        match self.transport().await? {
+            Some(connection) => Ok(Either::Left(connection.connect_stream(host, port).await?)),
+            None => {
+                let stream = TcpStream::connect((host, port)).await;
+                let refused = |e| Error::on(self.way.host(), format!("no connection to {host}:{port}: {e}"));
+                Ok(Either::Right(stream.map_err(refused)?))
+            }
+        }
+    }
+
+    /// As [`Self::connect_stream`]; while the way is lost it is tried again and again, up to `patience`.
+    ///
+    /// # Errors
+    /// As [`Self::connect_stream`].
+    pub async fn connect_stream_within(&self, patience: Duration, host: &str, port: u16) -> Result<Stream> {
+        let until = Instant::now() + patience;
+        loop {
+            match self.connect_stream(host, port).await {
+                Err(Error::Ssh(error)) if error.is_passing() && Instant::now() < until => {
+                    tracing::info!(%error, "the way is lost");
+                    tokio::time::sleep(AGAIN).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Streams `content` into the file `path` (absolute), with `mode`. It appears there only when it is whole.
+    ///
+    /// # Errors
+    /// When reading `content` fails or the file cannot be written.
+    pub async fn upload(
+        &self,
+        path: &str,
+        mode: u32,
+        content: impl AsyncRead + Unpin,
+        elevate: &Become,
+    ) -> Result<u64> {
+        match self.transport().await? {
+            Some(connection) => Ok(connection.upload(path, mode, content, elevate).await?),
+            None => local::upload(path, mode, content).await,
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! One connection to `clusterd host`: frames to requests and back.
+//!
+//! Two tasks own the stream: one writes what is queued, one reads and hands each frame to the request it belongs to. A
+//! request whose future is dropped is cancelled on the host too (if it only looks). Data that nobody takes any more is dropped.
+
+use bytes::Bytes;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::mpsc,
+};
+
+use crate::{
+    client::{ClientError, Result},
+    frame::{self, Frame, Kind},
+    proto::{Answer, Request},
+};
+
+/// Frames waiting to be written, and frames waiting to be taken per request: this many at most.
+const QUEUE: usize = 8;
+
+pub(crate) struct Inner {
+    pub(crate) outgoing: mpsc::Sender<Frame>,
+    waiting: Mutex<HashMap<u32, mpsc::Sender<Frame>>>,
+    next: AtomicU32,
+    lost: OnceLock<String>,
+}
+
+impl Inner {
+    fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<u32, mpsc::Sender<Frame>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lose(&self, reason: String) {
+        // Under the lock that `begin` takes, so no request can slip in between and wait forever.
+        let mut waiting = self.waiting();
+        let _ = self.lost.set(reason);
+        waiting.clear();
+    }
+
+    pub(crate) fn lost(&self) -> ClientError {
+        ClientError::Lost(self.lost.get().cloned().unwrap_or_else(|| "closed".to_owned()))
+    }
+}
+
+/// A connection. It ends when this is dropped.
+pub(crate) struct Link {
+    pub(crate) inner: Arc<Inner>,
+}
+
+/// A request in flight.
+pub(crate) struct Call {
+    inner: Arc<Inner>,
+    pub(crate) id: u32,
+    pub(crate) name: &'static str,
+    pub(crate) frames: mpsc::Receiver<Frame>,
+    pub(crate) finished: bool,
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.inner.waiting().remove(&self.id);
+        if !self.finished {
+            // Best effort: a full queue only means that the host works on for nothing.
+            let _ = self
+                .inner
+                .outgoing
+                .try_send(Frame::new(Kind::Cancel, self.id, Bytes::new()));
+        }
+    }
+}
+
+impl Call {
+    pub(crate) async fn send(&self, frame: Frame) -> Result<()> {
+        self.inner.outgoing.send(frame).await.map_err(|_| self.inner.lost())
+    }
+
+    pub(crate) async fn frame(&mut self) -> Result<Frame> {
+        self.frames.recv().await.ok_or_else(|| self.inner.lost())
+    }
+
+    pub(crate) fn answer(&mut self, frame: &Frame) -> Result<Answer> {
+        if frame.kind != Kind::Head {
+            return Err(ClientError::Unexpected(self.name));
+        }
+        match serde_json::from_slice(&frame.body).map_err(|_| ClientError::Unexpected(self.name))? {
+            Answer::Error(fault) => {
+                self.finished = true;
+                Err(ClientError::Fault(fault))
+            }
+            answer => {
+                self.finished = !matches!(answer, Answer::Bytes { .. });
+                Ok(answer)
+            }
+        }
+    }
+
+    pub(crate) async fn head(&mut self) -> Result<Answer> {
+        let frame = self.frame().await?;
+        self.answer(&frame)
+    }
+}
+
+impl Link {
+    /// Must be called within a tokio runtime.
+    pub(crate) fn new<R, W>(reader: R, writer: W) -> Self
+    where
+        R: AsyncRead + Send + Unpin + 'static,
+        W: AsyncWrite + Send + Unpin + 'static,
+    {
+        let (outgoing, queue) = mpsc::channel(QUEUE);
+        let inner = Arc::new(Inner {
+            outgoing,
+            waiting: Mutex::default(),
+            next: AtomicU32::new(1),
+            lost: OnceLock::new(),
+        });
+        let weak = Arc::downgrade(&inner);
+        tokio::spawn(async move {
+            if let Err(e) = frame::pump(queue, writer).await
+                && let Some(inner) = weak.upgrade()
+            {
+                inner.lose(e.to_string());
+            }
+        });
+        // The reading task must not keep the client alive: dropping the last clone closes the host's stdin, which ends the host's
+        // program, which ends this task.
+        let weak = Arc::downgrade(&inner);
+        tokio::spawn(async move {
+            let mut reader = tokio::io::BufReader::with_capacity(64 << 10, reader);
+            let reason = loop {
+                match frame::read(&mut reader).await {
+                    Ok(Some(frame)) => {
+                        let Some(inner) = weak.upgrade() else { return };
+                        let taker = inner.waiting().get(&frame.id).cloned();
+                        drop(inner);
+                        if let Some(taker) = taker {
+                            let _ = taker.send(frame).await;
+                        }
+                    }
+                    Ok(None) => break "clusterd ended".to_owned(),
+                    Err(e) => break e.to_string(),
+                }
+            };
+            if let Some(inner) = weak.upgrade() {
+                inner.lose(reason);
+            }
+        });
+        Self { inner }
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.inner.lost.get().is_some()
+    }
+
+    pub(crate) async fn begin(&self, request: &Request) -> Result<Call> {
+        let id = self.inner.next.fetch_add(1, Ordering::Relaxed);
+        let (taker, frames) = mpsc::channel(QUEUE);
+        {
+            let mut waiting = self.inner.waiting();
+            if self.inner.lost.get().is_some() {
+                return Err(self.inner.lost());
+            }
+            waiting.insert(id, taker);
+        }
+        let call = Call {
+            inner: Arc::clone(&self.inner),
+            id,
+            name: request.name(),
+            frames,
+            finished: false,
+        };
+        call.send(Frame::head(id, request)?).await?;
+        Ok(call)
+    }
+
+    pub(crate) async fn ask(&self, request: &Request) -> Result<Answer> {
+        self.begin(request).await?.head().await
+    }
+}
