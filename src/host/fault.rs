@@ -1,5 +1,5 @@
-//! Points at which a test may stop a host: between a record of the journal and the change that follows it, and between the steps of an
-//! undo. Only in builds with debug assertions; others have none of this.
+//! Points at which a test may stop a host: between the journal's record of a change (or its knowing of it already) and the change itself,
+//! and between the steps of an undo. Only in builds with debug assertions; others have none of this.
 //!
 //! Nothing happens unless there is the file [`ARMED`]. It holds the number of the point to stop at; `0` stops nowhere. How many points
 //! this process has passed is written to [`PASSED`]. At the chosen one it goes no further as long as the file holds that number.

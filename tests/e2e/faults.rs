@@ -19,6 +19,8 @@ use std::{
 /// As in `src/host/fault.rs`.
 const ARMED: &str = "installer-fault";
 const PASSED: &str = "installer-fault.passed";
+/// What the installer's log says when a connection was lost (`src/bootstrap/way.rs`).
+const NOTICED: &str = "connecting again";
 const HOSTS: [&str; 2] = ["m1", "n1"];
 /// How long a program that lost something may take to say so.
 const NOTICE: Duration = Duration::from_secs(240);
@@ -146,7 +148,10 @@ impl Matrix {
         let verb = if work == Work::Reset { "reset" } else { "apply" };
         let log = fs::File::create(self.site.file("stopped.log"))?;
         let mut command = self.site.installer_command()?;
-        command.args([verb, "-f", "Clusterfile", "--yes"]).stdin(Stdio::null());
+        command
+            .args([verb, "-f", "Clusterfile", "--yes"])
+            .env("RUST_LOG", "bootstrap=info")
+            .stdin(Stdio::null());
         Ok(command.stdout(log.try_clone()?).stderr(log).spawn()?)
     }
 
@@ -213,6 +218,13 @@ impl Matrix {
         }
         self.disarm()?;
         let start = Instant::now();
+        if case.stop == Stop::Link {
+            // Mended when the loss was noticed: what follows is to come back, or to be told.
+            while child.try_wait()?.is_none() && !self.log().contains(NOTICED) && start.elapsed() < NOTICE {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            lab.network.cable(host, true)?;
+        }
         while child.try_wait()?.is_none() {
             if start.elapsed() > NOTICE {
                 child.kill()?;
@@ -220,9 +232,6 @@ impl Matrix {
                 bail!("the installer did not notice: {}", self.log());
             }
             std::thread::sleep(Duration::from_millis(20));
-        }
-        if case.stop == Stop::Link {
-            lab.network.cable(host, true)?;
         }
         Ok(())
     }
