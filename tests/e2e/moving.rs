@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A registry of Debian's; it ends with the value.
+/// A registry on a port of its own; it ends with the value.
 struct Registry {
     child: Child,
     address: String,
@@ -23,11 +23,7 @@ impl Drop for Registry {
 }
 
 impl Registry {
-    /// None if it is not installed.
-    fn start(dir: &Path) -> Result<Option<Registry>> {
-        let free = TcpListener::bind("127.0.0.1:0")?;
-        let address = free.local_addr()?.to_string();
-        drop(free);
+    fn debian(dir: &Path, address: &str) -> Result<Command> {
         let config = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '{address}'}}\n",
             dir.join("registry").display()
@@ -35,21 +31,30 @@ impl Registry {
         let file = dir.join("registry.yml");
         fs::write(&file, config)?;
         let mut command = Command::new("docker-registry");
-        command
-            .arg("serve")
-            .arg(&file)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let Ok(child) = command.spawn() else {
+        command.arg("serve").arg(file);
+        Ok(command)
+    }
+
+    fn ours(dir: &Path, address: &str) -> Result<Command> {
+        let mut command = Command::new(e2e::program("clusterd")?);
+        command.args(["registry", "--writable", "--listen", address, "--store"]);
+        command.arg(dir.join("registry"));
+        Ok(command)
+    }
+
+    /// None if it is not installed.
+    fn start(dir: &Path, command: fn(&Path, &str) -> Result<Command>) -> Result<Option<Registry>> {
+        let free = TcpListener::bind("127.0.0.1:0")?;
+        let address = free.local_addr()?.to_string();
+        drop(free);
+        let mut command = command(dir, &address)?;
+        let Ok(child) = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn() else {
             return Ok(None);
         };
         let registry = Registry { child, address };
         let start = Instant::now();
         while TcpStream::connect(&registry.address).is_err() {
-            ensure!(
-                start.elapsed() < Duration::from_secs(20),
-                "docker-registry does not listen"
-            );
+            ensure!(start.elapsed() < Duration::from_secs(20), "{command:?} does not listen");
             std::thread::yield_now();
         }
         Ok(Some(registry))
@@ -67,11 +72,20 @@ fn blocks(text: &str) -> Vec<String> {
 
 #[test]
 fn the_examples_of_moving_images_work_as_they_stand() -> Result<()> {
+    run_examples(Registry::debian)
+}
+
+#[test]
+fn the_examples_of_moving_images_work_with_our_own_registry() -> Result<()> {
+    run_examples(Registry::ours)
+}
+
+fn run_examples(command: fn(&Path, &str) -> Result<Command>) -> Result<()> {
     let text = fs::read_to_string(e2e::repository().join("docs/moving.md"))?;
     let mut blocks = blocks(&text);
     ensure!(blocks.len() >= 9, "docs/moving.md has only {} examples", blocks.len());
     let dir = tempfile::tempdir()?;
-    let registry = Registry::start(dir.path())?;
+    let registry = Registry::start(dir.path(), command)?;
     if registry.is_none() {
         eprintln!("docker-registry is not installed; its example is not run");
         blocks.retain(|block| !block.contains("$REGISTRY"));
