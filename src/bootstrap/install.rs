@@ -266,8 +266,9 @@ fn query(clusterfile: &Clusterfile) -> Query {
             "/var/lib/kubelet".to_owned(),
         ],
         ports,
-        paths: Vec::new(),
-        names: Vec::new(),
+        // etcd, on masters, lives by it.
+        fsync: Some(clusterfile.cluster.data_root.display().to_string()),
+        ..Query::default()
     }
 }
 

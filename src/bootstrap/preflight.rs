@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 mod network;
 mod resources;
+mod surroundings;
 mod traces;
 
 /// Something about a host that matters.
@@ -53,6 +54,12 @@ pub const CHECKS: &[&str] = &[
     "leftovers",
     "swap",
     "foreign-ca",
+    "fsync",
+    "entropy",
+    "time-zone",
+    "mtu",
+    "dns",
+    "firewall",
 ];
 
 /// Looks at everything. `now_ms` is this machine's clock when the facts were taken; `sending` the bytes each host is going to get.
@@ -65,8 +72,10 @@ pub fn look(site: &Site, now_ms: i64, sending: &BTreeMap<std::net::Ipv4Addr, u64
         resources::clock(seat, now_ms, &mut findings);
         traces::look(site, seat, &mut findings);
         network::look(site, seat, &mut findings);
+        surroundings::look(site, seat, &mut findings);
     }
     unique(site, &mut findings);
+    surroundings::compare(site, &mut findings);
     for finding in &mut findings {
         if ignored.iter().any(|name| name == finding.check || name == "all") {
             finding.severity = Severity::Warning;

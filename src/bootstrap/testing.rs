@@ -23,6 +23,7 @@ pub(crate) fn seat(ip: &str, name: &str, master: bool) -> Seat {
         interface: "eth0".into(),
         ip: ip.into(),
         prefix: 24,
+        mtu: 1500,
     });
     facts.disks.push(host::facts::Disk {
         path: "/var/lib/installer".into(),

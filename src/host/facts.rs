@@ -23,6 +23,10 @@ pub struct Query {
     /// Names that the host shall try to resolve.
     #[serde(default)]
     pub names: Vec<String>,
+    /// A path (existing or not) whose file system's time for a small durable write is wanted. Taken only where nothing of ours is, and
+    /// without leaving anything.
+    #[serde(default)]
+    pub fsync: Option<String>,
 }
 
 /// A host as found.
@@ -83,6 +87,18 @@ pub struct Facts {
     pub lsm: Vec<String>,
     /// Our own installations on this host.
     pub installed: Vec<Installed>,
+    /// Median time of a small durable write, in microseconds, if it was asked for.
+    #[serde(default)]
+    pub fsync_us: Option<u64>,
+    /// Bits of entropy the kernel has (`/proc/sys/kernel/random/entropy_avail`).
+    #[serde(default)]
+    pub entropy: u32,
+    /// What `/etc/localtime` says: `Europe/Berlin`; `UTC` if it says nothing.
+    #[serde(default)]
+    pub time_zone: String,
+    /// Services that filter packets by rules of their own and run: `firewalld`, `ufw`.
+    #[serde(default)]
+    pub firewalls: Vec<String>,
 }
 
 impl Facts {
@@ -155,6 +171,9 @@ pub struct Address {
     pub ip: String,
     /// Prefix length.
     pub prefix: u8,
+    /// The interface's largest packet, in bytes; 0 if unknown.
+    #[serde(default)]
+    pub mtu: u32,
 }
 
 /// A route of the main table.

@@ -38,6 +38,8 @@ const MAIN_TABLE: u32 = 254;
 pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) name: String,
+    /// Largest packet, in bytes.
+    pub(crate) mtu: u32,
 }
 
 /// A route as the kernel tells it, and the message that names it.
@@ -206,6 +208,10 @@ pub(crate) fn links() -> io::Result<Vec<Link>> {
         Some(Link {
             index: u32_at(&body, 4)?,
             name,
+            mtu: attributes(&body, 16)
+                .get(&4)
+                .and_then(|value| u32_at(value, 0))
+                .unwrap_or_default(),
         })
     };
     Ok(dump(ROUTE, RTM_GETLINK, &[0; 16])?
@@ -234,9 +240,10 @@ pub(crate) fn addresses(links: &[Link]) -> io::Result<Vec<Address>> {
     let parse = |body: Vec<u8>| {
         let attributes = attributes(&body, 8);
         let address = ip(attributes.get(&2).or_else(|| attributes.get(&1))?)?;
-        let interface = link_name(links, u32_at(&body, 4)?)?;
+        let link = links.iter().find(|link| Some(link.index) == u32_at(&body, 4))?;
         (!address.is_loopback()).then(|| Address {
-            interface,
+            interface: link.name.clone(),
+            mtu: link.mtu,
             ip: address.to_string(),
             prefix: body[1],
         })
@@ -368,6 +375,7 @@ mod tests {
         let links = [Link {
             index: 2,
             name: "eth0".into(),
+            mtu: 1500,
         }];
         let mut raw = vec![AF_INET, 24, 0, 0, 254, 99, 0, 1, 0, 0, 0, 0];
         raw.extend(attribute(1, &[10, 1, 2, 0]));

@@ -75,6 +75,30 @@ fn each_trouble_is_found_by_its_name() {
             });
         }),
     ];
+    let warned: &[(&'static str, fn(&mut Site))] = &[
+        ("fsync", |s| s.seats[0].facts.fsync_us = Some(40_000)),
+        ("entropy", |s| s.seats[1].facts.entropy = 60),
+        ("dns", |s| s.seats[1].facts.nameservers = vec!["10.0.0.53".into(); 4]),
+        ("firewall", |s| s.seats[1].facts.firewalls.push("ufw".into())),
+        ("time-zone", |s| {
+            for (seat, zone) in s.seats.iter_mut().zip(["UTC", "Europe/Paris"]) {
+                seat.facts.time_zone = zone.into();
+            }
+        }),
+        ("mtu", |s| {
+            for (seat, mtu) in s.seats.iter_mut().zip([1500, 9000]) {
+                seat.facts.addresses[0].mtu = mtu;
+            }
+        }),
+    ];
+    for (check, change) in warned {
+        assert_eq!(found(change), [(*check, Warning)], "{check}");
+    }
+    assert_eq!(
+        found(|s| s.seats[1].facts.fsync_us = Some(40_000)),
+        [],
+        "nodes have no etcd"
+    );
     for (check, severity, change) in cases {
         assert_eq!(found(change), [(*check, *severity)], "{check}");
     }

@@ -5,7 +5,10 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
+
+use rustix::fs::{Mode, OFlags};
 
 use super::{Cgroup, CgroupMode, Disk, Facts, Installed, Listener, Query, Systemd, kernel, parse};
 use crate::{
@@ -54,6 +57,13 @@ const RUNTIMES: &[(&str, &str)] = &[
     ("podman", "/usr/bin/podman"),
 ];
 
+/// Services with packet filters of their own.
+const FIREWALLS: &[&str] = &["firewalld", "ufw"];
+
+/// Durable writes that are timed, and how long they may take together after the first three.
+const FSYNCS: usize = 15;
+const FSYNC_BUDGET: Duration = Duration::from_millis(300);
+
 /// Takes the facts.
 pub(crate) async fn facts(query: Query, root: Root, system: Arc<dyn System>) -> Facts {
     tokio::task::spawn_blocking(move || take(&query, &root, system.as_ref()))
@@ -67,6 +77,7 @@ fn take(query: &Query, root: &Root, system: &dyn System) -> Facts {
     let meminfo = read("/proc/meminfo");
     let links = netlink::links().unwrap_or_default();
     let swaps = read("/proc/swaps");
+    let installed = installed(root);
     let leftovers = LEFTOVERS
         .iter()
         .copied()
@@ -114,7 +125,18 @@ fn take(query: &Query, root: &Root, system: &dyn System) -> Facts {
             &read("/sys/fs/selinux/enforce"),
             &read("/sys/module/apparmor/parameters/enabled"),
         ),
-        installed: installed(root),
+        fsync_us: query
+            .fsync
+            .as_deref()
+            .filter(|_| installed.is_empty())
+            .and_then(|path| fsync_us(root, path)),
+        installed,
+        entropy: read("/proc/sys/kernel/random/entropy_avail")
+            .trim()
+            .parse()
+            .unwrap_or(0),
+        time_zone: time_zone(root),
+        firewalls: firewalls(system),
         // Last, so that it is as close to the answer as can be.
         time_ms: jiff::Timestamp::now().as_millisecond(),
     }
@@ -169,6 +191,38 @@ fn disk(root: &Root, path: &str) -> Disk {
         .map(|(_, kind)| kind)
         .unwrap_or_default();
     out
+}
+
+/// Small durable writes into a file that never has a name, so that nothing is left whatever happens.
+fn fsync_us(root: &Root, path: &str) -> Option<u64> {
+    let mut at = root.path(path).ok()?;
+    while !at.is_dir() && at.pop() {}
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(&at, flags, Mode::RUSR | Mode::WUSR).ok()?;
+    let (start, mut times) = (Instant::now(), Vec::new());
+    while times.len() < FSYNCS && (times.len() < 3 || start.elapsed() < FSYNC_BUDGET) {
+        let one = Instant::now();
+        rustix::io::pwrite(&file, &[0; 2048], times.len() as u64 * 2048).ok()?;
+        rustix::fs::fdatasync(&file).ok()?;
+        times.push(one.elapsed());
+    }
+    times.sort_unstable();
+    u64::try_from(times.get(times.len() / 2)?.as_micros()).ok()
+}
+
+fn time_zone(root: &Root) -> String {
+    let target = root.path("/etc/localtime").ok().and_then(|at| fs::read_link(at).ok());
+    let target = target.unwrap_or_default();
+    let zone = target.to_str().and_then(|text| text.split_once("zoneinfo/"));
+    zone.map_or_else(|| "UTC".to_owned(), |(_, zone)| zone.to_owned())
+}
+
+fn firewalls(system: &dyn System) -> Vec<String> {
+    let runs = |unit: &&&str| {
+        let ran = system.run(&["systemctl", "is-active", "--", unit]);
+        ran.is_ok_and(|ran| ran.stdout.trim() == "active")
+    };
+    FIREWALLS.iter().filter(runs).map(|unit| (*unit).to_owned()).collect()
 }
 
 fn systemd(system: &dyn System) -> Systemd {
@@ -372,11 +426,14 @@ mod tests {
             ports: vec![1],
             paths: vec!["/etc".into()],
             names: vec!["localhost".into()],
+            fsync: Some("/var/lib/not/there/yet".into()),
         };
         let facts = take(&query, &Root::real(), &Real);
         assert!(facts.cpus > 0 && facts.memory_total > 0 && facts.disks[0].total > 0 && !facts.kernel.is_empty());
         assert!(facts.leftovers.contains(&"/etc".to_owned()));
         assert!(!facts.names["localhost"].is_empty());
         assert!(!facts.disks[0].filesystem.is_empty());
+        assert!(facts.fsync_us.is_some_and(|us| us > 0) && facts.entropy > 0 && !facts.time_zone.is_empty());
+        assert!(facts.addresses.iter().all(|address| address.mtu > 0));
     }
 }

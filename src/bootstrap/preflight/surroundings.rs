@@ -1,0 +1,110 @@
+//! What does not stop an installation and troubles it later: slow disks, little entropy, packet filters, hosts that are not alike.
+
+use super::{Finding, traces, warning};
+use crate::site::{Seat, Site};
+use std::collections::BTreeMap;
+
+/// etcd's documentation asks for durable writes below this, in microseconds; slower ones lose it its leadership.
+const FSYNC_US: u64 = 10_000;
+/// Kernels from 5.6 on have 256 bits as soon as they have any.
+const ENTROPY: u32 = 128;
+/// glibc asks no more name servers than these, and drops the others without a word.
+const NAMESERVERS: usize = 3;
+
+pub(super) fn look(site: &Site, seat: &Seat, findings: &mut Vec<Finding>) {
+    let facts = &seat.facts;
+    if let Some(us) = facts.fsync_us.filter(|us| seat.master && *us > FSYNC_US) {
+        let cause = format!(
+            "a small durable write takes {:.1} ms on the disk of {}; etcd wants less than {} ms",
+            us as f64 / 1000.0,
+            site.scope.data_root,
+            FSYNC_US / 1000
+        );
+        let remedy = "give masters a faster disk, or one of their own; the cluster will be slow and may lose its leader under load";
+        findings.push(warning(seat, "fsync", cause, remedy));
+    }
+    // What does not say is a kernel without the file.
+    if (1..ENTROPY).contains(&facts.entropy) {
+        let cause = format!("the kernel has {} bits of entropy; making keys may hang", facts.entropy);
+        findings.push(warning(
+            seat,
+            "entropy",
+            cause,
+            "install rng-tools or haveged, or give the machine a hardware source",
+        ));
+    }
+    if facts.nameservers.len() > NAMESERVERS {
+        let cause = format!(
+            "/etc/resolv.conf has {} name servers; pods use the first {NAMESERVERS}",
+            facts.nameservers.len()
+        );
+        findings.push(warning(seat, "dns", cause, "leave those that matter in front"));
+    }
+    let installed = facts
+        .installed
+        .iter()
+        .any(|installed| installed.cluster == site.scope.cluster);
+    if !installed && !facts.firewalls.is_empty() {
+        let ports: Vec<String> = traces::ports(site, seat.master, seat.registry)
+            .iter()
+            .map(u16::to_string)
+            .collect();
+        let cause = format!(
+            "{} runs and filters packets by its own rules",
+            facts.firewalls.join(" and ")
+        );
+        let remedy = format!(
+            "let the cluster's hosts reach TCP {} and UDP 4789 here, and let {} and {} pass; or switch it off",
+            ports.join(", "),
+            site.networks.pod_cidr,
+            site.networks.service_cidr
+        );
+        findings.push(warning(seat, "firewall", cause, remedy));
+    }
+}
+
+/// Names the hosts that are not as most are.
+pub(super) fn compare(site: &Site, findings: &mut Vec<Finding>) {
+    type Property = (&'static str, &'static str, fn(&Seat) -> String, &'static str);
+    let properties: [Property; 2] = [
+        (
+            "time-zone",
+            "time zone",
+            |seat| seat.facts.time_zone.clone(),
+            "logs are easier to compare in one time zone: timedatectl set-timezone ZONE",
+        ),
+        (
+            "mtu",
+            "largest packet",
+            mtu,
+            "packets of one size must pass between all hosts: set the same MTU on them, and on what lies between",
+        ),
+    ];
+    for (check, what, property, remedy) in properties {
+        let mut owners: BTreeMap<String, Vec<&Seat>> = BTreeMap::new();
+        for seat in site.seats.iter().filter(|seat| !property(seat).is_empty()) {
+            owners.entry(property(seat)).or_default().push(seat);
+        }
+        let Some((usual, many)) = owners.iter().max_by_key(|(_, seats)| seats.len()) else {
+            continue;
+        };
+        for (value, seats) in owners.iter().filter(|(value, _)| *value != usual) {
+            for seat in seats {
+                let cause = format!("its {what} is {value}, that of {} is {usual}", many[0].name);
+                findings.push(warning(seat, check, cause, remedy));
+            }
+        }
+    }
+}
+
+/// Of the interface that has the host's address.
+fn mtu(seat: &Seat) -> String {
+    let own = seat
+        .facts
+        .addresses
+        .iter()
+        .find(|address| address.ip == seat.ip.to_string());
+    own.filter(|address| address.mtu > 0)
+        .map(|address| address.mtu.to_string())
+        .unwrap_or_default()
+}
