@@ -1,6 +1,6 @@
 //! What all commands about a cluster share: which Clusterfile, and how hosts are reached.
 
-use crate::{context::Context, show::Show};
+use crate::context::Context;
 use anyhow::Context as _;
 use bootstrap::{
     install::Options,
@@ -46,6 +46,7 @@ impl ClusterArgs {
     /// Reads the Clusterfile and tells its warnings.
     pub fn load(&self, context: &Context) -> anyhow::Result<Clusterfile> {
         let clusterfile = Clusterfile::load(&self.file)?;
+        context.log.know(&clusterfile);
         for warning in &clusterfile.warnings {
             context.out.warn(warning.to_string());
         }
@@ -73,7 +74,7 @@ impl ClusterArgs {
             store: context.store.clone(),
             ignored: preflight.map(|args| args.ignore_preflight.clone()).unwrap_or_default(),
             launch_limit: preflight.map_or(DEFAULT_LAUNCH, |args| Duration::from_secs(args.launch_timeout)),
-            observer: Arc::new(Show::new(context.out.clone())),
+            observer: Arc::clone(&context.observer),
             who: format!(
                 "installer {command} of {cluster} by {}@{}",
                 variable("USER"),
