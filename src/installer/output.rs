@@ -8,7 +8,7 @@ use clusterfile::Secret;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How a command prints.
@@ -29,6 +29,9 @@ pub struct FormatArg {
     pub output: Format,
 }
 
+/// Gives the text that is drawn now.
+type Draw = Arc<dyn Fn() -> String + Send + Sync>;
+
 /// The terminal, or whatever stands in for it. Cheap to clone.
 #[derive(Clone)]
 pub struct Output {
@@ -38,7 +41,7 @@ pub struct Output {
     bars: Option<MultiProgress>,
     start: Instant,
     /// What is drawn of hosts.
-    live: Arc<Mutex<Option<ProgressBar>>>,
+    live: Arc<Mutex<Option<(ProgressBar, Draw)>>>,
 }
 
 impl Output {
@@ -161,31 +164,41 @@ impl Output {
     }
 
     /// Draws what `lines` says for a terminal of so many columns and rows, again and again until [`Output::finish`]. Nothing where
-    /// nothing can be drawn.
-    pub fn live(&self, lines: impl Fn(usize, usize) -> String + Send + Sync + Clone + 'static) {
+    /// nothing can be drawn, or where it is drawn already.
+    pub fn live(&self, lines: impl Fn(usize, usize) -> String + Send + Sync + 'static) {
         let Some(bars) = &self.bars else { return };
-        let write = move |_: &ProgressState, target: &mut dyn std::fmt::Write| {
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        if live.is_some() {
+            return;
+        }
+        let draw: Draw = Arc::new(move || {
             let (rows, columns) = console::Term::stderr().size();
             // A line that fills the last column would wrap, and the last row is the cursor's.
-            let text = lines(
+            lines(
                 usize::from(columns).saturating_sub(1),
                 usize::from(rows).saturating_sub(1),
-            );
-            let _ = target.write_str(&text);
+            )
+        });
+        let drawn = Arc::clone(&draw);
+        let write = move |_: &ProgressState, target: &mut dyn std::fmt::Write| {
+            let _ = target.write_str(&drawn());
         };
         let style = ProgressStyle::with_template("{lines}").unwrap_or_else(|_| ProgressStyle::default_spinner());
         let bar = bars.add(ProgressBar::new_spinner());
         bar.set_style(style.with_key("lines", write));
         bar.enable_steady_tick(Duration::from_millis(100));
-        if let Ok(mut live) = self.live.lock() {
-            *live = Some(bar);
-        }
+        *live = Some((bar, draw));
     }
 
     /// Clears bars that were left; the last of what was drawn of hosts stays.
     pub fn finish(&self) {
-        if let Some(bar) = self.live.lock().ok().and_then(|mut live| live.take()) {
-            bar.abandon();
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((bar, draw)) = live {
+            bar.finish_and_clear();
+            self.line(&draw());
+        }
+        if let Some(bars) = &self.bars {
+            let _ = bars.clear();
         }
     }
 

@@ -62,9 +62,9 @@ fn head(html: &mut Html, story: &Story, began: &str) {
     let took = time(story.total());
     for (name, value) in [
         ("image", story.image.as_str()),
-        ("digest", digest),
         ("began", began),
         ("took", &took),
+        ("digest", digest),
     ] {
         if !value.is_empty() {
             html.raw("<div><dt>")
@@ -162,7 +162,7 @@ fn phases(html: &mut Html, story: &Story) {
     }
     html.raw("<section><h2>Phases</h2><div class=\"scroll\"><table><thead><tr><th>phase</th><th></th><th class=\"n\">hosts</th>");
     html.raw("<th class=\"n\">from</th><th class=\"n\">longest</th><th>slowest</th><th class=\"n\">changes</th>");
-    html.raw("<th class=\"n\">bytes</th><th></th></tr></thead><tbody>\n");
+    html.raw("<th class=\"n\">bytes</th></tr></thead><tbody>\n");
     for phase in order {
         let spans = &by_phase[phase];
         let (changes, bytes) = spans
@@ -175,7 +175,7 @@ fn phases(html: &mut Html, story: &Story) {
             .filter_map(|span| Some((took(span)?, *span)))
             .max_by_key(|(took, _)| *took);
         let hosts = spans.iter().filter(|span| span.host.is_some()).count();
-        html.raw("<tr>").cell(phase).cell(spans[0].title);
+        html.raw("<tr>").name(phase).cell(spans[0].title);
         html.number(&if hosts == 0 {
             "–".to_owned()
         } else {
@@ -183,29 +183,33 @@ fn phases(html: &mut Html, story: &Story) {
         });
         html.number(&time(from));
         html.number(&slowest.map_or("–".to_owned(), |(took, _)| time(took)));
-        html.cell(slowest.and_then(|(_, span)| span.host.as_deref()).unwrap_or(""));
+        html.name(slowest.and_then(|(_, span)| span.host.as_deref()).unwrap_or(""));
         html.number(&changes.to_string());
         html.number(&if bytes > 0 { size(bytes) } else { String::new() });
-        html.raw("<td>");
-        for span in spans {
-            let place = span.host.as_deref().unwrap_or(CLUSTER);
-            match &span.end {
-                Some((_, How::Failed(message))) => {
-                    html.raw("<p class=\"bad\">✘ ")
-                        .text(place)
-                        .raw(": ")
-                        .text(message)
-                        .raw("</p>");
-                }
-                None => {
-                    html.raw("<p class=\"warn\">").text(place).raw(": not finished</p>");
-                }
-                Some((_, How::Done { .. })) => {}
-            }
-        }
-        html.raw("</td></tr>\n");
+        html.raw("</tr>\n");
+        unwell(html, spans);
     }
     html.raw("</tbody></table></div></section>\n");
+}
+
+/// What failed or did not end, in rows of their own.
+fn unwell(html: &mut Html, spans: &[&Span]) {
+    for span in spans {
+        let place = span.host.as_deref().unwrap_or(CLUSTER);
+        match &span.end {
+            Some((_, How::Failed(message))) => {
+                html.raw("<tr class=\"why\"><td></td><td colspan=\"7\"><p class=\"bad\">✘ ")
+                    .text(place);
+                html.raw(": ").text(message).raw("</p></td></tr>\n");
+            }
+            None => {
+                html.raw("<tr class=\"why\"><td></td><td colspan=\"7\"><p class=\"warn\">")
+                    .text(place);
+                html.raw(": not finished</p></td></tr>\n");
+            }
+            Some((_, How::Done { .. })) => {}
+        }
+    }
 }
 
 fn hosts(html: &mut Html, story: &Story) {
@@ -213,6 +217,7 @@ fn hosts(html: &mut Html, story: &Story) {
     if hosts.is_empty() {
         return;
     }
+    let works = story.result() == Outcome::Done;
     let most = story
         .traffic
         .values()
@@ -234,12 +239,12 @@ fn hosts(html: &mut Html, story: &Story) {
             (Some(span), _) => ("bad", format!("failed: {}", span.title)),
             (None, Some(span)) => ("warn", format!("not finished: {}", span.title)),
             (None, None) if own().next().is_none() => ("", "untouched".to_owned()),
-            (None, None) if planned.is_some_and(|planned| planned.joins) => ("good", "joined".to_owned()),
+            (None, None) if works && planned.is_some_and(|planned| planned.joins) => ("good", "joined".to_owned()),
             (None, None) => ("good", "done".to_owned()),
         };
         let traffic = story.traffic.get(host);
         let bytes = traffic.map_or(0, |traffic| traffic.bytes);
-        html.raw("<tr>").cell(host);
+        html.raw("<tr>").name(host);
         html.cell(planned.map_or("", |planned| &planned.ip))
             .cell(planned.map_or("", |planned| planned.role));
         html.raw("<td class=\"")
@@ -249,9 +254,10 @@ fn hosts(html: &mut Html, story: &Story) {
             .raw("</td>");
         html.number(&own().map(|span| did(span).0).sum::<usize>().to_string());
         let planned = planned.map_or(0, |planned| planned.bytes);
-        html.number(&match bytes < planned {
-            true => format!("{} of {}", size(bytes), size(planned)),
-            false => size(bytes),
+        let (sent, wanted) = (size(bytes), size(planned));
+        html.number(&match bytes < planned && sent != wanted {
+            true => format!("{sent} of {wanted}"),
+            false => sent,
         });
         html.raw("<td class=\"share\"><i style=\"width:")
             .value(bytes as f64 * 100.0 / most as f64)

@@ -8,7 +8,7 @@ use crate::{
 use bootstrap::event::{Event, Observer};
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -22,7 +22,6 @@ pub struct Show {
     plain: Mutex<Plain>,
     pace: Mutex<Pace>,
     view: Arc<Mutex<View>>,
-    drawn: OnceLock<()>,
 }
 
 impl Show {
@@ -34,7 +33,6 @@ impl Show {
             plain: Mutex::default(),
             pace: Mutex::default(),
             view: Arc::default(),
-            drawn: OnceLock::new(),
         }
     }
 
@@ -54,11 +52,9 @@ impl Show {
             event => lock(&self.view).take(self.start.elapsed(), event),
         }
         if matches!(event, Event::PhaseStarted { .. }) {
-            self.drawn.get_or_init(|| {
-                let (view, start) = (Arc::clone(&self.view), self.start);
-                self.out
-                    .live(move |width, height| lock(&view).lines(start.elapsed(), width, height).join("\n"));
-            });
+            let (view, start) = (Arc::clone(&self.view), self.start);
+            self.out
+                .live(move |width, height| lock(&view).lines(start.elapsed(), width, height).join("\n"));
         }
     }
 }

@@ -43,6 +43,11 @@ impl Html {
         self.raw("<td>").text(text).raw("</td>")
     }
 
+    /// A cell with a name, which is not broken.
+    pub fn name(&mut self, text: &str) -> &mut Self {
+        self.raw("<td class=\"w\">").text(text).raw("</td>")
+    }
+
     /// A cell with a number.
     pub fn number(&mut self, text: &str) -> &mut Self {
         self.raw("<td class=\"n\">").text(text).raw("</td>")

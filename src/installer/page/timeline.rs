@@ -10,15 +10,34 @@ use std::time::Duration;
 
 const WIDTH: f64 = 1160.0;
 const LABEL: f64 = 150.0;
-const LANE: f64 = 16.0;
-const GAP: f64 = 10.0;
 const AXIS: f64 = 24.0;
+/// More rows than this are drawn low, without words in the bars.
+const MANY: usize = 30;
 /// A letter's width in a bar.
 const LETTER: f64 = 6.2;
 /// Steps of the axis, in seconds.
 const STEPS: [f64; 15] = [
     0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0,
 ];
+
+/// How high things are.
+#[derive(Clone, Copy)]
+struct Sizes {
+    lane: f64,
+    gap: f64,
+    words: bool,
+}
+
+impl Sizes {
+    fn of(rows: usize) -> Self {
+        let (lane, gap) = if rows > MANY { (8.0, 5.0) } else { (16.0, 10.0) };
+        Self {
+            lane,
+            gap,
+            words: rows <= MANY,
+        }
+    }
+}
 
 /// Bars of one host, in lanes so that none covers another.
 struct Row<'s> {
@@ -33,7 +52,12 @@ pub(super) fn draw(html: &mut Html, story: &Story) {
     }
     let total = story.total().as_secs_f64().max(0.001);
     let rows = rows(story);
-    let height = AXIS + rows.iter().map(|row| row.lanes.len() as f64 * LANE + GAP).sum::<f64>();
+    let sizes = Sizes::of(rows.len());
+    let height = AXIS
+        + rows
+            .iter()
+            .map(|row| row.lanes.len() as f64 * sizes.lane + sizes.gap)
+            .sum::<f64>();
     let x = |at: Duration| LABEL + at.as_secs_f64() / total * (WIDTH - LABEL - 10.0);
     html.raw("<section><h2>Time line</h2><svg role=\"img\" aria-label=\"time line of every host\" viewBox=\"0 0 ");
     html.value(WIDTH)
@@ -46,16 +70,16 @@ pub(super) fn draw(html: &mut Html, story: &Story) {
         html.raw("<text class=\"label\" x=\"")
             .value(LABEL - 12.0)
             .raw("\" y=\"")
-            .value(y + 12.0)
+            .value(y + sizes.lane * 0.5 + 4.0)
             .raw("\">");
         html.text(&shortened(row.label, 20)).raw("</text>\n");
         for lane in &row.lanes {
             for span in lane {
-                bar(html, span, story.total(), y, x);
+                bar(html, span, story.total(), (y, sizes), x);
             }
-            y += LANE;
+            y += sizes.lane;
         }
-        y += GAP;
+        y += sizes.gap;
     }
     html.raw("</svg>\n");
     legend(html, story);
@@ -121,7 +145,7 @@ fn tick(seconds: f64) -> String {
     }
 }
 
-fn bar(html: &mut Html, span: &Span, total: Duration, y: f64, x: impl Fn(Duration) -> f64) {
+fn bar(html: &mut Html, span: &Span, total: Duration, (y, sizes): (f64, Sizes), x: impl Fn(Duration) -> f64) {
     let (to, class) = match &span.end {
         Some((to, How::Done { .. })) => (*to, "bar"),
         Some((to, How::Failed(_))) => (*to, "bar failed"),
@@ -133,20 +157,18 @@ fn bar(html: &mut Html, span: &Span, total: Duration, y: f64, x: impl Fn(Duratio
     if let Some((_, How::Failed(message))) = &span.end {
         html.raw("\n").text(message);
     }
-    html.raw("</title><rect class=\"")
-        .raw(class)
-        .raw("\" fill=\"hsl(")
-        .value(hue(span.phase))
-        .raw(" 58% 52%)\" x=\"");
+    html.raw("</title><rect class=\"").raw(class).raw("\" fill=\"");
+    colour(html, span.phase);
+    html.raw("\" x=\"");
     html.value(left)
         .raw("\" y=\"")
         .value(y + 1.0)
         .raw("\" width=\"")
         .value(width)
         .raw("\" height=\"")
-        .value(LANE - 2.0);
+        .value(sizes.lane - 2.0);
     html.raw("\" rx=\"2\"/>");
-    if width > span.phase.len() as f64 * LETTER + 6.0 {
+    if sizes.words && width > span.phase.len() as f64 * LETTER + 6.0 {
         html.raw("<text class=\"in\" x=\"")
             .value(left + 4.0)
             .raw("\" y=\"")
@@ -157,13 +179,15 @@ fn bar(html: &mut Html, span: &Span, total: Duration, y: f64, x: impl Fn(Duratio
     html.raw("</g>\n");
 }
 
-/// Phases that follow each other get colours far from each other.
-fn hue(phase: &str) -> f64 {
+/// Phases that follow each other get colours far from each other, none too light for white words.
+fn colour(html: &mut Html, phase: &str) {
     let index = PHASES
         .iter()
         .position(|other| other.name == phase)
         .unwrap_or(PHASES.len());
-    (index as f64 * 137.5 + 205.0) % 360.0
+    let lightness = [46.0, 36.0, 52.0][index % 3];
+    html.raw("hsl(").value((index as f64 * 137.5 + 205.0) % 360.0);
+    html.raw(" 52% ").value(lightness).raw("%)");
 }
 
 fn legend(html: &mut Html, story: &Story) {
@@ -174,9 +198,9 @@ fn legend(html: &mut Html, story: &Story) {
             continue;
         }
         told.push(span.phase);
-        html.raw("<span><i style=\"background:hsl(")
-            .value(hue(span.phase))
-            .raw(" 58% 52%)\"></i>");
+        html.raw("<span><i style=\"background:");
+        colour(html, span.phase);
+        html.raw("\"></i>");
         html.text(span.phase).raw("</span> ");
     }
     html.raw("</p>\n");
