@@ -20,7 +20,7 @@ use crate::{
     wish,
 };
 use clusterfile::{Clusterfile, Ssh};
-use futures::FutureExt as _;
+use futures::{FutureExt as _, StreamExt as _, stream};
 use host::{Mode, facts::Query};
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
@@ -47,6 +47,8 @@ const PROGRAM: Duration = Duration::from_secs(30);
 const ANSWER: Duration = Duration::from_secs(10);
 /// Objects of one kind.
 const OBJECTS: u32 = 2000;
+/// Programs that run on one host at the same time.
+const AT_ONCE: usize = 4;
 /// Logs of containers of one host.
 const LOGS: usize = 40;
 
@@ -158,9 +160,9 @@ pub async fn collect(clusterfile: &Clusterfile, options: &Options, queue: mpsc::
 }
 
 /// Runs programs somewhere: a host, or what stands in for it.
-trait Runs {
+trait Runs: Sync {
     /// What the program wrote, or why it could not be run.
-    async fn run(&self, argv: &[&str]) -> Result<String, String>;
+    fn run(&self, argv: &[&str]) -> impl Future<Output = Result<String, String>> + Send;
 }
 
 struct Remote {
@@ -203,27 +205,31 @@ async fn of_host(ip: Ipv4Addr, ssh: &Ssh, options: &Options, scope: &host::Scope
 
 /// What ordinary programs of the host say.
 async fn programs(host: &impl Runs, out: &mut Out) {
-    for (name, argv) in asked::PROGRAMS {
-        match host.run(argv).await {
-            Ok(text) => out.put(name, &text).await,
-            Err(why) => out.fail(name, &why).await,
-        }
-    }
-    for unit in paths::unit::ALL {
-        let argv = asked::journal(unit);
-        match host.run(&argv).await {
-            Ok(text) => out.put(&format!("units/{unit}.log"), &text).await,
-            Err(why) => out.fail(unit, &why).await,
-        }
-    }
+    let plain = asked::PROGRAMS
+        .iter()
+        .map(|(name, argv)| ((*name).to_owned(), argv.to_vec()));
+    let journals = paths::unit::ALL.map(|unit| (format!("units/{unit}.log"), asked::journal(unit).to_vec()));
+    several(host, plain.chain(journals).collect(), out).await;
     let listed = host.run(asked::POD_LOGS).await.unwrap_or_default();
-    for path in listed
+    let logs = listed
         .lines()
         .filter(|line| line.starts_with(asked::LOG_FOLDER))
-        .take(LOGS)
-    {
-        if let Ok(text) = host.run(&["tail", "-c", asked::LOG_BYTES, path]).await {
-            out.put(&asked::log_name(path), &text).await;
+        .take(LOGS);
+    let tails = logs.map(|path| (asked::log_name(path), vec!["tail", "-c", asked::LOG_BYTES, path]));
+    several(host, tails.collect(), out).await;
+}
+
+/// Runs programs, a few at a time; each one's output becomes a file.
+async fn several(host: &impl Runs, asked: Vec<(String, Vec<&str>)>, out: &mut Out) {
+    let mut run = Vec::new();
+    for (name, argv) in asked {
+        run.push(async move { (name, host.run(&argv).await) }.boxed());
+    }
+    let mut ran = stream::iter(run).buffered(AT_ONCE);
+    while let Some((name, text)) = ran.next().await {
+        match text {
+            Ok(text) => out.put(&name, &text).await,
+            Err(why) => out.fail(&name, &why).await,
         }
     }
 }
@@ -310,6 +316,20 @@ fn without_fields(mut object: Value) -> Value {
         metadata.remove("managedFields");
     }
     object
+}
+
+/// What is collected of the cluster behind a client.
+#[cfg(test)]
+pub(crate) async fn of_client(client: &Client) -> Vec<File> {
+    let (queue, mut files) = mpsc::channel(100);
+    let mut out = Out::new("cluster", "cluster".to_owned(), &Arc::default(), &queue);
+    objects(client, &mut out).await;
+    drop((out, queue));
+    let mut all = Vec::new();
+    while let Some(file) = files.recv().await {
+        all.push(file);
+    }
+    all
 }
 
 #[cfg(test)]
