@@ -15,9 +15,10 @@ use std::path::{Path, PathBuf};
 const AFTER_HELP: &str = "\
 Examples:
   installer build -t local/native:dev -f rootfs/Kubefile rootfs   make a cluster image
-  installer plan -f Clusterfile                                   what would be done, and how many bytes sent
+  installer plan -f Clusterfile                                   what would be done
   installer apply -f Clusterfile                                  do it; run it again at any time
   installer check -f Clusterfile                                  prove that the cluster works
+  installer run local/native:dev --masters 10.0.0.1               without a Clusterfile: it is written
   export KUBECONFIG=$(installer kubeconfig -f Clusterfile --out ~/.kube/demo)
 
 Exit codes:
@@ -39,6 +40,7 @@ pub struct Cli {
 
 /// Flags of every command.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Options of every command")]
 pub struct Globals {
     /// Where cluster images are kept [default: ${XDG_DATA_HOME:-~/.local/share}/installer/store]
     #[arg(long, global = true, env = "INSTALLER_STORE", value_name = "DIR")]

@@ -3,6 +3,7 @@
 use crate::context::Context;
 use anyhow::Context as _;
 use bootstrap::{
+    event::Event,
     install::Options,
     preflight,
     session::{Access, Aliases},
@@ -48,7 +49,10 @@ impl ClusterArgs {
         let clusterfile = Clusterfile::load(&self.file)?;
         context.log.know(&clusterfile);
         for warning in &clusterfile.warnings {
-            context.out.warn(warning.to_string());
+            context.observer.event(Event::Warning {
+                host: None,
+                message: warning.to_string(),
+            });
         }
         read_aliases(context)?;
         Ok(clusterfile)

@@ -4,6 +4,7 @@
 
 use crate::{cli::Cli, context::default_store, failure::Exit};
 use anyhow::Context as _;
+use bootstrap::preflight;
 use clap::{Arg, CommandFactory};
 use clap_complete::{
     Shell,
@@ -82,9 +83,15 @@ fn candidates(command: &str, arg: &Arg) -> Option<ArgValueCompleter> {
         // These are not there yet.
         ("pull" | "build", ..) | ("join" | "run", "nodes" | "masters", _) => None,
         (_, "nodes" | "masters", _) => Some(ArgValueCompleter::new(hosts)),
+        (_, "ignore_preflight", _) => Some(ArgValueCompleter::new(preflight_checks)),
         (_, _, "IMAGE" | "OLD" | "NEW") => Some(ArgValueCompleter::new(images)),
         _ => None,
     }
+}
+
+fn preflight_checks(current: &OsStr) -> Vec<CompletionCandidate> {
+    let names = preflight::CHECKS.iter().chain(&["all"]);
+    matching(current, names.map(|name| ((*name).to_owned(), String::new())))
 }
 
 /// The images of the store the command line names.

@@ -25,8 +25,8 @@ Examples:
   installer gen --master 10.0.0.1 --out Clusterfile        asked over SSH
   installer gen --kubeconfig ~/.kube/demo | diff Clusterfile -
 
-An installed cluster stores its Clusterfile without its secrets. This prints it, with hosts that joined since; comments say which
-hosts are gone and where secrets have to be filled in.")]
+An installed cluster stores its Clusterfile without its secrets. This prints it, with hosts
+that joined since; comments say which hosts are gone and where secrets have to be filled in.")]
 pub struct Args {
     /// The cluster of this kubeconfig [default: $KUBECONFIG, ~/.kube/config]
     #[arg(long, value_name = "FILE", conflicts_with = "master")]

@@ -24,11 +24,12 @@ use std::{
 #[command(after_help = "\
 Examples:
   installer run local/native:dev --masters 10.0.0.1 --nodes 10.0.0.2-10.0.0.4
-  installer run local/native:dev --masters 10.0.0.1 --user ann --pk ~/.ssh/id_ed25519 --sudo-passwd-env SUDO_PASSWD
-  installer run local/native:dev --masters 10.0.0.1 --clusterfile prod.yaml --dry-run     only write the Clusterfile
+  installer run local/native:dev --masters 10.0.0.1 --user ann --sudo-passwd-env SUDO_PASSWD
+  installer run local/native:dev --masters 10.0.0.1 --dry-run    only write the Clusterfile
 
-What the flags say is written to a Clusterfile. Keep that file: apply, check, join and reset take it. It holds no secrets, only
-the names of files and variables they are in. The same command can be run again; to change the cluster, change the file and apply it.")]
+What the flags say is written to a Clusterfile. Keep that file: apply, check, join and
+reset take it. It holds no secrets, only the names of files and variables they are in.
+The same command can be run again; to change the cluster, change the file and apply it.")]
 pub struct Args {
     /// The cluster image
     #[arg(value_name = "IMAGE")]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// See the head of this file.
 #[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "How hosts are reached")]
 pub struct SshArgs {
     /// Log in as this user, and become root by sudo [default: root]
     #[arg(long, value_name = "NAME")]

@@ -25,10 +25,11 @@ Examples:
   installer support-bundle                            installer-support-CLUSTER-TIME.tar.gz, here
   installer support-bundle -f prod.yaml -o prod.tar.gz
 
-Inside: summary.json (who answered), the Clusterfile without secrets, of each host the journals of our units, kernel log, routes, nftables,
-containerd's state, facts, what the installer changed, logs of the pods of kube-system; of the cluster nodes, pods, events. No Secrets and no
-ConfigMaps. Passwords of the Clusterfile, private keys, tokens and what else looks like a secret are taken out: still look before you
-hand it on. At most 16 MB a host.
+Inside: who answered, the Clusterfile without secrets; of each host the journals of our
+units, kernel log, routes, nftables, containerd's state, facts, what the installer changed,
+logs of the pods of kube-system; of the cluster nodes, pods and events. No Secrets and no
+ConfigMaps. Passwords of the Clusterfile, private keys, tokens and what else looks like a
+secret are taken out; still, look before you hand it on. At most 16 MiB a host.
 
 Exit codes: 0 everybody answered, 1 somebody did not (the bundle is written all the same)")]
 pub struct Args {

@@ -1,5 +1,7 @@
 //! A bundle for support from a real OpenSSH server on loopback. Needs root and `/usr/sbin/sshd` (Debian: openssh-server).
 
+#![allow(clippy::unwrap_used)] // a failing step fails the test
+
 use std::{
     fs,
     net::TcpListener,

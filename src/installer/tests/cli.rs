@@ -1,5 +1,7 @@
 //! The program as users and shells run it.
 
+#![allow(clippy::unwrap_used)] // a failing step fails the test
+
 use std::{
     fs,
     path::Path,
@@ -80,7 +82,7 @@ fn bash_completes_commands_flags_images_and_hosts() {
         CLUSTERFILE.replace("127.0.0.1", "10.9.9.9"),
     )
     .unwrap();
-    let cases: [(&[&str], &[&str]); 9] = [
+    let cases: [(&[&str], &[&str]); 10] = [
         (&["app"], &["apply"]),
         (&["apply", "--rep"], &["--report"]),
         (&["check", "-o", "j"], &["json"]),
@@ -93,6 +95,7 @@ fn bash_completes_commands_flags_images_and_hosts() {
         (&["exec", "-f", "other.yaml", "--nodes", "10."], &["10.9.9.9"]),
         (&["reset", "--nodes", "127.0.0.1,127.0.0.2"], &["127.0.0.1,127.0.0.2"]),
         (&["run", "local/s"], &["local/shop:v1"]),
+        (&["apply", "--ignore-preflight", "swap,mem"], &["swap,memory"]),
     ];
     for (words, expected) in cases {
         assert_eq!(offered(home.path(), words), expected, "{words:?}");
