@@ -126,7 +126,7 @@ impl Out {
 }
 
 /// The end of a text, whole lines, with a word where something is missing.
-fn cut(text: &str, most: usize) -> String {
+pub fn cut(text: &str, most: usize) -> String {
     if text.len() <= most {
         return text.to_owned();
     }

@@ -22,6 +22,9 @@ use std::{
     time::Instant,
 };
 
+/// Exit codes from here on are those of signals.
+const INTERRUPTED: u8 = 128;
+
 /// See the head of this file.
 pub struct Context {
     /// The terminal, or whatever stands in for it.
@@ -57,7 +60,8 @@ impl Context {
         if let Some(hosts) = globals.concurrency {
             fan::limit(hosts);
         }
-        let recording = cli.command.report().map(Recording::new).transpose()?.map(Arc::new);
+        let recording = cli.command.report().map(|path| Recording::new(path, log.clone()));
+        let recording = recording.transpose()?.map(Arc::new);
         let mut observers: Vec<Arc<dyn Observer>> = vec![Arc::new(Logged)];
         observers.extend(recording.clone().map(|recording| recording as Arc<dyn Observer>));
         observers.push(Arc::new(Show::new(out.clone())));
@@ -100,7 +104,7 @@ impl Context {
             Some(Err(error)) => self.out.error(&format!("{error:#}")),
             None => {}
         }
-        if let (1, Some(path)) = (exit, self.log.path()) {
+        if let (1 | INTERRUPTED.., Some(path)) = (exit, self.log.path()) {
             self.out.note(format!("  log: {}", path.display()));
         }
     }

@@ -104,6 +104,28 @@ impl Log {
             .know(clusterfile);
     }
 
+    /// A text without secrets.
+    pub fn clean(&self, text: &str) -> String {
+        let redactor = self.redactor.read().unwrap_or_else(PoisonError::into_inner);
+        redactor.text(text).into_owned()
+    }
+
+    /// The logs of the runs before this one, the latest first.
+    pub fn before(&self) -> Vec<PathBuf> {
+        let entries = state_folder().and_then(|folder| std::fs::read_dir(folder).ok());
+        let paths = entries.into_iter().flatten().flatten().map(|entry| entry.path());
+        let own = format!("-{}-", std::process::id());
+        let mut logs: Vec<PathBuf> = paths
+            .filter(|path| {
+                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                name.ends_with(".log") && !name.contains(&own)
+            })
+            .collect();
+        logs.sort();
+        logs.reverse();
+        logs
+    }
+
     /// The file that tells what this run did.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()

@@ -61,7 +61,8 @@ use context::Context;
 use failure::Exit;
 use log::Log;
 use output::Output;
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc};
+use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
     completion::answer();
@@ -73,7 +74,7 @@ fn main() -> ExitCode {
         cli.globals.verbose,
     );
     let context = match log.and_then(|log| Context::new(&cli, out.clone(), log)) {
-        Ok(context) => context,
+        Ok(context) => Arc::new(context),
         Err(error) => {
             out.error(&format!("{error:#}"));
             return ExitCode::from(1);
@@ -87,6 +88,7 @@ fn main() -> ExitCode {
     );
     let exit = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => {
+            runtime.spawn(interrupted(Arc::clone(&context)));
             let result = runtime.block_on(run(cli.command, &context));
             // Tasks that still hold connections must not keep the user waiting.
             runtime.shutdown_background();
@@ -97,6 +99,24 @@ fn main() -> ExitCode {
     };
     context.ended(exit);
     ExitCode::from(exit)
+}
+
+/// Ends the program when the user interrupts it, with everything told and written that is told at an end. A task of its own, because
+/// a command may be waiting for an answer of the user.
+async fn interrupted(context: Arc<Context>) {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return;
+    };
+    let exit = tokio::select! {
+        _ = interrupt.recv() => 130,
+        _ = terminate.recv() => 143,
+    };
+    context.out.finish();
+    let error = anyhow::anyhow!("interrupted: what was done stays; run the same command again to go on");
+    failure::report(&context, &error);
+    context.ended(exit);
+    std::process::exit(i32::from(exit));
 }
 
 async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {

@@ -15,6 +15,9 @@ use std::{
 };
 use tokio::sync::mpsc;
 
+/// Logs of earlier runs on this machine that are added, and bytes of each.
+const LOGS: usize = 5;
+const LOG: usize = 1 << 20;
 /// Files on their way from hosts to the bundle.
 const QUEUE: usize = 16;
 
@@ -67,6 +70,16 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     });
     let parts = support::collect(&clusterfile, &options, queue).await;
     let mut bundle = writing.await?.context(cannot.clone())?;
+    for log in context.log.before().iter().take(LOGS) {
+        let name = log.file_name().unwrap_or_default().to_string_lossy();
+        // One that is gone by now belonged to a run that is forgotten.
+        if let Ok(text) = std::fs::read_to_string(log) {
+            let text = support::cut(&context.log.clean(&text), LOG);
+            bundle
+                .put(&format!("installer/logs/{name}"), &text)
+                .context(cannot.clone())?;
+        }
+    }
     let summary = serde_json::json!({
         "cluster": name,
         "time": now.to_string(),

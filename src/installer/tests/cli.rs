@@ -174,6 +174,39 @@ fn a_failed_apply_leaves_a_log_a_report_and_a_whole_stream_of_events() {
 }
 
 #[test]
+fn an_interrupted_command_ends_its_stream() {
+    use std::io::{BufRead as _, BufReader, Read as _};
+    let home = home();
+    // Somebody who takes connections and never says a word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let text = CLUSTERFILE.replace("port: 1,", &format!("port: {port},"));
+    fs::write(home.path().join("Clusterfile"), text).unwrap();
+    let mut command = command(home.path(), &["check", "-o", "json"]);
+    let mut child = command
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    let mut first = String::new();
+    lines.read_line(&mut first).unwrap();
+    assert!(first.contains("\"started\""), "{first}");
+    // It is connected: now it waits.
+    let (_held, _) = silent.accept().unwrap();
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let mut rest = String::new();
+    lines.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let last = rest.lines().last().unwrap();
+    assert!(
+        rest.contains("interrupted") && last.contains("\"ended\"") && last.contains("\"exit\":130"),
+        "{rest}"
+    );
+}
+
+#[test]
 fn quiet_says_errors_only_and_tells_of_no_log() {
     let home = home();
     let loud = text(&run(home.path(), &["apply"]).stderr);
