@@ -16,7 +16,7 @@ use bootstrap::{
 use std::{
     path::{Path, PathBuf},
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Instant,
@@ -47,6 +47,8 @@ pub struct Context {
     pub observer: Arc<dyn Observer>,
     recording: Option<Arc<Recording>>,
     started: AtomicBool,
+    /// Whether the end was told; locked while it is.
+    over: Mutex<bool>,
     start: Instant,
 }
 
@@ -77,6 +79,7 @@ impl Context {
             observer: Arc::new(All(observers)),
             recording,
             started: AtomicBool::new(false),
+            over: Mutex::new(false),
             start: Instant::now(),
         })
     }
@@ -92,8 +95,13 @@ impl Context {
         });
     }
 
-    /// Tells that everything has ended, and writes the report. What is said about that changes no exit code.
+    /// Tells that everything has ended, and writes the report. What is said about that changes no exit code. A second end, when a
+    /// user interrupts what is ending, waits for the first and does nothing.
     pub fn ended(&self, exit: u8) {
+        let mut over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *over, true) {
+            return;
+        }
         self.out.finish();
         if self.started.load(Ordering::Relaxed) {
             let took = self.start.elapsed();

@@ -5,7 +5,7 @@ use crate::{
     failure::Exit,
     ssh_args::{SshArgs, here},
 };
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use bootstrap::{install::Options, recover, session::Access};
 use clusterfile::Clusterfile;
 use std::{
@@ -50,6 +50,10 @@ pub struct Args {
 
 /// Asks the cluster and prints what it says.
 pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+    ensure!(
+        args.master.is_some() || args.ssh == SshArgs::default(),
+        "flags that say how hosts are reached need --master IP: without it the cluster of a kubeconfig is asked"
+    );
     let found = match args.master {
         Some(master) => recover::by_master(master, &way(args, master)?, &options(context)).await?,
         None => recover::by_kubeconfig(args.kubeconfig.as_deref(), args.context.clone()).await?,

@@ -104,7 +104,13 @@ fn tiles(html: &mut Html, story: &Story) {
     };
     tile("", hosts.to_string(), "hosts");
     tile("", size(bytes), "sent");
-    tile("", changes.to_string(), "changes");
+    match story.resets.is_empty() {
+        true => tile("", changes.to_string(), "changes"),
+        false => {
+            let undone: usize = story.resets.iter().map(|reset| reset.undone).sum();
+            tile("", undone.to_string(), "changes undone");
+        }
+    }
     if !story.checks.is_empty() {
         let class = if passed == story.checks.len() { "good" } else { "bad" };
         tile(class, format!("{passed}/{}", story.checks.len()), "probes passed");

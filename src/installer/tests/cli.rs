@@ -125,7 +125,7 @@ fn man_writes_pages_that_a_formatter_reads() {
     let home = home();
     assert!(run(home.path(), &["man", "man"]).status.success());
     let page = fs::read_to_string(home.path().join("man/installer-support-bundle.1")).unwrap();
-    assert!(page.contains("Examples:") && page.contains("SYNOPSIS"), "{page}");
+    assert!(page.contains(".SH EXAMPLES") && page.contains("SYNOPSIS"), "{page}");
     // Where there is a formatter it has nothing to complain of.
     if let Ok(formatted) = Command::new("groff")
         .args(["-man", "-Tutf8", "-ww"])
@@ -280,6 +280,27 @@ fn run_writes_a_clusterfile_that_gen_users_can_read_and_never_overwrites_one() {
     );
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("says something else"));
+}
+
+#[test]
+fn gen_says_where_to_ask() {
+    let home = home();
+    for (args, remedy) in [
+        (vec!["gen"], "--master IP"),
+        (vec!["gen", "--user", "ann"], "need --master IP"),
+        (
+            vec!["gen", "--master", "127.0.0.1", "--port", "1"],
+            "is sshd running there",
+        ),
+    ] {
+        let output = run(home.path(), &args);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(
+            text(&output.stderr).contains(remedy),
+            "{args:?}: {}",
+            text(&output.stderr)
+        );
+    }
 }
 
 #[test]
