@@ -209,12 +209,31 @@ fn an_interrupted_command_ends_its_stream() {
 #[test]
 fn quiet_says_errors_only_and_tells_of_no_log() {
     let home = home();
+    // An even number of masters is warned of.
+    fs::write(
+        home.path().join("Clusterfile"),
+        CLUSTERFILE.replace("[127.0.0.1]", "[127.0.0.1, 127.0.0.4]"),
+    )
+    .unwrap();
     let loud = text(&run(home.path(), &["apply"]).stderr);
-    assert!(loud.contains("error:") && loud.contains("log: "), "{loud}");
+    for word in ["warning:", "error:", "log: "] {
+        assert!(loud.contains(word), "{loud}");
+    }
     let quiet = run(home.path(), &["-q", "apply"]);
     let stderr = text(&quiet.stderr);
     assert_eq!(quiet.status.code(), Some(1));
-    assert!(stderr.contains("error:") && !stderr.contains("log: "), "{stderr}");
+    assert!(stderr.starts_with("error:"), "{stderr}");
+    assert!(!stderr.contains("log: ") && !stderr.contains("warning:"), "{stderr}");
+    let events = text(&run(home.path(), &["-q", "apply", "-o", "json"]).stdout);
+    assert!(
+        events.contains(r#""event":"warning""#),
+        "programs are told all the same: {events}"
+    );
+    let verbose = text(&run(home.path(), &["-vv", "apply"]).stderr);
+    assert!(
+        verbose.contains("DEBUG") && !verbose.contains(r#""event""#),
+        "{verbose}"
+    );
     assert!(quiet.stdout.is_empty());
     assert_eq!(
         run(home.path(), &["-q", "-v", "apply"]).status.code(),
