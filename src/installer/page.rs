@@ -28,11 +28,14 @@ pub fn page(story: &Story, began: &str) -> String {
     failure(&mut html, story);
     tiles(&mut html, story);
     timeline::draw(&mut html, story);
+    resets(&mut html, story);
     phases(&mut html, story);
-    hosts(&mut html, story);
+    // What a reset did on each host is told above.
+    if story.command != "reset" {
+        hosts(&mut html, story);
+    }
     findings(&mut html, story);
     checks(&mut html, story);
-    resets(&mut html, story);
     said(&mut html, "Warnings", &story.warnings, true);
     said(&mut html, "Notes", &story.notes, false);
     said(
@@ -102,14 +105,18 @@ fn tiles(html: &mut Html, story: &Story) {
         html.raw("<div class=\"tile ").raw(class).raw("\"><b>").text(&value);
         html.raw("</b><span>").raw(what).raw("</span></div>");
     };
-    tile("", hosts.to_string(), "hosts");
-    tile("", size(bytes), "sent");
-    match story.resets.is_empty() {
-        true => tile("", changes.to_string(), "changes"),
-        false => {
-            let undone: usize = story.resets.iter().map(|reset| reset.undone).sum();
-            tile("", undone.to_string(), "changes undone");
-        }
+    if hosts > 0 {
+        tile("", hosts.to_string(), "hosts");
+    }
+    if bytes > 0 {
+        tile("", size(bytes), "sent");
+    }
+    if story.command != "reset" {
+        tile("", changes.to_string(), "changes");
+    }
+    if !story.resets.is_empty() {
+        let undone: usize = story.resets.iter().map(|reset| reset.undone).sum();
+        tile("", undone.to_string(), "changes undone");
     }
     if !story.checks.is_empty() {
         let class = if passed == story.checks.len() { "good" } else { "bad" };
