@@ -281,6 +281,9 @@ fn mark_secrets(spec: &mut Value) -> bool {
 }
 
 fn mark_ssh(ssh: &mut Value) -> bool {
+    if ssh.get("connection").is_some_and(|connection| connection == "local") {
+        return false;
+    }
     let has_key = ssh.get("pk").is_some();
     let root = ssh.get("user").is_none_or(|user| user == "root");
     let mut marked = false;

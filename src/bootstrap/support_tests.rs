@@ -45,6 +45,8 @@ fn options() -> Options {
         access: Access {
             known_hosts: vec!["/dev/null".into()],
             accept_new_host_keys: false,
+            bandwidth: None,
+            aliases: crate::session::Aliases::default(),
         },
         store: "/nonexistent".into(),
         ignored: Vec::new(),

@@ -1,12 +1,13 @@
 //! `installer gen`: the Clusterfile of a cluster that runs.
 
 use crate::{
+    cluster_args::{access, read_aliases},
     context::Context,
     failure::Exit,
     ssh_args::{SshArgs, here},
 };
 use anyhow::{Context as _, ensure};
-use bootstrap::{install::Options, recover, session::Access};
+use bootstrap::{install::Options, recover};
 use clusterfile::Clusterfile;
 use std::{
     io::Write as _,
@@ -54,6 +55,9 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         args.master.is_some() || args.ssh == SshArgs::default(),
         "flags that say how hosts are reached need --master IP: without it the cluster of a kubeconfig is asked"
     );
+    if args.master.is_some() {
+        read_aliases(context)?;
+    }
     let found = match args.master {
         Some(master) => recover::by_master(master, &way(args, master)?, &options(context)).await?,
         None => recover::by_kubeconfig(args.kubeconfig.as_deref(), args.context.clone()).await?,
@@ -98,10 +102,7 @@ fn way(args: &Args, master: Ipv4Addr) -> anyhow::Result<clusterfile::Ssh> {
 
 fn options(context: &Context) -> Options {
     Options {
-        access: Access {
-            known_hosts: context.known_hosts.clone(),
-            accept_new_host_keys: context.accept_new_host_keys,
-        },
+        access: access(context),
         store: context.store.clone(),
         ignored: Vec::new(),
         observer: Arc::clone(&context.observer),
@@ -124,8 +125,8 @@ mod tests {
         };
         let ssh = way(&args, Ipv4Addr::new(10, 0, 0, 1)).unwrap();
         assert_eq!(
-            (ssh.user.as_str(), ssh.port, ssh.sudo, ssh.agent),
-            ("ann", 2222, true, false)
+            (ssh.user.as_deref(), ssh.port, ssh.agent),
+            (Some("ann"), Some(2222), false)
         );
     }
 }

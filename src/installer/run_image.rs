@@ -2,7 +2,7 @@
 
 use crate::{
     apply,
-    cluster_args::{ClusterArgs, PreflightArgs},
+    cluster_args::{ClusterArgs, PreflightArgs, read_aliases},
     context::Context,
     failure::Exit,
     join::addresses,
@@ -127,6 +127,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         return Ok(Exit::Done);
     }
     context.log.know(&clusterfile);
+    read_aliases(context)?;
     let cluster = ClusterArgs { file: path.clone() };
     apply::bring_up(&cluster, &args.preflight, context, "run", &clusterfile, args.yes).await
 }
@@ -236,7 +237,10 @@ mod tests {
         assert_eq!(cluster.image, args.image);
         assert!(cluster.hosts[0].is_master() && !cluster.hosts[4].is_master());
         let ssh = &cluster.ssh;
-        assert_eq!((ssh.user.as_str(), ssh.port, ssh.proxy_jump.len()), ("ann", 2222, 2));
+        assert_eq!(
+            (ssh.user.as_deref(), ssh.port, ssh.proxy_jump.as_ref().map(Vec::len)),
+            (Some("ann"), Some(2222), Some(2))
+        );
         assert_eq!(ssh.pk.as_deref(), Some(Path::new("/here/keys/id")));
         assert_eq!(ssh.passwd, SecretSource::Env("PW".into()));
         assert_eq!(ssh.sudo_passwd, SecretSource::File("/pw".into()));

@@ -55,8 +55,8 @@ async fn the_clusterfile_of_a_running_cluster_comes_back_with_hosts_that_joined_
         "only what an installer gave it"
     );
     assert_eq!(
-        (again.cluster.ssh.user.as_str(), again.cluster.env["A"].as_str()),
-        ("ann", "1")
+        (again.cluster.ssh.user.as_deref(), again.cluster.env["A"].as_str()),
+        (Some("ann"), "1")
     );
     assert!(
         text.contains("# 10.0.0.2 is in the stored") && text.contains("# passwd: …"),
