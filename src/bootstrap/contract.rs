@@ -2,6 +2,7 @@
 //! found interrupted. Skipped, with a message, where etcd (or helm) is absent. [`registry`] is about registries and the runtime.
 
 mod registry;
+mod support;
 
 use crate::{
     cluster::{Cluster, helm, launch, ledger, objects},

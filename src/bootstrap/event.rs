@@ -1,12 +1,34 @@
 //! What is told while work goes on. The crate knows no terminal: whoever shows it implements [`Observer`].
 
+use crate::{plan::Plan, preflight::Finding, reset::HostReset, run::Timing, verify::Check};
 use serde::Serialize;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-/// One thing that happened.
+/// One thing that happened. Programs read these: a change here is one of `docs/output.md` and `docs/events.schema.json`.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "event", rename_all = "camelCase")]
 pub enum Event {
+    /// A command began; the first event.
+    Started {
+        /// Name of the command.
+        command: String,
+        /// Name of the cluster.
+        cluster: String,
+        /// The cluster image the Clusterfile names.
+        image: String,
+        /// Version of this program.
+        version: &'static str,
+    },
+    /// Preflight found something.
+    Finding {
+        /// What.
+        finding: Finding,
+    },
+    /// What is going to be done.
+    Plan {
+        /// All of it.
+        plan: Box<Plan>,
+    },
     /// A phase began on a host, or for the cluster as a whole.
     PhaseStarted {
         /// Name of the phase.
@@ -75,6 +97,51 @@ pub enum Event {
         /// The line.
         line: String,
     },
+    /// Whether something works was looked at.
+    Check(Check),
+    /// All that was looked at.
+    Checked {
+        /// Whether all is well.
+        ok: bool,
+        /// How many checks passed.
+        passed: usize,
+        /// How many did not.
+        failed: usize,
+        /// How long it took.
+        #[serde(serialize_with = "millis", rename = "ms")]
+        took: Duration,
+    },
+    /// How long a phase took; told once more for all phases when an apply is done.
+    Timing {
+        /// Name of the phase.
+        phase: &'static str,
+        /// The host; absent: the cluster.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        host: Option<String>,
+        /// When it began, after the start of the first phase.
+        #[serde(serialize_with = "millis", rename = "beganMs")]
+        began: Duration,
+        /// How long it took.
+        #[serde(serialize_with = "millis", rename = "ms")]
+        took: Duration,
+        /// How many things it changed.
+        changes: usize,
+        /// Bytes it sent.
+        bytes: u64,
+    },
+    /// A host was reset.
+    Reset {
+        /// What was done there.
+        result: HostReset,
+    },
+    /// What was wished is so.
+    Done {
+        /// How many things were changed.
+        changes: usize,
+        /// How long it took.
+        #[serde(serialize_with = "millis", rename = "ms")]
+        took: Duration,
+    },
     /// Something worth a line.
     Note {
         /// The host; absent: the cluster.
@@ -91,6 +158,34 @@ pub enum Event {
         /// What.
         message: String,
     },
+    /// The command failed.
+    Error {
+        /// What failed.
+        message: String,
+        /// Why, outermost first.
+        causes: Vec<String>,
+    },
+    /// The command ended; the last event.
+    Ended {
+        /// The code it exits with.
+        exit: u8,
+        /// How long it took.
+        #[serde(serialize_with = "millis", rename = "ms")]
+        took: Duration,
+    },
+}
+
+impl From<&Timing> for Event {
+    fn from(timing: &Timing) -> Self {
+        Self::Timing {
+            phase: timing.phase,
+            host: timing.host.clone(),
+            began: timing.began,
+            took: timing.took,
+            changes: timing.changes,
+            bytes: timing.bytes,
+        }
+    }
 }
 
 fn millis<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
@@ -108,4 +203,57 @@ pub struct Silent;
 
 impl Observer for Silent {
     fn event(&self, _event: Event) {}
+}
+
+/// Tells several others, in order.
+pub struct All(pub Vec<Arc<dyn Observer>>);
+
+impl Observer for All {
+    fn event(&self, event: Event) {
+        let Some((last, others)) = self.0.split_last() else {
+            return;
+        };
+        for other in others {
+            other.event(event.clone());
+        }
+        last.event(event);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    struct Kept(Mutex<Vec<String>>);
+
+    impl Observer for Kept {
+        fn event(&self, event: Event) {
+            self.0.lock().unwrap().push(serde_json::to_string(&event).unwrap());
+        }
+    }
+
+    #[test]
+    fn all_observers_are_told_the_same_in_the_same_order() {
+        let kept: Vec<Arc<Kept>> = (0..3).map(|_| Arc::new(Kept(Mutex::default()))).collect();
+        let all = All(kept.iter().map(|one| Arc::clone(one) as Arc<dyn Observer>).collect());
+        for bytes in [1, 2] {
+            all.event(Event::BytesSent {
+                host: "m1".into(),
+                bytes,
+            });
+        }
+        for one in &kept {
+            let told = one.0.lock().unwrap();
+            assert_eq!(told.len(), 2);
+            assert!(
+                told[0].contains("\"bytes\":1") && told[1].contains("\"bytes\":2"),
+                "{told:?}"
+            );
+        }
+        All(Vec::new()).event(Event::BytesSent {
+            host: "m1".into(),
+            bytes: 1,
+        });
+    }
 }

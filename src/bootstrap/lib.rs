@@ -34,6 +34,8 @@ pub mod plan;
 pub mod preflight;
 mod push;
 mod reach;
+pub mod recover;
+pub mod redact;
 pub mod render;
 pub mod reset;
 pub mod run;
@@ -43,6 +45,7 @@ mod signed;
 #[cfg(test)]
 mod signed_tests;
 pub mod site;
+pub mod support;
 pub mod template;
 #[cfg(test)]
 mod testing;

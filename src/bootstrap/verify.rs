@@ -13,7 +13,7 @@ pub(crate) use system::unready_because;
 use crate::{
     Error, Result,
     cluster::Cluster,
-    event::Observer,
+    event::{Event, Observer},
     fan,
     phases::{Outcome, Phase},
     run::Run,
@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What: `nodes`, `system-pods`, `dns`, `service`, `cross-node`, `registry`.
+    /// What: `node`, `system-pods`, `dns`, `service`, `cross-node`, `registry`.
     pub check: &'static str,
     /// From where; absent: as the API server has it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -73,6 +73,9 @@ pub async fn look(
         .zip(sessions)
         .map(|(seat, session)| probes::from(site, seat, session, &pods, deadline).boxed());
     checks.extend(fan::all(probes.collect()).await.into_iter().flatten());
+    for check in &checks {
+        observer.event(Event::Check(check.clone()));
+    }
     Ok(checks)
 }
 

@@ -33,4 +33,5 @@ pub use net::{AddressError, Cidr, expand_range};
 pub use plugin::{Plugin, PluginAction, Scope};
 pub use problem::{Problem, Problems};
 pub use read::LoadError;
+pub use redact::is_secret_name;
 pub use secret::{Secret, SecretError, SecretSource};

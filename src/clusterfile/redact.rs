@@ -37,6 +37,12 @@ fn is_secret_env(entry: &Value) -> bool {
         .as_str()
         .and_then(|text| text.split('=').next())
         .unwrap_or_default();
+    is_secret_name(name)
+}
+
+/// Whether something of this name (a variable, a field, a flag) is taken for a secret.
+#[must_use]
+pub fn is_secret_name(name: &str) -> bool {
     let name: String = name
         .to_uppercase()
         .chars()

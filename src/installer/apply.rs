@@ -5,9 +5,10 @@ use crate::{
     context::Context,
     failure::Exit,
     output::FormatArg,
+    recording::ReportArg,
     report, table,
 };
-use bootstrap::{install, plan::Plan, reset};
+use bootstrap::{event::Event, install, plan::Plan, reset};
 use clusterfile::Clusterfile;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 Examples:
   installer apply                                       for ./Clusterfile
   installer apply -f prod.yaml --accept-new-host-keys   hosts never seen before
+  installer apply --report apply.html                   a page with what was done, when and how fast
   installer apply -o json > events.jsonl                for programs
 
 It can be stopped and run again at any time. On a cluster that is as wished it does nothing.")]
@@ -30,6 +32,9 @@ pub struct Args {
     /// Remove nodes that are not in the Clusterfile without asking
     #[arg(short, long)]
     pub yes: bool,
+    /// The report.
+    #[command(flatten)]
+    pub report: ReportArg,
     /// How to print.
     #[command(flatten)]
     pub format: FormatArg,
@@ -52,15 +57,20 @@ pub async fn bring_up(
 ) -> anyhow::Result<Exit> {
     let start = Instant::now();
     let out = &context.out;
+    context.started(command, clusterfile);
     let options = cluster.options(context, command, &clusterfile.cluster.name, Some(preflight));
     let prepared = install::prepare(clusterfile, &options).await?;
-    report::findings(out, &prepared.findings);
+    report::findings(context, &prepared.findings);
     let Some(plan) = &prepared.plan else {
         prepared.leave().await;
         return Ok(Exit::Refused);
     };
+    context.observer.event(Event::Plan {
+        plan: Box::new(plan.clone()),
+    });
     if plan.is_empty() {
-        out.json(&serde_json::json!({"event": "done", "changes": 0, "ms": start.elapsed().as_millis()}));
+        let took = start.elapsed();
+        context.observer.event(Event::Done { changes: 0, took });
         out.result(format!(
             "nothing to do: {} is as {} says ({})",
             plan.cluster,
@@ -69,16 +79,15 @@ pub async fn bring_up(
         ));
         return leaving(context, clusterfile, &options, plan, yes).await;
     }
-    if out.is_json() {
-        out.json(&serde_json::json!({"event": "plan", "plan": plan}));
-    } else {
-        out.note(report::summary(plan));
-    }
+    out.note(report::summary(plan));
     let timings = prepared.apply().await?;
     out.finish();
     let total = start.elapsed();
-    report::timings(out, &timings, total);
-    out.json(&serde_json::json!({"event": "done", "changes": timings.iter().map(|t| t.changes).sum::<usize>(), "ms": total.as_millis()}));
+    report::timings(context, &timings, total);
+    context.observer.event(Event::Done {
+        changes: timings.iter().map(|timing| timing.changes).sum(),
+        took: total,
+    });
     let leaving = leaving(context, clusterfile, &options, plan, yes).await?;
     out.result(format!(
         "the cluster {} works: every probe passed. Next:\n  export KUBECONFIG=$(installer kubeconfig -f {} --out ~/.kube/{}) && kubectl get nodes",

@@ -2,7 +2,7 @@
 
 use crate::{cluster_args::ClusterArgs, context::Context, failure::Exit, output::FormatArg, report};
 use bootstrap::{check, install};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Flags of `check`.
 #[derive(Debug, clap::Args)]
@@ -10,6 +10,7 @@ use std::time::Duration;
 Examples:
   installer check
   installer check --timeout 0 -o json     as it is at this moment, for programs
+  installer check -q -o json | jq -e 'select(.event == \"checked\") | .ok'
 
 Exit codes: 0 all is well, 4 something is not, 1 it could not be checked")]
 pub struct Args {
@@ -28,8 +29,10 @@ pub struct Args {
 pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let clusterfile = args.cluster.load(context)?;
     let options: install::Options = args.cluster.options(context, "check", &clusterfile.cluster.name, None);
+    context.started("check", &clusterfile);
+    let start = Instant::now();
     let checks = check::run(&clusterfile, &options, Duration::from_secs(args.timeout)).await?;
-    Ok(if report::checks(&context.out, &checks) {
+    Ok(if report::checks(context, &checks, start.elapsed()) {
         Exit::Done
     } else {
         Exit::Unhealthy

@@ -4,20 +4,21 @@
 //! `main::run`. A command that can print JSON flattens [`FormatArg`] into its `Args` and gets an arm in [`Command::format`].
 
 use crate::{
-    apply, build, check, completion, diff, exec, history, images, inspect, join, key, kubeconfig, load, login, logout,
-    merge,
+    apply, build, check, completion, diff, exec, gen_clusterfile, history, images, inspect, join, key, kubeconfig,
+    load, login, logout, man, merge,
     output::{Format, FormatArg},
-    plan, prune, pull, push, reset, rmi, save, sbom, sign, tag, verify, version,
+    plan, prune, pull, push, reset, rmi, run_image, save, sbom, sign, support_bundle, tag, verify, version,
 };
 use clap::{Args, Parser, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const AFTER_HELP: &str = "\
 Examples:
   installer build -t local/native:dev -f rootfs/Kubefile rootfs   make a cluster image
-  installer plan -f Clusterfile                                   what would be done, and how many bytes sent
+  installer plan -f Clusterfile                                   what would be done
   installer apply -f Clusterfile                                  do it; run it again at any time
   installer check -f Clusterfile                                  prove that the cluster works
+  installer run local/native:dev --masters 10.0.0.1               without a Clusterfile: it is written
   export KUBECONFIG=$(installer kubeconfig -f Clusterfile --out ~/.kube/demo)
 
 Exit codes:
@@ -39,6 +40,7 @@ pub struct Cli {
 
 /// Flags of every command.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Options of every command")]
 pub struct Globals {
     /// Where cluster images are kept [default: ${XDG_DATA_HOME:-~/.local/share}/installer/store]
     #[arg(long, global = true, env = "INSTALLER_STORE", value_name = "DIR")]
@@ -58,10 +60,13 @@ pub struct Globals {
     /// Send at most this much a second to all hosts together, such as 10MiB or 100Mbit
     #[arg(long, global = true, value_name = "RATE")]
     pub bandwidth: Option<bootstrap::bandwidth::Rate>,
-    /// Say more; repeat for the log of every step
+    /// Write the log of everything, without secrets, to this file [default: one of the last runs' in ${XDG_STATE_HOME:-~/.local/state}/installer/logs]
+    #[arg(long, global = true, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub log_file: Option<PathBuf>,
+    /// Show the log as well: -v what is done, -vv every step, -vvv everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
-    /// Say only errors and results
+    /// Say only errors and results: no progress, no warnings
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
 }
@@ -121,10 +126,18 @@ pub enum Command {
     Exec(exec::Args),
     /// Print or store the administrator's kubeconfig
     Kubeconfig(kubeconfig::Args),
+    /// Bring up a cluster from an image and addresses, and write its Clusterfile
+    Run(run_image::Args),
+    /// Write the Clusterfile of a cluster that runs
+    Gen(gen_clusterfile::Args),
+    /// Collect what helps to find a fault, without secrets
+    SupportBundle(support_bundle::Args),
     /// Print the version of this program
     Version(version::Args),
     /// Print a completion script for a shell
     Completion(completion::Args),
+    /// Write manual pages
+    Man(man::Args),
 }
 
 impl Command {
@@ -154,9 +167,47 @@ impl Command {
             Command::Key(args) => Some(args.command.format()),
             Command::Sign(args) => Some(&args.format),
             Command::Sbom(_) => None,
-            Command::Completion(_) | Command::Kubeconfig(_) => None,
+            Command::Run(args) => Some(&args.format),
+            Command::Completion(_) | Command::Kubeconfig(_) | Command::Man(_) => None,
+            Command::Gen(_) | Command::SupportBundle(_) => None,
         };
         arg.map_or(Format::Text, |arg| arg.output)
+    }
+
+    /// Where the report is wanted.
+    pub fn report(&self) -> Option<&Path> {
+        let arg = match self {
+            Command::Apply(args) => &args.report,
+            Command::Join(args) => &args.report,
+            Command::Reset(args) => &args.report,
+            Command::Run(args) => &args.report,
+            _ => return None,
+        };
+        arg.report.as_deref()
+    }
+
+    /// The name under which the log of a run is kept; none for commands that only look at this machine.
+    pub fn logged(&self) -> Option<&'static str> {
+        Some(match self {
+            Command::Build(_) => "build",
+            Command::Push(_) => "push",
+            Command::Pull(_) => "pull",
+            Command::Load(_) => "load",
+            Command::Save(_) => "save",
+            Command::Merge(_) => "merge",
+            Command::Prune(_) => "prune",
+            Command::Plan(_) => "plan",
+            Command::Apply(_) => "apply",
+            Command::Check(_) => "check",
+            Command::Join(_) => "join",
+            Command::Reset(_) => "reset",
+            Command::Run(_) => "run",
+            Command::Exec(_) => "exec",
+            Command::Kubeconfig(_) => "kubeconfig",
+            Command::Gen(_) => "gen",
+            Command::SupportBundle(_) => "support-bundle",
+            _ => return None,
+        })
     }
 }
 

@@ -1,8 +1,9 @@
 //! What all commands about a cluster share: which Clusterfile, and how hosts are reached.
 
-use crate::{context::Context, show::Show};
+use crate::context::Context;
 use anyhow::Context as _;
 use bootstrap::{
+    event::Event,
     install::Options,
     preflight,
     session::{Access, Aliases},
@@ -46,8 +47,12 @@ impl ClusterArgs {
     /// Reads the Clusterfile and tells its warnings.
     pub fn load(&self, context: &Context) -> anyhow::Result<Clusterfile> {
         let clusterfile = Clusterfile::load(&self.file)?;
+        context.log.know(&clusterfile);
         for warning in &clusterfile.warnings {
-            context.out.warn(warning.to_string());
+            context.observer.event(Event::Warning {
+                host: None,
+                message: warning.to_string(),
+            });
         }
         read_aliases(context)?;
         Ok(clusterfile)
@@ -64,16 +69,11 @@ impl ClusterArgs {
         let variable = |name: &str| std::env::var(name).unwrap_or_else(|_| "someone".to_owned());
         let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         Options {
-            access: Access {
-                known_hosts: context.known_hosts.clone(),
-                accept_new_host_keys: context.accept_new_host_keys,
-                bandwidth: context.bandwidth.clone(),
-                aliases: context.aliases.get().cloned().unwrap_or_default(),
-            },
+            access: access(context),
             store: context.store.clone(),
             ignored: preflight.map(|args| args.ignore_preflight.clone()).unwrap_or_default(),
             launch_limit: preflight.map_or(DEFAULT_LAUNCH, |args| Duration::from_secs(args.launch_timeout)),
-            observer: Arc::new(Show::new(context.out.clone())),
+            observer: Arc::clone(&context.observer),
             who: format!(
                 "installer {command} of {cluster} by {}@{}",
                 variable("USER"),
@@ -83,8 +83,21 @@ impl ClusterArgs {
     }
 }
 
+/// How hosts are reached, beyond what a Clusterfile says; [`read_aliases`] comes before.
+pub fn access(context: &Context) -> Access {
+    Access {
+        known_hosts: context.known_hosts.clone(),
+        accept_new_host_keys: context.accept_new_host_keys,
+        bandwidth: context.bandwidth.clone(),
+        aliases: context.aliases.get().cloned().unwrap_or_default(),
+    }
+}
+
 /// Reads the SSH configuration and tells what of it is passed over.
-fn read_aliases(context: &Context) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When it cannot be read.
+pub fn read_aliases(context: &Context) -> anyhow::Result<()> {
     let own = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".ssh/config"));
     let path = match &context.ssh_config {
         Some(path) if path.as_os_str() == "none" => None,

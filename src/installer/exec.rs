@@ -70,7 +70,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
                 good = false;
                 context
                     .out
-                    .json(&serde_json::json!({"host": host, "error": error.to_string()}));
+                    .json(&serde_json::json!({"event": "ran", "ok": false, "host": host, "error": error.to_string()}));
                 context.out.error(&error.to_string());
             }
         }
@@ -80,7 +80,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
 
 fn print(context: &Context, host: &str, output: &install::Ran) {
     context.out.json(
-        &serde_json::json!({"host": host, "ended": output.ended, "stdout": output.stdout, "stderr": output.stderr}),
+        &serde_json::json!({"event": "ran", "ok": output.success, "host": host, "ended": output.ended, "stdout": output.stdout, "stderr": output.stderr}),
     );
     for line in output.stdout.lines() {
         context.out.result(format!("{host} | {line}"));

@@ -1,7 +1,7 @@
 //! How the program ends: exit codes, and the one place where an error is printed.
 
-use crate::output::Output;
-use std::process::ExitCode;
+use crate::context::Context;
+use bootstrap::event::Event;
 
 /// How a command ended without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,27 +18,32 @@ pub enum Exit {
     Failed,
 }
 
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        ExitCode::from(match exit {
+impl Exit {
+    /// The code of the process.
+    pub fn code(self) -> u8 {
+        match self {
             Exit::Done => 0,
             Exit::Failed => 1,
             Exit::Changes => 2,
             Exit::Refused => 3,
             Exit::Unhealthy => 4,
-        })
+        }
     }
 }
 
-/// Prints an error with its causes and gives the exit code.
-pub fn report(out: &Output, error: &anyhow::Error) -> ExitCode {
-    let causes = causes(error);
-    if out.is_json() {
-        out.json(&serde_json::json!({"event": "error", "message": causes.first(), "causes": causes.get(1..)}));
-    } else {
-        out.error(&render(&causes));
+/// Tells an error with its causes to whoever watches, and gives the exit code.
+pub fn report(context: &Context, error: &anyhow::Error) -> u8 {
+    let mut causes = causes(error);
+    if !context.out.is_json() {
+        context.out.error(&render(&causes));
     }
-    ExitCode::from(1)
+    let message = if causes.is_empty() {
+        String::new()
+    } else {
+        causes.remove(0)
+    };
+    context.observer.event(Event::Error { message, causes });
+    1
 }
 
 /// The messages of the chain, outermost first, without those that the one before says already.

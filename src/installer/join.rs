@@ -6,6 +6,7 @@ use crate::{
     context::Context,
     failure::Exit,
     output::FormatArg,
+    recording::ReportArg,
 };
 use clusterfile::{Host, Role};
 use std::net::Ipv4Addr;
@@ -28,6 +29,9 @@ pub struct Args {
     /// What preflight may pass over.
     #[command(flatten)]
     pub preflight: PreflightArgs,
+    /// The report.
+    #[command(flatten)]
+    pub report: ReportArg,
     /// How to print.
     #[command(flatten)]
     pub format: FormatArg,

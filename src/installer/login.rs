@@ -135,7 +135,8 @@ mod tests {
         let parse = |words: &[&str]| {
             let words = ["installer", "--quiet"].iter().chain(words);
             let cli = Cli::try_parse_from(words.chain(&["--authfile", authfile.as_str()])).unwrap();
-            let context = Context::new(&cli.globals, cli.command.format());
+            let out = crate::output::Output::new(cli.command.format(), true, 0);
+            let context = Context::new(&cli, out, crate::log::Log::default()).unwrap();
             (cli.command, context)
         };
         let words = [

@@ -15,6 +15,7 @@ mod diff;
 mod document;
 mod exec;
 mod failure;
+mod gen_clusterfile;
 mod history;
 mod images;
 mod inspect;
@@ -22,51 +23,100 @@ mod join;
 mod key;
 mod kubeconfig;
 mod load;
+mod log;
 mod login;
 mod logout;
+mod man;
 mod merge;
 mod output;
+mod page;
+mod plain;
 mod plan;
 mod progress;
 mod prune;
 mod pull;
 mod push;
+mod recording;
 mod registry_args;
 mod report;
 mod reset;
 mod rmi;
+mod run_image;
 mod save;
 mod sbom;
 mod show;
 mod sign;
+mod ssh_args;
+mod story;
+mod support_bundle;
 mod table;
 mod tag;
 mod verify;
 mod version;
+mod view;
 
 use clap::Parser;
 use cli::{Cli, Command};
 use context::Context;
 use failure::Exit;
-use std::process::ExitCode;
+use log::Log;
+use output::Output;
+use std::{process::ExitCode, sync::Arc};
+use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
+    completion::answer();
     let cli = Cli::parse();
-    init_logging(cli.globals.verbose);
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let context = Context::new(&cli.globals, cli.command.format());
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return failure::report(&context.out, &anyhow::Error::new(error).context("cannot start")),
+    let out = Output::new(cli.command.format(), cli.globals.quiet, cli.globals.verbose);
+    let log = Log::start(
+        cli.command.logged(),
+        cli.globals.log_file.as_deref(),
+        cli.globals.verbose,
+    );
+    let context = match log.and_then(|log| Context::new(&cli, out.clone(), log)) {
+        Ok(context) => Arc::new(context),
+        Err(error) => {
+            out.error(&format!("{error:#}"));
+            return ExitCode::from(1);
+        }
     };
-    let result = runtime.block_on(run(cli.command, &context));
-    // Tasks that still hold connections must not keep the user waiting.
-    runtime.shutdown_background();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    tracing::debug!(
+        version = env!("CARGO_PKG_VERSION"),
+        command = cli.command.logged(),
+        "begins"
+    );
+    let exit = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => {
+            runtime.spawn(interrupted(Arc::clone(&context)));
+            let result = runtime.block_on(run(cli.command, &context));
+            // Tasks that still hold connections must not keep the user waiting.
+            runtime.shutdown_background();
+            context.out.finish();
+            result.map_or_else(|error| failure::report(&context, &error), Exit::code)
+        }
+        Err(error) => failure::report(&context, &anyhow::Error::new(error).context("cannot start")),
+    };
+    context.ended(exit);
+    ExitCode::from(exit)
+}
+
+/// Ends the program when the user interrupts it, with everything told and written that is told at an end. A task of its own, because
+/// a command may be waiting for an answer of the user.
+async fn interrupted(context: Arc<Context>) {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return;
+    };
+    let exit = tokio::select! {
+        _ = interrupt.recv() => 130,
+        _ = terminate.recv() => 143,
+    };
     context.out.finish();
-    match result {
-        Ok(exit) => exit.into(),
-        Err(error) => failure::report(&context.out, &error),
-    }
+    let error = anyhow::anyhow!("interrupted: what was done stays; run the same command again to go on");
+    failure::report(&context, &error);
+    context.ended(exit);
+    std::process::exit(i32::from(exit));
 }
 
 async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
@@ -97,25 +147,11 @@ async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Reset(args) => reset::run(&args, context).await,
         Command::Exec(args) => exec::run(&args, context).await,
         Command::Kubeconfig(args) => kubeconfig::run(&args, context).await,
+        Command::Run(args) => run_image::run(&args, context).await,
+        Command::Gen(args) => gen_clusterfile::run(&args, context).await,
+        Command::SupportBundle(args) => support_bundle::run(&args, context).await,
         Command::Version(args) => version::run(&args, context),
         Command::Completion(args) => completion::run(&args),
+        Command::Man(args) => man::run(&args, context),
     }
-}
-
-/// Logs are for those who look for a fault: warnings by default, more with `-v`, all of it by `RUST_LOG`.
-fn init_logging(verbose: u8) {
-    let default = match verbose {
-        0 => "error",
-        1 => "info",
-        2 => "debug",
-        _ => "trace",
-    };
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        // What it has to say is part of our own errors.
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{default},rustls_platform_verifier=off")));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(verbose > 1)
-        .init();
 }

@@ -2,12 +2,14 @@
 //!
 //! No other file of this program writes to a stream, so that bars and lines never tear each other apart.
 
-use crate::{progress::Task, table::Table};
+use crate::{log::said, progress::Task, table::Table};
+use bootstrap::event::Event;
 use clusterfile::Secret;
-use indicatif::{MultiProgress, ProgressDrawTarget};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// How a command prints.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -27,6 +29,9 @@ pub struct FormatArg {
     pub output: Format,
 }
 
+/// Gives the text that is drawn now.
+type Draw = Arc<dyn Fn() -> String + Send + Sync>;
+
 /// The terminal, or whatever stands in for it. Cheap to clone.
 #[derive(Clone)]
 pub struct Output {
@@ -35,6 +40,8 @@ pub struct Output {
     /// Present when stderr is a terminal and bars are wanted.
     bars: Option<MultiProgress>,
     start: Instant,
+    /// What is drawn of hosts.
+    live: Arc<Mutex<Option<(ProgressBar, Draw)>>>,
 }
 
 impl Output {
@@ -46,6 +53,7 @@ impl Output {
             quiet,
             bars: bars.then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(15))),
             start: Instant::now(),
+            live: Arc::default(),
         }
     }
 
@@ -100,6 +108,11 @@ impl Output {
         }
     }
 
+    /// An event on a line of stdout, with the time at which it is told; nothing in text mode.
+    pub fn event(&self, event: &Event) {
+        self.json(&stamped(event));
+    }
+
     /// A table on stdout; nothing in JSON mode.
     pub fn table(&self, table: &Table) {
         self.result(table.to_string().trim_end());
@@ -107,16 +120,29 @@ impl Output {
 
     /// What is going on: a line on stderr, silenced by `--quiet` and JSON.
     pub fn note(&self, text: impl AsRef<str>) {
+        said(text.as_ref());
         if !self.quiet && !self.is_json() {
             self.line(text.as_ref());
         }
     }
 
-    /// Something the user should know though it stops nothing.
+    /// What is going on with a host: a line with the time since the start, silenced as a note is.
+    pub fn host_line(&self, host: &str, text: &str) {
+        if !self.quiet && !self.is_json() {
+            let seconds = self.start.elapsed().as_secs_f32();
+            self.line(&format!("{seconds:>6.1}s  {host:<16} {text}"));
+        }
+    }
+
+    /// Something the user should know though it stops nothing; silenced by `--quiet`.
     pub fn warn(&self, text: impl AsRef<str>) {
+        said(text.as_ref());
         if self.is_json() {
-            self.json(&serde_json::json!({"event": "warning", "message": text.as_ref()}));
-        } else {
+            self.event(&Event::Warning {
+                host: None,
+                message: text.as_ref().to_owned(),
+            });
+        } else if !self.quiet {
             self.line(&format!(
                 "{} {}",
                 console::style("warning:").yellow().bold(),
@@ -127,6 +153,7 @@ impl Output {
 
     /// Why it failed.
     pub fn error(&self, text: &str) {
+        said(text);
         self.line(&format!("{} {text}", console::style("error:").red().bold()));
     }
 
@@ -136,8 +163,40 @@ impl Output {
         Task::new(label.into(), self.bars.as_ref(), plain.then_some(self.start))
     }
 
-    /// Clears bars that were left.
+    /// Draws what `lines` says for a terminal of so many columns and rows, again and again until [`Output::finish`]. Nothing where
+    /// nothing can be drawn, or where it is drawn already.
+    pub fn live(&self, lines: impl Fn(usize, usize) -> String + Send + Sync + 'static) {
+        let Some(bars) = &self.bars else { return };
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        if live.is_some() {
+            return;
+        }
+        let draw: Draw = Arc::new(move || {
+            let (rows, columns) = console::Term::stderr().size();
+            // A line that fills the last column would wrap, and the last row is the cursor's.
+            lines(
+                usize::from(columns).saturating_sub(1),
+                usize::from(rows).saturating_sub(1),
+            )
+        });
+        let drawn = Arc::clone(&draw);
+        let write = move |_: &ProgressState, target: &mut dyn std::fmt::Write| {
+            let _ = target.write_str(&drawn());
+        };
+        let style = ProgressStyle::with_template("{lines}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+        let bar = bars.add(ProgressBar::new_spinner());
+        bar.set_style(style.with_key("lines", write));
+        bar.enable_steady_tick(Duration::from_millis(100));
+        *live = Some((bar, draw));
+    }
+
+    /// Clears bars that were left; the last of what was drawn of hosts stays.
     pub fn finish(&self) {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((bar, draw)) = live {
+            bar.finish_and_clear();
+            self.line(&draw());
+        }
         if let Some(bars) = &self.bars {
             let _ = bars.clear();
         }
@@ -155,6 +214,20 @@ impl Output {
     }
 }
 
+/// An event as programs read it: with the time at which it is told.
+fn stamped(event: &Event) -> impl Serialize {
+    #[derive(Serialize)]
+    struct Stamped<'e> {
+        time: String,
+        #[serde(flatten)]
+        event: &'e Event,
+    }
+    Stamped {
+        time: format!("{:.3}", jiff::Timestamp::now()),
+        event,
+    }
+}
+
 /// A closed pipe (`| head`) is no reason to fail.
 fn write_line(mut stream: impl Write, text: &str) {
     let _ = stream
@@ -162,3 +235,7 @@ fn write_line(mut stream: impl Write, text: &str) {
         .and_then(|()| stream.write_all(b"\n"))
         .and_then(|()| stream.flush());
 }
+
+#[cfg(test)]
+#[path = "events_tests.rs"]
+mod events_tests;

@@ -43,7 +43,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let name = clusterfile.cluster.name.clone();
     let options = args.cluster.options(context, "plan", &name, Some(&args.preflight));
     let prepared = install::prepare(&clusterfile, &options).await?;
-    report::findings(&context.out, &prepared.findings);
+    report::findings(context, &prepared.findings);
     prepared.leave().await;
     let Some(plan) = &prepared.plan else {
         return Ok(Exit::Refused);

@@ -38,22 +38,6 @@ impl Task {
         }
     }
 
-    /// Something ended, and `next` goes on: plain lines tell the former, a bar shows the latter.
-    pub fn ended(&self, text: Option<&str>, next: &str) {
-        match (&self.bar, text) {
-            (Some(bar), _) => bar.set_message(next.to_owned()),
-            (None, Some(text)) => self.say(text),
-            (None, None) => {}
-        }
-    }
-
-    /// Something worth a plain line; a bar has no room for it.
-    pub fn note(&self, text: &str) {
-        if self.bar.is_none() {
-            self.say(text);
-        }
-    }
-
     /// How many bytes are to be moved now, none of them yet.
     pub fn total(&self, bytes: u64) {
         self.bytes.store(0, Ordering::Relaxed);

@@ -1,10 +1,12 @@
 //! How findings, plans, checks and timings are printed.
 
 use crate::{
+    context::Context,
     output::Output,
     table::{Table, size, time},
 };
 use bootstrap::{
+    event::Event,
     plan::{HostPlan, Plan},
     preflight::{Finding, Severity},
     run::Timing,
@@ -14,10 +16,13 @@ use host::Action;
 use std::{collections::BTreeMap, time::Duration};
 
 /// Every finding of every host.
-pub fn findings(out: &Output, findings: &[Finding]) {
+pub fn findings(context: &Context, findings: &[Finding]) {
+    let out = &context.out;
     for finding in findings {
+        context.observer.event(Event::Finding {
+            finding: finding.clone(),
+        });
         if out.is_json() {
-            out.json(&serde_json::json!({"event": "finding", "finding": finding}));
             continue;
         }
         let text = format!(
@@ -133,16 +138,10 @@ fn sign(action: &str) -> console::StyledObject<&'static str> {
 }
 
 /// Time and bytes of every phase; a phase that ran on several hosts counts from its first start to its last end.
-pub fn timings(out: &Output, timings: &[Timing], total: Duration) {
-    if out.is_json() {
-        for timing in timings {
-            out.json(&serde_json::json!({
-                "event": "timing", "phase": timing.phase, "host": timing.host,
-                "beganMs": timing.began.as_millis(), "ms": timing.took.as_millis(),
-                "changes": timing.changes, "bytes": timing.bytes,
-            }));
-        }
-        return;
+pub fn timings(context: &Context, timings: &[Timing], total: Duration) {
+    let out = &context.out;
+    for timing in timings {
+        context.observer.event(timing.into());
     }
     let mut phases: Vec<&'static str> = Vec::new();
     let mut sums: BTreeMap<&str, Sum> = BTreeMap::new();
@@ -209,24 +208,27 @@ impl Sum {
     }
 }
 
-/// What was checked; returns whether all is well.
-pub fn checks(out: &Output, checks: &[Check]) -> bool {
-    if out.is_json() {
-        for check in checks {
-            out.json(check);
-        }
-    } else {
-        let mut table = Table::new(["", "CHECK", "FROM", "DETAIL"]);
-        for check in checks {
-            let mark = if check.ok {
-                console::style("✔").green()
-            } else {
-                console::style("✘").red()
-            };
-            let host = check.host.clone().unwrap_or_else(|| "API server".to_owned());
-            table.row([mark.to_string(), check.check.to_owned(), host, check.detail.clone()]);
-        }
-        out.table(&table);
+/// What was checked; returns whether all is well. Single checks were told as events already.
+pub fn checks(context: &Context, checks: &[Check], took: Duration) -> bool {
+    let passed = checks.iter().filter(|check| check.ok).count();
+    let failed = checks.len() - passed;
+    let ok = failed == 0;
+    context.observer.event(Event::Checked {
+        ok,
+        passed,
+        failed,
+        took,
+    });
+    let mut table = Table::new(["", "CHECK", "FROM", "DETAIL"]);
+    for check in checks {
+        let mark = if check.ok {
+            console::style("✔").green()
+        } else {
+            console::style("✘").red()
+        };
+        let host = check.host.clone().unwrap_or_else(|| "API server".to_owned());
+        table.row([mark.to_string(), check.check.to_owned(), host, check.detail.clone()]);
     }
-    checks.iter().all(|check| check.ok)
+    context.out.table(&table);
+    ok
 }

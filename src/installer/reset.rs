@@ -6,8 +6,12 @@ use crate::{
     failure::Exit,
     join::addresses,
     output::FormatArg,
+    recording::ReportArg,
 };
-use bootstrap::reset::{self, HostReset, Request};
+use bootstrap::{
+    event::Event,
+    reset::{self, HostReset, Request},
+};
 use std::time::Duration;
 
 /// Flags of `reset`.
@@ -33,6 +37,9 @@ pub struct Args {
     /// How long pods get to leave a node, in seconds
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     pub drain_timeout: u64,
+    /// The report.
+    #[command(flatten)]
+    pub report: ReportArg,
     /// How to print.
     #[command(flatten)]
     pub format: FormatArg,
@@ -59,6 +66,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         context.out.note("nothing was done");
         return Ok(Exit::Failed);
     }
+    context.started("reset", &clusterfile);
     let options = args.cluster.options(context, "reset", name, None);
     let request = Request {
         nodes,
@@ -74,7 +82,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
 pub fn print(context: &Context, results: &[HostReset]) -> Exit {
     let out = &context.out;
     for result in results {
-        out.json(&serde_json::json!({"event": "reset", "result": result}));
+        context.observer.event(Event::Reset { result: result.clone() });
         if let Some(reason) = &result.skipped {
             out.warn(format!("left out: {reason}"));
             continue;

@@ -151,6 +151,22 @@ pub fn internal_ip(node: &Node) -> Option<std::net::Ipv4Addr> {
         .find_map(|a| a.address.parse().ok())
 }
 
+/// Keys of the labels that an installer gave a node.
+pub fn given_labels(node: &Node) -> Vec<String> {
+    note(node, OUR_LABELS)
+}
+
+/// `key:effect` of the taints that an installer gave a node.
+pub fn given_taints(node: &Node) -> Vec<String> {
+    note(node, OUR_TAINTS)
+}
+
+fn note(node: &Node, name: &str) -> Vec<String> {
+    let text = node.metadata.annotations.as_ref().and_then(|notes| notes.get(name));
+    let keys = text.map_or("", String::as_str).split(',');
+    keys.filter(|key| !key.is_empty()).map(str::to_owned).collect()
+}
+
 /// The labels a seat's node shall have.
 fn wished_labels(seat: &Seat) -> BTreeMap<String, String> {
     let mut labels = seat.labels.clone();
@@ -176,13 +192,6 @@ fn wished_taints(seat: &Seat) -> Vec<(String, String, String)> {
 /// What others set stays.
 pub fn metadata_patch(node: &Node, seat: &Seat) -> Option<Value> {
     let annotation = |name: &str| node.metadata.annotations.as_ref().and_then(|a| a.get(name)).cloned();
-    let ours = |name: &str| -> Vec<String> {
-        let text = annotation(name).unwrap_or_default();
-        text.split(',')
-            .filter(|key| !key.is_empty())
-            .map(str::to_owned)
-            .collect()
-    };
     let labels = wished_labels(seat);
     let have = node.metadata.labels.clone().unwrap_or_default();
     let mut label_patch = serde_json::Map::new();
@@ -191,14 +200,14 @@ pub fn metadata_patch(node: &Node, seat: &Seat) -> Option<Value> {
             label_patch.insert(key.clone(), json!(value));
         }
     }
-    for key in ours(OUR_LABELS)
+    for key in given_labels(node)
         .into_iter()
         .filter(|key| !labels.contains_key(key) && have.contains_key(key))
     {
         label_patch.insert(key, Value::Null);
     }
     let taints = wished_taints(seat);
-    let taint_patch = taint_list(node, &taints, &ours(OUR_TAINTS));
+    let taint_patch = taint_list(node, &taints, &given_taints(node));
     let keys: Vec<&str> = labels.keys().map(String::as_str).collect();
     let taint_keys: Vec<String> = taints
         .iter()
