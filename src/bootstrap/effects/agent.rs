@@ -7,7 +7,7 @@ use crate::{
 };
 use host::{
     Effect,
-    effect::{Cert, Kubeconfig, Subject, Usage},
+    effect::{Cert, Kubeconfig, RENEW_DAYS, Subject, Usage},
 };
 
 /// The cluster's authority, and the agent's serving certificate signed by it. Where the authority's key is, the host signs for itself.
@@ -33,6 +33,7 @@ pub fn trust(site: &Site, seat: &Seat, learned: &Learned) -> Result<Vec<Effect>>
             subject: serving_subject(seat),
             usage: Usage::Server,
             days: 365,
+            renew_days: RENEW_DAYS,
         }));
     } else {
         effects.push(file(paths::CA_CERT, &learned.ca, 0o644));

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     Client, ClientError, Effect,
     effect::{File, Subject, Usage},
-    proto::Missing,
+    proto::{Missing, RunEnd, RunMark},
     system::Ran,
 };
 
@@ -450,4 +450,112 @@ async fn after_an_undo_a_client_that_comes_back_begins_no_other_journal() {
     client.ping().await.unwrap();
     assert_eq!(left(), before);
     assert!(!dir.path().join("data").exists());
+}
+
+#[tokio::test]
+async fn what_somebody_changed_since_the_last_run_is_told_and_a_half_run_is_none() {
+    let dir = host();
+    let at = |path: &str| dir.path().join(path);
+    std::fs::create_dir_all(at("proc/sys/net")).unwrap();
+    std::fs::write(at("proc/sys/net/x"), "0\n").unwrap();
+    let (client, _task) = writer(dir.path()).await;
+    assert_eq!(client.drift().await.unwrap().since, None);
+    assert!(
+        fault(client.end_run(RunEnd::Done).await.unwrap_err())
+            .message
+            .contains("no run")
+    );
+    let mark = RunMark {
+        who: "apply by ann".into(),
+        at_ms: 7,
+        ..RunMark::default()
+    };
+    assert!(client.begin_run(mark.clone(), false).await.unwrap());
+    let plain = |path: &str, content: &str| {
+        Effect::File(File {
+            path: path.into(),
+            content: content.into(),
+            mode: 0o644,
+            owner: None,
+            secret: false,
+        })
+    };
+    let absent = |path: &str| Effect::Absent { path: path.into() };
+    let wanted = vec![
+        file("hunter2"),
+        plain("/etc/plain", "one\n"),
+        plain("/etc/mode", "x"),
+        plain("/etc/token", "passing"),
+        absent("/etc/token"),
+        plain("/data/demo/script", "passing"),
+        absent("/data/demo/script"),
+        Effect::Link {
+            path: "/etc/link".into(),
+            target: "plain".into(),
+        },
+        Effect::Sysctl {
+            key: "net.x".into(),
+            value: "1".into(),
+        },
+    ];
+    client.apply(wanted).await.unwrap();
+    client.end_run(RunEnd::Done).await.unwrap();
+    let report = client.drift().await.unwrap();
+    assert_eq!((report.since, report.items, report.compared), (Some(mark), vec![], 6));
+    let kept = std::fs::read_to_string(at("data/demo/applied.json")).unwrap();
+    assert!(!kept.contains("hunter2"), "{kept}");
+
+    std::fs::write(at("etc/new/x"), "hunter3").unwrap();
+    std::fs::write(at("etc/plain"), "two\n").unwrap();
+    std::fs::write(at("etc/token"), "again").unwrap();
+    std::fs::remove_file(at("etc/link")).unwrap();
+    std::fs::write(at("proc/sys/net/x"), "0\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(at("etc/mode"), mode).unwrap();
+    let items = client.drift().await.unwrap().items;
+    let told: Vec<String> = items
+        .iter()
+        .map(|item| format!("{}: {}", item.what, item.detail))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "/etc/new/x: its content differs (secret)",
+            "/etc/plain: content",
+            "/etc/mode: mode 600 → 644",
+            "/etc/token: it is there again",
+            "/etc/link: it is gone (→ plain)",
+            "sysctl net.x: 0 → 1",
+        ]
+    );
+    assert!(items[1].diff.as_deref().unwrap().contains("+one"));
+    let all = serde_json::to_string(&items).unwrap();
+    assert!(!all.contains("hunter"), "{all}");
+
+    // A run that fails does not change what the host is compared with; one about a part changes that part.
+    let begin = |who: &str| RunMark {
+        who: who.into(),
+        ..RunMark::default()
+    };
+    assert!(!client.begin_run(begin("fails"), false).await.unwrap());
+    client.apply(vec![plain("/etc/plain", "three\n")]).await.unwrap();
+    client.end_run(RunEnd::Failed).await.unwrap();
+    assert!(
+        client
+            .drift()
+            .await
+            .unwrap()
+            .items
+            .iter()
+            .any(|item| item.what == "/etc/plain")
+    );
+    client.begin_run(begin("part"), false).await.unwrap();
+    client.apply(vec![plain("/etc/plain", "three\n")]).await.unwrap();
+    client.end_run(RunEnd::PartDone).await.unwrap();
+    let report = client.drift().await.unwrap();
+    assert!(report.items.iter().all(|item| item.what != "/etc/plain"));
+    assert_eq!((report.items.len(), report.compared), (5, 6));
+    let summary = client.journal().await.unwrap();
+    assert_eq!(summary.first.unwrap().mark.at_ms, 7);
+    assert_eq!(summary.last.unwrap().ended, Some(RunEnd::PartDone));
 }
