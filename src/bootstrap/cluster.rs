@@ -18,7 +18,7 @@ mod rollout;
 mod token;
 mod tunnel;
 
-pub use apply::{Applied, title};
+pub use apply::{Applied, Applier, drifted, title};
 pub use tunnel::Tunnel;
 
 /// Largest kubeconfig that is read from a host, in bytes.

@@ -228,8 +228,8 @@ impl Log {
         marks.count() as u64
     }
 
-    /// The first run and the last, each with how it ended. Journals of versions that kept no marks have none.
-    pub fn first_and_last_run(&self) -> (Option<RunNote>, Option<RunNote>) {
+    /// All runs in order, each with how it ended. Journals of versions that kept no marks have none.
+    pub fn run_notes(&self) -> Vec<RunNote> {
         let mut notes: Vec<RunNote> = Vec::new();
         for entry in &self.entries {
             match entry {
@@ -246,7 +246,7 @@ impl Log {
                 _ => {}
             }
         }
-        (notes.first().cloned(), notes.last().cloned())
+        notes
     }
 }
 

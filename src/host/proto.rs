@@ -136,7 +136,7 @@ pub enum Request {
     UndoRun,
     /// What differs from what the last run left. Open. Changes nothing.
     Drift,
-    /// What the last run left: certificates, kubeconfigs and units, none of which hold a secret. Open. Changes nothing.
+    /// What the last run left, as effects; those whose content is secret are left out. Open. Changes nothing.
     Applied,
     /// The certificates of a cluster on this host. Legal any time. Changes nothing.
     Certificates,
@@ -469,6 +469,9 @@ pub struct JournalSummary {
     /// The last run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<RunNote>,
+    /// The last run that brought an image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub brought: Option<RunMark>,
 }
 
 /// Result of an undo.

@@ -470,14 +470,18 @@ fn summary(gate: &Gate) -> Result<JournalSummary> {
     let Some(log) = journal::read(&journal::dir(&gate.root, &gate.scope)?)? else {
         return Ok(JournalSummary::default());
     };
-    let (first, last) = log.first_and_last_run();
+    let runs = log.run_notes();
     Ok(JournalSummary {
         exists: true,
         entries: log.entries.iter().map(journal::Entry::describe).collect(),
         torn: log.torn,
         undoing: log.undoing(),
-        first,
-        last,
+        first: runs.first().cloned(),
+        last: runs.last().cloned(),
+        brought: runs
+            .iter()
+            .rfind(|run| run.mark.image.is_some())
+            .map(|run| run.mark.clone()),
     })
 }
 

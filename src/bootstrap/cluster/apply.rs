@@ -9,7 +9,7 @@ use kube::{
     discovery::{Scope, pinned_kind},
 };
 use serde_json::{Map, Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use tokio::sync::Mutex;
 
 /// Who owns the fields we write, as `metadata.managedFields` says it.
@@ -86,6 +86,27 @@ impl Applier {
         Ok(Applied::Changed)
     }
 
+    /// An object as the server has it now, if it is there.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub async fn live(&self, object: &Value) -> Result<Option<Value>> {
+        let title = title(object);
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let api = match self.api(object, &title).await {
+            Ok(api) => api,
+            // With its kind all its objects are gone.
+            Err(Error::Api { source, .. }) if matches!(&*source, kube::Error::Discovery(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let live = api
+            .get_opt(name)
+            .await
+            .map_err(Error::api(format!("reading {title}")))?;
+        let json = |live: DynamicObject| serde_json::to_value(&live).map_err(|e| Error::Wish(format!("{title}: {e}")));
+        live.map(json).transpose()
+    }
+
     /// Takes an object away; whether it was there. What it owns goes in the background.
     ///
     /// # Errors
@@ -156,6 +177,65 @@ fn annotated(object: &Value) -> Value {
         annotations[LAST_APPLIED] = Value::String(text);
     }
     object
+}
+
+/// Names what is applied with an object: the text of the annotation, or a Secret's data, which is in no annotation.
+pub fn fingerprint(object: &Value) -> String {
+    if object["kind"] != "Secret" {
+        return oci::Digest::of(object.to_string().as_bytes()).to_string();
+    }
+    let normal = normal(object);
+    let data: BTreeMap<&String, &Value> = normal["data"].as_object().into_iter().flatten().collect();
+    oci::Digest::of(serde_json::to_string(&data).unwrap_or_default().as_bytes()).to_string()
+}
+
+/// What of an object is not as it was applied last; empty: all is. `applied` is its [`fingerprint`], where it was noted.
+pub fn drifted(live: &Value, applied: Option<&str>) -> Vec<String> {
+    if live["kind"] == "Secret" {
+        let differs = applied.is_some_and(|applied| applied != fingerprint(live));
+        return differs.then(|| "data (secret)".to_owned()).into_iter().collect();
+    }
+    let Some(text) = live["metadata"]["annotations"][LAST_APPLIED].as_str() else {
+        return vec![format!(
+            "annotation {LAST_APPLIED}, which says what was applied, is gone"
+        )];
+    };
+    if applied.is_some_and(|applied| applied != oci::Digest::of(text.as_bytes()).to_string()) {
+        return vec!["somebody else has applied it since".to_owned()];
+    }
+    let mut fields = Vec::new();
+    let last: Value = serde_json::from_str(text).unwrap_or(Value::Null);
+    differing(live, &normal(&last), "", &mut fields);
+    fields
+}
+
+/// The outermost fields in which `live` lacks what `wanted` says.
+fn differing(live: &Value, wanted: &Value, at: &str, out: &mut Vec<String>) {
+    if contains(live, wanted) {
+        return;
+    }
+    let before = out.len();
+    match (live, wanted) {
+        (Value::Object(live), Value::Object(wanted)) => {
+            for (key, value) in wanted {
+                let at = if at.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{at}.{key}")
+                };
+                differing(live.get(key).unwrap_or(&Value::Null), value, &at, out);
+            }
+        }
+        (Value::Array(live), Value::Array(wanted)) if live.len() == wanted.len() => {
+            for (index, (live, wanted)) in live.iter().zip(wanted).enumerate() {
+                differing(live, wanted, &format!("{at}[{index}]"), out);
+            }
+        }
+        _ => {}
+    }
+    if out.len() == before {
+        out.push(at.to_owned());
+    }
 }
 
 /// The patch that makes `live` what `wanted` says, nothing if it is so. What was applied last and is wanted no more goes; what
@@ -276,5 +356,36 @@ mod tests {
         let stored = json!({"kind": "Secret", "metadata": {"name": "a"}, "data": {"k": "dg=="}});
         assert_eq!(difference(&wanted, &stored), None);
         assert!(annotated(&wanted)["metadata"].get("annotations").is_none());
+    }
+
+    #[test]
+    fn what_somebody_changed_is_told_by_field_and_what_the_server_or_others_added_is_not() {
+        let wanted = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"},
+            "spec": {"replicas": 2, "template": {"spec": {"containers": [{"name": "x", "image": "i:1"}]}}}});
+        let applied = fingerprint(&wanted);
+        let change = |more: Value| drifted(&live(&wanted, more), Some(&applied));
+        assert_eq!(
+            change(json!({"status": {"replicas": 1}, "metadata": {"labels": {"theirs": "x"}}})),
+            Vec::<String>::new()
+        );
+        assert_eq!(change(json!({"spec": {"replicas": 5}})), ["spec.replicas"]);
+        let other = json!({"spec": {"template": {"spec": {"containers": [{"name": "x", "image": "evil"}]}}}});
+        assert_eq!(change(other), ["spec.template.spec.containers[0].image"]);
+        let two = json!({"spec": {"template": {"spec": {"containers": [{"name": "x"}, {"name": "y"}]}}}});
+        assert_eq!(change(two), ["spec.template.spec.containers"]);
+        let elsewhere = json!({"metadata": {"annotations": {LAST_APPLIED: "{}"}}});
+        assert_eq!(change(elsewhere), ["somebody else has applied it since"]);
+        assert_eq!(drifted(&wanted, None).len(), 1, "no annotation");
+    }
+
+    #[test]
+    fn a_secrets_drift_is_told_without_what_is_in_it() {
+        let wanted = json!({"kind": "Secret", "metadata": {"name": "a"}, "stringData": {"k": "hunter2", "a": "b"}});
+        let stored =
+            |value: &str| json!({"kind": "Secret", "metadata": {"name": "a"}, "data": {"a": "Yg==", "k": value}});
+        let applied = fingerprint(&wanted);
+        assert_eq!(drifted(&stored("aHVudGVyMg=="), Some(&applied)), Vec::<String>::new());
+        assert_eq!(drifted(&stored("b3RoZXI="), Some(&applied)), ["data (secret)"]);
+        assert_eq!(drifted(&stored("b3RoZXI="), None), Vec::<String>::new());
     }
 }

@@ -2,7 +2,7 @@
 //! an earlier version had are taken away.
 
 use super::{
-    apply::{Applied, Applier, title},
+    apply::{Applied, Applier, fingerprint, title},
     ledger::{self, ObjectRef},
 };
 use crate::{
@@ -52,6 +52,7 @@ pub(super) async fn apply_and_prune(
         kind: "manifests".to_owned(),
         objects: objects.iter().map(ObjectRef::of).collect(),
         begun: before.is_some_and(|entry| entry.begun),
+        applied: objects.iter().map(fingerprint).collect(),
         ..ledger::Entry::default()
     };
     if before == Some(&now) {

@@ -168,15 +168,15 @@ impl Gate {
         })
     }
 
-    /// Effects that the last run left and that hold nothing secret: certificates, kubeconfigs, units.
+    /// What the last run left, without what is secret and without the image layout, which is large and asked of the layout itself.
     pub(crate) fn public_effects(&self) -> Result<Vec<Effect>> {
         let records = Records::read(&self.home()?)?.map(|records| records.records);
         let effects = records
             .unwrap_or_default()
             .into_iter()
             .filter_map(|record| match record {
-                Record::Effect(effect @ (Effect::Cert(_) | Effect::Kubeconfig(_) | Effect::Unit(_))) => Some(effect),
-                _ => None,
+                Record::Secret { .. } | Record::Effect(Effect::Layout { .. }) => None,
+                Record::Effect(effect) => Some(effect),
             });
         Ok(effects.collect())
     }

@@ -559,3 +559,44 @@ async fn what_somebody_changed_since_the_last_run_is_told_and_a_half_run_is_none
     assert_eq!(summary.first.unwrap().mark.at_ms, 7);
     assert_eq!(summary.last.unwrap().ended, Some(RunEnd::PartDone));
 }
+
+#[tokio::test]
+async fn a_preview_shows_nothing_of_what_is_secret_neither_the_old_nor_the_new() {
+    let dir = host();
+    std::fs::create_dir_all(dir.path().join("etc/new")).unwrap();
+    std::fs::write(dir.path().join("etc/new/x"), "planted-before").unwrap();
+    std::fs::write(dir.path().join("etc/ca.crt"), "planted-before").unwrap();
+    let (client, _task) = connect(dir.path());
+    client.hello().await.unwrap();
+    client.open(&scope(), Mode::Read).await.unwrap();
+    let kubeconfig = Effect::Kubeconfig(crate::effect::Kubeconfig {
+        path: "/etc/new/x".into(),
+        server: "https://127.0.0.1:6444".into(),
+        ca: "/etc/ca.crt".into(),
+        cluster: "demo".into(),
+        user: "joiner".into(),
+        cert: None,
+        key: None,
+        token: Some("planted-token".into()),
+    });
+    let changes = client.preview(vec![file("planted-after"), kubeconfig]).await.unwrap();
+    assert!(
+        changes
+            .iter()
+            .all(|change| change.changed() && change.detail.contains("secret"))
+    );
+    let text = serde_json::to_string(&changes).unwrap();
+    assert!(!text.contains("planted"), "{text}");
+    // A large file is not shown either, but named: two previews that read alike are alike.
+    let large = |byte: &str| {
+        Effect::File(File {
+            path: "/etc/large".into(),
+            content: byte.repeat(100_000).into(),
+            mode: 0o644,
+            owner: None,
+            secret: false,
+        })
+    };
+    let changes = client.preview(vec![large("a"), large("b")]).await.unwrap();
+    assert!(changes[0].diff.is_none() && changes[0].detail != changes[1].detail);
+}
