@@ -144,9 +144,11 @@ async fn start() -> Option<Server> {
     });
     std::fs::write(dir.join("admin.conf"), conf.to_string()).unwrap();
     let conf = kube::config::Kubeconfig::read_from(dir.join("admin.conf")).unwrap();
-    let config = kube::Config::from_custom_kubeconfig(conf, &Default::default())
+    let mut config = kube::Config::from_custom_kubeconfig(conf, &Default::default())
         .await
         .unwrap();
+    // What the server refuses is seen at once.
+    config.default_retry = false;
     let client = kube::Client::try_from(config).unwrap();
     let server = Server {
         etcd,

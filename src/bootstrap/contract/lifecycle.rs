@@ -67,7 +67,7 @@ async fn a_drain_that_ends_in_vain_names_every_pod_and_budget_in_the_way() {
     apply(&server, &[budget]).await;
     let patience = Duration::from_secs(3);
     let begun = std::time::Instant::now();
-    let error = reset::drain::drain(&server.client, "n1", patience)
+    let error = reset::drain::drain(&Cluster::direct(server.client.clone()), "n1", patience)
         .await
         .unwrap_err()
         .to_string();

@@ -58,7 +58,7 @@ pub(super) async fn nodes(
             title: "moving its pods elsewhere",
             host: Some(name.clone()),
         });
-        match drain(&cluster.client, name, patience.drain).await {
+        match drain(cluster, name, patience.drain).await {
             Err(error) if !patience.force => return Err(error),
             Err(error) => observer.event(Event::Warning {
                 host: Some(name.clone()),
@@ -79,7 +79,8 @@ pub(super) async fn nodes(
 ///
 /// # Errors
 /// When the API server refuses, or something is still in the way when `patience` ends: then all of that is named.
-pub(crate) async fn drain(client: &Client, node: &str, patience: Duration) -> Result<()> {
+pub(crate) async fn drain(cluster: &Cluster, node: &str, patience: Duration) -> Result<()> {
+    let client = &cluster.client;
     let deadline = Instant::now() + patience;
     let evicts = serves_evictions(client).await?;
     let all: Api<Pod> = Api::all(client.clone());
@@ -89,7 +90,12 @@ pub(crate) async fn drain(client: &Client, node: &str, patience: Duration) -> Re
         .await
         .map_err(Error::api(format!("listing the pods of {node}")))?;
     let moving = pods.items.into_iter().filter(moves);
-    let blockers = fan::all_good(moving.map(|pod| leave(client, pod, evicts, deadline).boxed()).collect()).await?;
+    let blockers = fan::all_good(
+        moving
+            .map(|pod| leave(cluster, pod, evicts, deadline).boxed())
+            .collect(),
+    )
+    .await?;
     let blockers: String = blockers.into_iter().flatten().map(|why| format!("\n  {why}")).collect();
     if blockers.is_empty() {
         return Ok(());
@@ -119,17 +125,18 @@ fn moves(pod: &Pod) -> bool {
 }
 
 /// Evicts a pod and waits until it is gone. What was in the way to the end, if anything was.
-async fn leave(client: &Client, pod: Pod, evicts: bool, deadline: Instant) -> Result<Option<String>> {
+async fn leave(cluster: &Cluster, pod: Pod, evicts: bool, deadline: Instant) -> Result<Option<String>> {
     let (name, namespace) = (pod.name_any(), pod.namespace().unwrap_or_default());
     let title = format!("pod {namespace}/{name}");
-    let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace);
+    let asking: Api<Pod> = Api::namespaced(cluster.impatient.clone(), &namespace);
     let mut ticks = tokio::time::interval(AGAIN);
     loop {
         ticks.tick().await;
         let asked = if evicts {
-            api.evict(&name, &EvictParams::default()).await.map(drop)
+            asking.evict(&name, &EvictParams::default()).await.map(drop)
         } else {
-            api.delete(&name, &DeleteParams::default()).await.map(drop)
+            asking.delete(&name, &DeleteParams::default()).await.map(drop)
         };
         match asked {
             Ok(()) => break,

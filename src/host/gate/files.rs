@@ -75,7 +75,7 @@ impl Gate {
         }
         if secret {
             details.push("secret".to_owned());
-        } else if diff.is_none() && !bytes.is_empty() {
+        } else if diff.is_none() && old.as_deref() != Some(bytes) && !bytes.is_empty() {
             // What is not shown is named, so that two previews that read alike are alike.
             let name = |bytes: &[u8]| oci::Digest::of(bytes).short().to_owned();
             let before = old
