@@ -300,12 +300,13 @@ impl Renewal<'_> {
     }
 }
 
-/// Certificates and the kubeconfigs that embed them, so that each is signed anew that is not from today.
+/// Certificates, so that each is signed anew, and the kubeconfigs that embed them.
 fn anew(applied: &[Effect]) -> Vec<Effect> {
     let certificate = |cert: &Cert| {
         Effect::Cert(Cert {
             days: DAYS,
-            renew_days: DAYS - 1,
+            // Whatever was signed before now.
+            renew_days: DAYS,
             ..cert.clone()
         })
     };
@@ -346,7 +347,7 @@ mod tests {
             .iter()
             .map(|effect| match effect {
                 Effect::Cert(cert) => {
-                    assert_eq!((cert.days, cert.renew_days), (365, 364));
+                    assert_eq!((cert.days, cert.renew_days), (365, 365));
                     cert.cert.as_str()
                 }
                 Effect::Kubeconfig(config) => config.path.as_str(),

@@ -176,3 +176,29 @@ async fn what_somebody_changed_in_the_cluster_is_told_and_an_apply_mends_it() {
     apply_all().await;
     assert_eq!(look().await, Vec::<String>::new());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deployment_whose_ports_share_a_number_is_mended_and_gets_new_images() {
+    let Some(server) = start().await else { return };
+    let deployment = |image: &str| {
+        let ports = json!([{"containerPort": 53, "name": "dns", "protocol": "UDP"}, {"containerPort": 53, "name": "dns-tcp", "protocol": "TCP"}]);
+        let pod = json!({"metadata": {"labels": {"app": "dns"}}, "spec": {"containers": [{"name": "dns", "image": image, "ports": ports}]}});
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "dns", "namespace": "default"},
+            "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "dns"}}, "template": pod}})
+    };
+    let deployments: Api<k8s_openapi::api::apps::v1::Deployment> = Api::namespaced(server.client.clone(), "default");
+    apply(&server, &[deployment("i:1")]).await;
+    let scaled = json!({"spec": {"replicas": 5}});
+    deployments
+        .patch("dns", &Default::default(), &Patch::Merge(&scaled))
+        .await
+        .unwrap();
+    apply(&server, &[deployment("i:2")]).await;
+    let spec = deployments.get("dns").await.unwrap().spec.unwrap();
+    let containers = spec.template.spec.unwrap().containers;
+    assert_eq!((spec.replicas, containers[0].image.as_deref()), (Some(2), Some("i:2")));
+    assert_eq!(containers[0].ports.as_ref().map(Vec::len), Some(2));
+    let applier = Applier::new(server.client.clone());
+    let again = applier.apply(&deployment("i:2"), false).await.unwrap();
+    assert_eq!(again, crate::cluster::Applied::Same);
+}
