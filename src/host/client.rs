@@ -396,7 +396,7 @@ impl Client {
 
     /// See [`Request::Journal`].
     pub async fn journal(&self) -> Result<JournalSummary> {
-        expect!(self.ask(&Request::Journal).await?, "journal", Journal)
+        expect!(self.ask(&Request::Journal).await?, "journal", Journal).map(|journal| *journal)
     }
 
     /// See [`Request::Undo`].

@@ -212,7 +212,7 @@ pub enum Answer {
     /// To [`Request::CreateCsr`] and [`Request::SignCsr`].
     Pem(String),
     /// To [`Request::Journal`].
-    Journal(JournalSummary),
+    Journal(Box<JournalSummary>),
     /// To [`Request::BeginRun`]: whether nothing of ours was on the host before, so that undoing this run is undoing everything.
     Begun {
         /// See above.

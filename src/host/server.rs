@@ -381,7 +381,7 @@ impl Server {
                 .await?
             }
             Request::Journal => {
-                self.with_gate(false, |gate| Ok(Answer::Journal(summary(gate)?)))
+                self.with_gate(false, |gate| Ok(Answer::Journal(Box::new(summary(gate)?))))
                     .await?
             }
             Request::BeginRun { mark, revertible } => {

@@ -49,11 +49,8 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let Some(plan) = &prepared.plan else {
         return Ok(Exit::Refused);
     };
-    if let Some(path) = &args.out {
-        if let Some(file) = prepared.file()? {
-            std::fs::write(path, file.to_json()?)
-                .map_err(|e| anyhow::anyhow!("cannot write {}: {e}", path.display()))?;
-        }
+    if let (Some(path), Some(file)) = (&args.out, prepared.file()?) {
+        std::fs::write(path, file.to_json()?).map_err(|e| anyhow::anyhow!("cannot write {}: {e}", path.display()))?;
     }
     if context.out.is_json() {
         context.out.json(plan);
