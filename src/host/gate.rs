@@ -195,7 +195,7 @@ impl Gate {
             journal.record(entries)?;
         }
         self.journal = Some(journal);
-        Ok(())
+        self.resume_run(&log)
     }
 
     /// A crash between making the journal's folder and its first record leaves the home with nothing but an empty journal in it.

@@ -4,7 +4,12 @@
 //! Effects are remembered as they are and looked at again by the same code that previews a plan. Of content that is secret only a
 //! digest is kept; the file lies beside the journal, for root only.
 
-use std::path::Path;
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +23,8 @@ use crate::{
 
 /// Its name below `<dataRoot>/<cluster>`.
 const NAME: &str = "applied.json";
+/// What the run that is under way has applied so far, a line each: so a run goes on when its connection was lost.
+const SO_FAR: &str = "applied.partial";
 /// Largest record that is read back.
 const MAX_RECORDS: u64 = 256 << 20;
 /// Largest file whose content is compared.
@@ -66,6 +73,18 @@ fn key(effect: &Effect) -> String {
     }
 }
 
+/// A line of [`SO_FAR`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Line {
+    /// The first: which run it is.
+    Run(RunMark),
+    /// Something was applied.
+    Put(Record),
+    /// Something that was applied for a moment only is gone.
+    Drop(String),
+}
+
 /// All that a run left, and which run it was.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -75,12 +94,43 @@ pub(crate) struct Records {
 }
 
 impl Records {
-    /// Of a run that has not done anything yet.
-    pub(crate) fn of(mark: RunMark) -> Self {
+    fn of(mark: RunMark) -> Self {
         Self {
             since: mark,
             records: Vec::new(),
         }
+    }
+
+    /// Of a run that begins.
+    pub(crate) fn begin(mark: RunMark, home: &Path) -> Result<Self> {
+        fsops::sweep(&home.join(SO_FAR))?;
+        append(home, &Line::Run(mark.clone()))?;
+        Ok(Self::of(mark))
+    }
+
+    /// Of a run that goes on; nothing if none was begun. What a power cut tore off is not compared later.
+    pub(crate) fn resume(home: &Path) -> Result<Option<Self>> {
+        let bytes = fsops::read_small(&home.join(SO_FAR), MAX_RECORDS)?.unwrap_or_default();
+        let mut lines = bytes
+            .split(|byte| *byte == b'\n')
+            .map_while(|line| serde_json::from_slice(line).ok());
+        let Some(Line::Run(mark)) = lines.next() else {
+            return Ok(None);
+        };
+        let mut records = Self::of(mark);
+        for line in lines {
+            match line {
+                Line::Run(_) => {}
+                Line::Put(record) => records.put(record),
+                Line::Drop(key) => records.records.retain(|record| record.key() != key),
+            }
+        }
+        Ok(Some(records))
+    }
+
+    /// Ends a run's being under way.
+    pub(crate) fn forget(home: &Path) -> Result<()> {
+        fsops::sweep(&home.join(SO_FAR))
     }
 
     fn read(home: &Path) -> Result<Option<Self>> {
@@ -141,14 +191,17 @@ impl Gate {
         };
         // That something of ours was needed for a moment only is no news.
         let passing = matches!(effect, Effect::Absent { path } if path.starts_with(&format!("{}/", self.scope.dir())));
-        if let Some(applied) = &mut self.applied {
-            if passing {
-                let key = record.key();
-                applied.records.retain(|old| old.key() != key);
-            } else {
-                applied.put(record);
-            }
+        let home = self.home()?;
+        let Some(applied) = &mut self.applied else {
+            return Ok(());
+        };
+        if passing {
+            let key = record.key();
+            applied.records.retain(|old| old.key() != key);
+            return append(&home, &Line::Drop(key));
         }
+        append(&home, &Line::Put(record.clone()))?;
+        applied.put(record);
         Ok(())
     }
 
@@ -220,7 +273,7 @@ impl Gate {
             let Some(bytes) = fsops::read_small(&at, MAX_FILE)? else {
                 return Ok(None);
             };
-            let meta = std::fs::metadata(&at).map_err(Error::io(&at))?;
+            let meta = fs::metadata(&at).map_err(Error::io(&at))?;
             let digest = oci::Digest::of(&zeroize::Zeroizing::new(bytes));
             Ok(Some((digest, meta.permissions().mode() & 0o7777)))
         };
@@ -234,6 +287,16 @@ impl Gate {
             Ok(Some(_)) => None,
         }
     }
+}
+
+fn append(home: &Path, line: &Line) -> Result<()> {
+    let path: PathBuf = home.join(SO_FAR);
+    let mut text = zeroize::Zeroizing::new(serde_json::to_vec(line).map_err(|e| Error::invalid(e.to_string()))?);
+    text.push(b'\n');
+    let opened = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+    opened
+        .and_then(|mut file| file.write_all(&text))
+        .map_err(Error::io(&path))
 }
 
 /// What an apply would do, as what is the matter.

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use super::{Gate, applied::Records, record_leaf};
 use crate::{
     Error, Result, fsops,
-    journal::{self, Entry, Journal},
+    journal::{self, Entry, Journal, Log},
     proto::{FaultKind, RunEnd, RunMark},
 };
 
@@ -36,7 +36,8 @@ impl Gate {
         }
         let home = self.scope.dir();
         let fresh = log.entries.iter().all(|entry| match entry {
-            Entry::Begin { .. } => true,
+            // The answer to a first asking may have been lost.
+            Entry::Begin { .. } | Entry::Run { .. } => true,
             Entry::NoDir { path, .. } => *path == home || home.starts_with(&format!("{path}/")),
             _ => false,
         });
@@ -50,14 +51,32 @@ impl Gate {
             n: log.runs(),
             mark: mark.clone(),
         }])?;
-        self.applied = Some(Records::of(mark));
+        self.applied = Some(Records::begin(mark, &self.home()?)?);
         Ok(fresh)
+    }
+
+    /// Goes on with a run that was begun on a connection that is lost.
+    pub(super) fn resume_run(&mut self, log: &Log) -> Result<()> {
+        if log.run_notes().last().is_none_or(|run| run.ended.is_some()) {
+            return Ok(());
+        }
+        let dir = self.run_dir()?;
+        if dir.join("log").exists() {
+            self.run = Some(Journal::open(&dir)?.0);
+        }
+        self.applied = Records::resume(&self.home()?)?;
+        Ok(())
     }
 
     /// Marks the end of the run.
     pub(crate) fn end_run(&mut self, how: RunEnd) -> Result<()> {
         let Some(applied) = self.applied.take() else {
-            return Err(Error::invalid("no run was begun on this connection"));
+            let log = journal::read(&journal::dir(&self.root, &self.scope)?)?.unwrap_or_default();
+            return match log.run_notes().last() {
+                // Asked again, because the first answer was lost.
+                Some(run) if run.ended == Some(how) => Ok(()),
+                _ => Err(Error::invalid("no run was begun on this host")),
+            };
         };
         self.run = None;
         let home = self.home()?;
@@ -73,6 +92,7 @@ impl Gate {
 
     /// Notes how the last run ended.
     pub(crate) fn mark_end(&mut self, how: RunEnd) -> Result<()> {
+        Records::forget(&self.home()?)?;
         let log = journal::read(&journal::dir(&self.root, &self.scope)?)?.unwrap_or_default();
         let Some(n) = log.runs().checked_sub(1) else {
             return Err(Error::new(FaultKind::NotFound, "no run was ever begun on this host"));

@@ -600,3 +600,45 @@ async fn a_preview_shows_nothing_of_what_is_secret_neither_the_old_nor_the_new()
     let changes = client.preview(vec![large("a"), large("b")]).await.unwrap();
     assert!(changes[0].diff.is_none() && changes[0].detail != changes[1].detail);
 }
+
+#[tokio::test]
+async fn a_run_goes_on_over_a_new_connection_and_its_end_may_be_told_twice() {
+    let dir = host();
+    let (client, line) = Line::client(dir.path(), Duration::from_secs(30));
+    client.hello().await.unwrap();
+    let who = "apply by ann".to_owned();
+    client.open(&scope(), Mode::Write { who }).await.unwrap();
+    let plain = |path: &str, content: &str| {
+        Effect::File(File {
+            path: path.into(),
+            content: content.into(),
+            mode: 0o644,
+            owner: None,
+            secret: false,
+        })
+    };
+    assert!(client.begin_run(RunMark::default(), true).await.unwrap());
+    client.apply(vec![plain("/etc/a", "1"), file("hunter2")]).await.unwrap();
+    line.cut().await;
+    client.apply(vec![plain("/etc/b", "1")]).await.unwrap();
+    client.end_run(RunEnd::Done).await.unwrap();
+    client.end_run(RunEnd::Done).await.unwrap();
+    let report = client.drift().await.unwrap();
+    assert_eq!((report.compared, report.items), (3, vec![]));
+    assert!(!dir.path().join("data/demo/applied.partial").exists());
+
+    // And it is undone as a whole, whatever connection its changes came over.
+    assert!(!client.begin_run(RunMark::default(), true).await.unwrap());
+    client.apply(vec![plain("/etc/a", "2")]).await.unwrap();
+    line.cut().await;
+    client
+        .apply(vec![plain("/etc/b", "2"), plain("/etc/c", "2")])
+        .await
+        .unwrap();
+    assert!(client.undo_run().await.unwrap().failed.is_empty());
+    assert!(client.undo_run().await.unwrap().done.is_empty());
+    let content = |path: &str| std::fs::read_to_string(dir.path().join(path)).unwrap();
+    assert_eq!((content("etc/a"), content("etc/b")), ("1".to_owned(), "1".to_owned()));
+    assert!(!dir.path().join("etc/c").exists());
+    assert_eq!(client.drift().await.unwrap().items, []);
+}

@@ -308,18 +308,18 @@ proptest! {
             tree
         };
         let between = without_ours(tree(dir.path()));
-        for effect in &later {
+        for (n, effect) in later.iter().enumerate() {
+            if crash && n == later.len() / 2 {
+                drop(gate);
+                gate = open(dir.path());
+            }
             let _ = gate.apply(effect);
-        }
-        if crash {
-            drop(gate);
-            gate = open(dir.path());
         }
         let undone = undo_run(&mut gate).unwrap();
         prop_assert_eq!(&undone.failed, &Vec::<String>::new());
         prop_assert_eq!(without_ours(tree(dir.path())), between);
         prop_assert_eq!(fs::read(dir.path().join("data/installer/demo/applied.json")).unwrap(), applied);
-        prop_assert!(undo_run(&mut gate).is_err(), "a run is undone once");
+        prop_assert!(undo_run(&mut gate).unwrap().done.is_empty(), "a run is undone once");
         for effect in &again {
             let _ = gate.apply(effect);
         }
