@@ -169,17 +169,25 @@ impl PlanFile {
                 tell(Some(host), what);
             }
         }
+        for what in self.cluster_moved(now) {
+            tell(None, what);
+        }
+        moved
+    }
+
+    fn cluster_moved(&self, now: &Self) -> Vec<String> {
+        let mut moved = Vec::new();
         // A cluster that was not there has come up, or the other way round.
         if self.plan["objects"].is_null() != now.plan["objects"].is_null() {
-            tell(None, "whether the API server answers is not as it was".to_owned());
+            moved.push("whether the API server answers is not as it was".to_owned());
         }
         for (list, key, title) in [("objects", "object", "object"), ("leaving", "name", "leaving node")] {
             for (name, what) in maps(&by(&self.plan[list], key), &by(&now.plan[list], key), "its change") {
-                tell(None, format!("{title} {name}: {what}"));
+                moved.push(format!("{title} {name}: {what}"));
             }
         }
         if self.plan["images"] != now.plan["images"] {
-            tell(None, "the registry lacks other images than it did".to_owned());
+            moved.push("the registry lacks other images than it did".to_owned());
         }
         moved
     }
