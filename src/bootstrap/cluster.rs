@@ -18,7 +18,7 @@ mod rollout;
 mod token;
 mod tunnel;
 
-pub use apply::{Applied, title};
+pub use apply::{Applied, Applier, drifted, title};
 pub use tunnel::Tunnel;
 
 /// Largest kubeconfig that is read from a host, in bytes.
@@ -26,8 +26,10 @@ const KUBECONFIG_LIMIT: u64 = 256 << 10;
 
 /// The way into the cluster. It ends when this is dropped.
 pub struct Cluster {
-    /// An ordinary client.
+    /// An ordinary client, which asks again by itself when the server is busy.
     pub client: Client,
+    /// One that is told at once that the server is busy, or that a budget forbids something: to the other both are one.
+    pub impatient: Client,
     tunnel: Tunnel,
 }
 
@@ -41,14 +43,22 @@ impl Cluster {
         let text = admin_kubeconfig(session).await?;
         let tunnel = Tunnel::open(&session.config, "127.0.0.1", paths::API_PORT).await?;
         let server = format!("https://127.0.0.1:{}", tunnel.port());
-        let client = client(session, &text, &server).await?;
-        Ok(Self { client, tunnel })
+        let mut config = config(session, &text, &server).await?;
+        let client = made(session, config.clone())?;
+        config.default_retry = false;
+        let impatient = made(session, config)?;
+        Ok(Self {
+            client,
+            impatient,
+            tunnel,
+        })
     }
 
     /// A cluster whose API server needs no way to it.
     #[cfg(test)]
     pub(crate) fn direct(client: Client) -> Self {
         Self {
+            impatient: client.clone(),
             client,
             tunnel: Tunnel::none(),
         }
@@ -75,9 +85,16 @@ pub async fn admin_kubeconfig(session: &Session) -> Result<Zeroizing<String>> {
     Ok(Zeroizing::new(text))
 }
 
-async fn client(session: &Session, kubeconfig: &str, server: &str) -> Result<Client> {
-    let bad =
-        |e: &dyn std::fmt::Display| Error::on(session.ip, format!("its {} is not usable: {e}", paths::ADMIN_CONF));
+fn unusable(session: &Session, why: &dyn std::fmt::Display) -> Error {
+    Error::on(session.ip, format!("its {} is not usable: {why}", paths::ADMIN_CONF))
+}
+
+fn made(session: &Session, config: kube::Config) -> Result<Client> {
+    Client::try_from(config).map_err(|e| unusable(session, &e))
+}
+
+async fn config(session: &Session, kubeconfig: &str, server: &str) -> Result<kube::Config> {
+    let bad = |e: &dyn std::fmt::Display| unusable(session, e);
     let kubeconfig = Kubeconfig::from_yaml(kubeconfig).map_err(|e| bad(&e))?;
     let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
         .await
@@ -86,5 +103,5 @@ async fn client(session: &Session, kubeconfig: &str, server: &str) -> Result<Cli
     config.connect_timeout = Some(Duration::from_secs(10));
     // A watch that is silent is no failure, but a request that never answers is.
     config.read_timeout = Some(Duration::from_secs(295));
-    Client::try_from(config).map_err(|e| bad(&e))
+    Ok(config)
 }

@@ -1,6 +1,7 @@
 //! Contract with a real API server, and with helm: what was applied is noted and taken away again, releases are made, upgraded and
 //! found interrupted. Skipped, with a message, where etcd (or helm) is absent. [`registry`] is about registries and the runtime.
 
+mod lifecycle;
 mod registry;
 mod support;
 
@@ -144,9 +145,11 @@ async fn start() -> Option<Server> {
     });
     std::fs::write(dir.join("admin.conf"), conf.to_string()).unwrap();
     let conf = kube::config::Kubeconfig::read_from(dir.join("admin.conf")).unwrap();
-    let config = kube::Config::from_custom_kubeconfig(conf, &Default::default())
+    let mut config = kube::Config::from_custom_kubeconfig(conf, &Default::default())
         .await
         .unwrap();
+    // What the server refuses is seen at once.
+    config.default_retry = false;
     let client = kube::Client::try_from(config).unwrap();
     let server = Server {
         etcd,

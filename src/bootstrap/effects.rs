@@ -9,7 +9,7 @@ mod prepare;
 mod registry;
 mod runtime;
 
-pub use agent::{agent, balancer, serving_subject, trust};
+pub use agent::{agent, balancer, serving_subject, serving_subject_of, trust};
 pub use control_plane::{MANIFEST, control_plane, static_pods};
 pub use pki::pki;
 pub use prepare::{prepare, rootfs};

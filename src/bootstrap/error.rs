@@ -1,6 +1,6 @@
 //! Why a cluster could not be brought where it should be. Every message names the host, the cause and, where one is known, the remedy.
 
-use crate::template::TemplateError;
+use crate::{runs::RolledBack, template::TemplateError};
 
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -100,6 +100,14 @@ pub enum Error {
     /// Several hosts failed; each error names its host.
     #[error("{} failed:{}", hosts(.0.len()), .0.iter().map(|e| format!("\n  {e}")).collect::<String>())]
     Several(Vec<Error>),
+    /// An apply failed, and what it had changed on hosts was undone.
+    #[error("{source}{}", rolled_back(.hosts))]
+    RolledBack {
+        /// Why it failed.
+        source: Box<Error>,
+        /// What became of each host.
+        hosts: Vec<RolledBack>,
+    },
     /// Something on this machine.
     #[error("{what}: {source}")]
     Local {
@@ -131,6 +139,14 @@ fn in_the_way(place: &str, blockers: &[String]) -> String {
     } else {
         format!("\nnot ready in {place}:{}", lines(blockers))
     }
+}
+
+fn rolled_back(hosts: &[RolledBack]) -> String {
+    let mut text: String = hosts.iter().map(|host| format!("\n  {host}")).collect();
+    if hosts.iter().any(|host| !host.failed.is_empty()) {
+        text.push_str("\nremove the cause and run installer apply again, or take such a host back altogether with installer reset --nodes");
+    }
+    text
 }
 
 fn hosts(count: usize) -> String {

@@ -1,6 +1,12 @@
 //! What is told while work goes on. The crate knows no terminal: whoever shows it implements [`Observer`].
 
-use crate::{plan::Plan, preflight::Finding, reset::HostReset, run::Timing, verify::Check};
+use crate::{
+    plan::{Moved, Plan},
+    preflight::Finding,
+    reset::{HostReset, Removed},
+    run::Timing,
+    verify::Check,
+};
 use serde::Serialize;
 use std::{sync::Arc, time::Duration};
 
@@ -133,6 +139,16 @@ pub enum Event {
     Reset {
         /// What was done there.
         result: HostReset,
+    },
+    /// A node was taken out of the cluster without its host.
+    Removed {
+        /// Which, and what became of it.
+        removed: Removed,
+    },
+    /// Something is not as it was when the plan that shall be applied was made.
+    Moved {
+        /// What.
+        moved: Moved,
     },
     /// What was wished is so.
     Done {

@@ -13,6 +13,7 @@ use crate::{
     preflight::{self, Finding},
     push,
     run::{self, Run, Timing},
+    runs,
     session::{self, Access, Session},
     site::{Seen, Site},
     transfer, wish,
@@ -54,6 +55,17 @@ pub struct Prepared {
     pub took: Duration,
     run: Arc<Run>,
     who: String,
+    targets: Vec<(Ipv4Addr, clusterfile::Ssh)>,
+    access: Access,
+}
+
+/// What becomes of what an apply has changed when it fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFailure {
+    /// It stays, and the next apply goes on from there.
+    Keep,
+    /// What this run changed on hosts is undone. What it changed in the cluster stays.
+    RollBack,
 }
 
 /// How long an existing API server may take to answer, before we say that it does not.
@@ -70,7 +82,8 @@ pub async fn prepare(clusterfile: &Clusterfile, options: &Options) -> Result<Pre
     crate::image::check(&opened.image)?;
     wish::check_image(clusterfile, &opened.image)?;
     let access = registry_access(clusterfile, &opened).await?;
-    let sessions = connect(&targets(clusterfile), options, Some(&opened.program)).await?;
+    let targets = targets(clusterfile);
+    let sessions = connect(&targets, options, Some(&opened.program)).await?;
     let surveyed = survey(clusterfile, options, opened, access, &sessions).await;
     if surveyed.is_err() {
         leave_bare(&sessions, |session| session.pushed).await;
@@ -82,6 +95,8 @@ pub async fn prepare(clusterfile: &Clusterfile, options: &Options) -> Result<Pre
         took: start.elapsed(),
         run: Arc::new(run),
         who: options.who.clone(),
+        targets,
+        access: options.access.clone(),
     })
 }
 
@@ -367,11 +382,22 @@ async fn existing(
 }
 
 impl Prepared {
+    /// The plan as a file, together with what decided it. Absent when preflight stops us.
+    ///
+    /// # Errors
+    /// Never for plans that can be printed.
+    pub fn file(&self) -> Result<Option<plan::PlanFile>> {
+        let plan = self.plan.as_ref();
+        plan.map(|plan| plan::PlanFile::new(plan, &self.run.site.seats, &self.run.record))
+            .transpose()
+    }
+
     /// Does what the plan says.
     ///
     /// # Errors
-    /// All that failed. What was done stays, and the next apply goes on from there.
-    pub async fn apply(&self) -> Result<Vec<Timing>> {
+    /// All that failed. What was done stays, and the next apply goes on from there; or, if that was asked for, what this run has changed
+    /// on hosts is undone.
+    pub async fn apply(&self, on_failure: OnFailure) -> Result<Vec<Timing>> {
         // From here on the hosts are ours alone. Before, nothing of ours may be seen on them: it would look like a leftover.
         let mode = Mode::Write { who: self.who.clone() };
         let scope = &self.run.site.scope;
@@ -386,7 +412,17 @@ impl Prepared {
             }
         })
         .await?;
-        let timings = run::all(&self.run).await?;
+        let revertible = on_failure == OnFailure::RollBack;
+        let fresh = runs::begin(&self.run, &self.who, revertible).await?;
+        let timings = match run::all(&self.run).await {
+            Ok(timings) => timings,
+            Err(error) if revertible => return Err(self.roll_back(error, &fresh).await),
+            Err(error) => {
+                runs::failed(&self.run).await;
+                return Err(error);
+            }
+        };
+        runs::done(&self.run).await?;
         for index in 0..self.run.site.seats.len() {
             self.run.observer.event(Event::HostDone {
                 host: self.run.host_name(index),
@@ -394,6 +430,15 @@ impl Prepared {
             });
         }
         Ok(timings)
+    }
+
+    /// What this run changed on hosts is undone; the error tells on which.
+    async fn roll_back(&self, error: Error, fresh: &[bool]) -> Error {
+        let hosts = runs::roll_back(&self.run, fresh, &self.targets, &self.access, &self.who).await;
+        Error::RolledBack {
+            source: Box::new(error),
+            hosts,
+        }
     }
 
     /// Leaves hosts on which nothing of ours is as they were found: what was put there to look at them goes.

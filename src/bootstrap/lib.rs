@@ -12,12 +12,16 @@
 
 pub mod apps;
 pub mod bandwidth;
+pub mod certs;
 pub mod check;
 pub mod cluster;
 #[cfg(test)]
 mod contract;
+mod control_plane;
+pub mod drift;
 pub mod effects;
 mod error;
+pub mod etcd;
 pub mod event;
 pub mod fan;
 pub mod hooks;
@@ -39,12 +43,14 @@ pub mod redact;
 pub mod render;
 pub mod reset;
 pub mod run;
+pub mod runs;
 mod script;
 pub mod session;
 mod signed;
 #[cfg(test)]
 mod signed_tests;
 pub mod site;
+pub mod status;
 pub mod support;
 pub mod template;
 #[cfg(test)]

@@ -97,7 +97,8 @@ fn file(site: &Site, path: &str, text: &str) -> Effect {
         content: Content::from(text),
         mode: if executable { 0o755 } else { 0o644 },
         owner: None,
-        secret: false,
+        // Whatever a manifest of one says is not shown by a plan.
+        secret: text.lines().any(|line| line.trim_end() == "kind: Secret"),
     })
 }
 

@@ -12,6 +12,12 @@ use crate::{
     site::{Seat, Site},
     transfer,
 };
+mod file;
+mod restarts;
+
+pub use file::{Moved, PlanFile};
+pub use restarts::Restart;
+
 use clusterfile::{Plugin, PluginAction};
 use futures::FutureExt as _;
 use host::{
@@ -60,6 +66,8 @@ pub struct HostPlan {
     pub bytes: u64,
     /// What changes, in order.
     pub changes: Vec<PhaseChange>,
+    /// What does not go on running as it is.
+    pub restarts: Vec<Restart>,
 }
 
 /// A change and the phase it belongs to.
@@ -91,6 +99,9 @@ pub struct Leaving {
     pub name: String,
     /// Its address, as it says itself.
     pub ip: Option<std::net::Ipv4Addr>,
+    /// The name under which the same host is in the Clusterfile: it has come back under that one, and only the old node goes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub now: Option<String>,
 }
 
 impl Plan {
@@ -180,13 +191,16 @@ async fn host_plan(
     let (phases, effects): (Vec<_>, Vec<_>) = effects(site, seat, learned)?.into_iter().unzip();
     let previewed = session
         .client
-        .preview(effects)
+        .preview(effects.clone())
         .await
         .map_err(session.failed("looking at what would change"))?;
+    let signs_for_itself = site.seats[site.first_master()].ip == seat.ip;
+    let is_signed = !signs_for_itself && !learned.kubelet_certs.contains_key(&seat.ip);
+    let signed: &[&str] = if is_signed { &[crate::paths::KUBELET_CERT] } else { &[] };
+    let restarts = restarts::of(&effects, &previewed, signed);
     let changed = phases.into_iter().zip(previewed).filter(|(_, change)| change.changed());
     let mut changes: Vec<PhaseChange> = changed.map(|(phase, change)| PhaseChange { phase, change }).collect();
-    let signs_for_itself = site.seats[site.first_master()].ip == seat.ip;
-    if !signs_for_itself && !learned.kubelet_certs.contains_key(&seat.ip) {
+    if is_signed {
         changes.push(PhaseChange {
             phase: "trust",
             change: Change {
@@ -210,6 +224,7 @@ async fn host_plan(
         blobs: missing.len(),
         bytes: transfer::outstanding(missing),
         changes,
+        restarts,
     })
 }
 
@@ -238,6 +253,16 @@ fn hook_changes(site: &Site, seat: &Seat) -> Vec<PhaseChange> {
         })
     });
     all.collect()
+}
+
+/// A node that nobody wishes. The host at its address may be wished nevertheless: then it must not be reset with its old node.
+fn leaving_node(site: &Site, name: String, ip: Option<std::net::Ipv4Addr>) -> Leaving {
+    let seat = site.seats.iter().find(|seat| Some(seat.ip) == ip);
+    Leaving {
+        name,
+        ip,
+        now: seat.map(|seat| seat.name.clone()),
+    }
 }
 
 /// What is to be done in a cluster that is there.
@@ -296,10 +321,7 @@ pub async fn cluster(site: &Site, cluster: &Cluster, record: &serde_json::Value)
                 action: "modify",
             }),
             Some(_) => {}
-            None => leaving.push(Leaving {
-                ip: nodes::internal_ip(node),
-                name,
-            }),
+            None => leaving.push(leaving_node(site, name, nodes::internal_ip(node))),
         }
     }
     // A host that thinks it has joined but that the cluster does not know has to come again.
@@ -320,4 +342,46 @@ pub async fn cluster(site: &Site, cluster: &Cluster, record: &serde_json::Value)
         leaving,
         recorded,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::site;
+
+    #[test]
+    fn a_host_that_came_back_under_another_name_loses_its_old_node_and_nothing_else() {
+        let site = site();
+        let ip = |text: &str| Some(text.parse().unwrap());
+        // name and address of a node that is not in the Clusterfile → the name under which its host is
+        for (name, at, now) in [
+            ("old", ip("10.0.0.2"), Some("n1")),
+            ("gone", ip("10.0.0.9"), None),
+            ("never", None, None),
+        ] {
+            let leaving = leaving_node(&site, name.into(), at);
+            assert_eq!((leaving.name.as_str(), leaving.now.as_deref()), (name, now));
+        }
+    }
+
+    #[test]
+    fn a_host_comes_back_under_its_old_name_as_one_that_has_not_joined() {
+        let mut site = site();
+        let learned = Learned {
+            ca: "CA".into(),
+            token: zeroize::Zeroizing::new("abcdef.0123456789abcdef".into()),
+            ..Learned::default()
+        };
+        let bootstraps = |site: &Site| {
+            let effects = effects(site, &site.seats[1], &learned).unwrap();
+            effects
+                .iter()
+                .any(|(_, effect)| matches!(effect, Effect::Kubeconfig(config) if config.path == crate::paths::BOOTSTRAP_CONF))
+        };
+        site.seats[1].seen.joined = true;
+        assert!(!bootstraps(&site));
+        // After a reset, or on a new machine, nothing of the agent's identity is there.
+        site.seats[1].seen = crate::site::Seen::default();
+        assert!(bootstraps(&site));
+    }
 }

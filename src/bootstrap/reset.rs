@@ -1,12 +1,15 @@
 //! Taking hosts out of a cluster, and clusters off hosts: nodes are drained and deleted, then each host's journal is played backwards.
 
 mod clean;
-mod drain;
+pub(crate) mod drain;
+pub(crate) mod remove;
+
+pub use remove::Removed;
 
 use crate::{
     Error, Result,
     cluster::{self, Cluster},
-    event::Event,
+    event::{Event, Observer},
     fan,
     install::Options,
     session::{self, Session},
@@ -30,6 +33,15 @@ pub struct Request {
     pub force: bool,
     /// How long pods get to leave a node.
     pub drain: Duration,
+}
+
+/// How patient taking nodes out of a cluster is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// How long pods get to leave a node.
+    pub(crate) drain: Duration,
+    /// Whether a node is taken out although its pods have not left it.
+    pub(crate) force: bool,
 }
 
 /// What was done on one host.
@@ -72,7 +84,7 @@ pub async fn reset(clusterfile: &Clusterfile, options: &Options, request: &Reque
     if !unreachable.is_empty() && !request.force {
         let list: String = unreachable.iter().map(|e| format!("\n  {e}")).collect();
         return Err(Error::Wish(format!(
-            "hosts cannot be reached; nothing was done. With --force the others are reset:{list}"
+            "hosts cannot be reached; nothing was done. With --force the others are reset; reset --nodes IP --force-remove takes a host that is gone for good out of the cluster:{list}"
         )));
     }
     if !request.nodes.is_empty() {
@@ -136,7 +148,11 @@ async fn leave(
     let left = match open_cluster(clusterfile, options).await {
         Ok(cluster) => {
             let ips: Vec<Ipv4Addr> = targets.iter().map(|(ip, _)| *ip).collect();
-            drain::nodes(&cluster, &ips, request.drain, request.force, &*options.observer).await
+            let patience = Patience {
+                drain: request.drain,
+                force: request.force,
+            };
+            drain::nodes(&cluster, &ips, patience, &*options.observer).await
         }
         Err(error) => Err(error),
     };
@@ -152,7 +168,46 @@ async fn leave(
     }
 }
 
-async fn open_cluster(clusterfile: &Clusterfile, options: &Options) -> Result<Cluster> {
+/// Drains the nodes with these addresses and takes them out of the cluster.
+pub(crate) async fn take_out(
+    cluster: &Cluster,
+    ips: &[Ipv4Addr],
+    patience: Patience,
+    observer: &dyn Observer,
+) -> Result<()> {
+    drain::nodes(cluster, ips, patience, observer).await
+}
+
+/// Takes the nodes of hosts that are gone for good out of the cluster; the hosts are not asked, and keep what is on them.
+///
+/// # Errors
+/// When the only master is meant, or the API server does not answer; what went wrong with a node is in the result.
+pub async fn force_remove(clusterfile: &Clusterfile, options: &Options, hosts: &[Ipv4Addr]) -> Result<Vec<Removed>> {
+    let request = Request {
+        nodes: hosts.to_vec(),
+        force: true,
+        drain: Duration::ZERO,
+    };
+    targets(clusterfile, &request)?;
+    let cluster = open_cluster(clusterfile, options).await?;
+    let names = remove::with_addresses(&cluster, hosts).await?;
+    Ok(remove::nodes(&cluster, &names).await)
+}
+
+/// Takes nodes out of the cluster whose hosts have come back under other names.
+///
+/// # Errors
+/// When the API server does not answer; what went wrong with a node is in the result.
+pub async fn forget(clusterfile: &Clusterfile, options: &Options, names: &[String]) -> Result<Vec<Removed>> {
+    let cluster = open_cluster(clusterfile, options).await?;
+    Ok(remove::nodes(&cluster, names).await)
+}
+
+/// The way into the cluster through its first master.
+///
+/// # Errors
+/// When the master or its API server cannot be reached.
+pub(crate) async fn open_cluster(clusterfile: &Clusterfile, options: &Options) -> Result<Cluster> {
     let master = clusterfile
         .masters()
         .next()

@@ -155,7 +155,7 @@ impl Client {
     }
 
     /// Asks, and asks again when the connection is lost before the answer.
-    async fn ask(&self, request: &Request) -> Result<Answer> {
+    pub(crate) async fn ask(&self, request: &Request) -> Result<Answer> {
         let mut losses = 0;
         loop {
             match self.link().await?.ask(request).await {
@@ -396,7 +396,7 @@ impl Client {
 
     /// See [`Request::Journal`].
     pub async fn journal(&self) -> Result<JournalSummary> {
-        expect!(self.ask(&Request::Journal).await?, "journal", Journal)
+        expect!(self.ask(&Request::Journal).await?, "journal", Journal).map(|journal| *journal)
     }
 
     /// See [`Request::Undo`].

@@ -65,7 +65,7 @@ pub enum Effect {
         path: String,
     },
     /// A key and a certificate signed by a CA of this same host; issued anew when absent, when what it says differs, when it is not
-    /// this CA's, or less than 30 days before its end.
+    /// this CA's, or fewer than [`Cert::renew_days`] before its end.
     Cert(Cert),
     /// `sa.key` and `sa.pub`: made when absent. The key is RSA-free: ECDSA P-256 (`ES256`).
     ServiceAccountKey {
@@ -257,6 +257,16 @@ pub struct Cert {
     /// Validity.
     #[serde(default = "year")]
     pub days: u32,
+    /// Issued anew when fewer days than these are left.
+    #[serde(default = "month")]
+    pub renew_days: u32,
+}
+
+/// How many days before its end a certificate is issued anew, unless something else is said.
+pub const RENEW_DAYS: u32 = 30;
+
+fn month() -> u32 {
+    RENEW_DAYS
 }
 
 fn year() -> u32 {

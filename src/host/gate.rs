@@ -25,11 +25,15 @@ use crate::{
     system::System,
 };
 
+pub(crate) mod applied;
 mod files;
 mod kernel;
 mod pki;
 mod rootfs;
+mod runs;
 mod unit;
+
+pub(crate) use runs::OF_INSTALLATION;
 
 /// A host, the installation on it, and the right to change it.
 pub struct Gate {
@@ -40,6 +44,10 @@ pub struct Gate {
     pub(crate) closing: Arc<AtomicBool>,
     /// Absent: looking only.
     journal: Option<Journal>,
+    /// What was before the run that is under way, if it may have to be undone alone.
+    run: Option<Journal>,
+    /// What the run that is under way has applied; absent: there is no run.
+    applied: Option<applied::Records>,
 }
 
 /// What has to be done to make an effect true.
@@ -133,6 +141,8 @@ impl Gate {
             system,
             closing: Arc::default(),
             journal: None,
+            run: None,
+            applied: None,
         })
     }
 
@@ -185,7 +195,7 @@ impl Gate {
             journal.record(entries)?;
         }
         self.journal = Some(journal);
-        Ok(())
+        self.resume_run(&log)
     }
 
     /// A crash between making the journal's folder and its first record leaves the home with nothing but an empty journal in it.
@@ -233,6 +243,7 @@ impl Gate {
         if let Some(todo) = todo {
             self.execute(todo)?;
         }
+        self.remember(effect)?;
         Ok(change)
     }
 
@@ -307,30 +318,13 @@ impl Gate {
         match fsops::look(&at)? {
             There::Nothing => {
                 self.make_parents(&dir.path)?;
-                self.journal()?.record([Entry::NoDir {
+                self.note([Entry::NoDir {
                     path: dir.path.clone(),
                     owned: dir.owned,
                 }])?;
                 make_dir(&at, dir.mode)?;
             }
-            There::Dir(meta) => {
-                let made_by_us = self.journal()?.made(&dir.path);
-                let entry = if made_by_us {
-                    Entry::NoDir {
-                        path: dir.path.clone(),
-                        owned: dir.owned,
-                    }
-                } else {
-                    let names = if dir.owned { Some(names_in(&at)?) } else { None };
-                    Entry::Dir {
-                        path: dir.path.clone(),
-                        mode: meta.mode() & 0o7777,
-                        owner: (meta.uid(), meta.gid()),
-                        names,
-                    }
-                };
-                self.journal()?.record([entry])?;
-            }
+            There::Dir(meta) => self.note_dir(dir, &at, &meta)?,
             _ => return Err(Error::invalid(format!("{} is there and is no folder", dir.path))),
         }
         if dir.owned {
@@ -344,16 +338,7 @@ impl Gate {
         let at = self.root.path(path)?;
         let there = fsops::look(&at)?;
         if let There::Dir(_) = there {
-            if self.journal()?.made(path) {
-                return fsops::remove_tree(&at);
-            }
-            let saved = self.journal()?.fresh_name();
-            let to = self.journal()?.saved_path(&saved);
-            self.journal()?.record([Entry::Tree {
-                path: path.to_owned(),
-                saved,
-            }])?;
-            return fsops::move_tree(&at, &to);
+            return self.take_tree_away(path, &at);
         }
         self.record_leaf(path, &at, &there)?;
         fsops::sweep(&at)
@@ -362,44 +347,124 @@ impl Gate {
     /// Records what is at a path where a file or link is about to be.
     fn record_leaf(&mut self, path: &str, at: &Path, there: &There) -> Result<()> {
         self.make_parents(path)?;
-        if self.journal()?.knows(&format!("path {path}")) {
-            return Ok(());
+        self.journal()?;
+        for journal in self.journals() {
+            record_leaf(journal, path, at, there)?;
         }
-        let path = path.to_owned();
-        let entry = match there {
-            There::Nothing => Entry::Absent { path },
-            There::Link(target) => Entry::Link {
-                path,
-                target: target.to_string_lossy().into_owned(),
-            },
-            There::File(meta) => {
-                let old = self.journal()?.keep(at, meta.len())?;
-                Entry::File {
-                    path,
-                    mode: meta.mode() & 0o7777,
-                    owner: (meta.uid(), meta.gid()),
-                    old,
-                }
-            }
-            There::Dir(_) | There::Special => {
-                return Err(Error::invalid(format!("{path} is there and is no ordinary file")));
-            }
+        Ok(())
+    }
+
+    /// Records in every journal that is open.
+    pub(crate) fn note<const N: usize>(&mut self, entries: [Entry; N]) -> Result<()> {
+        self.note_all(&entries)
+    }
+
+    fn note_all(&mut self, entries: &[Entry]) -> Result<()> {
+        self.journal()?;
+        for journal in self.journals() {
+            journal.record(entries.iter().cloned())?;
+        }
+        Ok(())
+    }
+
+    /// The journal of the installation, and that of the run if it is to be undone alone.
+    fn journals(&mut self) -> impl Iterator<Item = &mut Journal> {
+        self.journal.iter_mut().chain(&mut self.run)
+    }
+
+    /// Records a folder that is there and becomes ours, or is only used.
+    fn note_dir(&mut self, dir: &crate::effect::Dir, at: &Path, meta: &fs::Metadata) -> Result<()> {
+        let there = |names| Entry::Dir {
+            path: dir.path.clone(),
+            mode: meta.mode() & 0o7777,
+            owner: (meta.uid(), meta.gid()),
+            names,
         };
-        self.journal()?.record([entry])
+        let made = || Entry::NoDir {
+            path: dir.path.clone(),
+            owned: dir.owned,
+        };
+        let names = if dir.owned { Some(names_in(at)?) } else { None };
+        let journal = self.journal()?;
+        let entry = if journal.made(&dir.path) { made() } else { there(names) };
+        journal.record([entry])?;
+        if let Some(run) = &mut self.run {
+            // What programs put into a folder that was there before the run is theirs, and outlives it.
+            let entry = if run.made(&dir.path) { made() } else { there(None) };
+            run.record([entry])?;
+        }
+        Ok(())
+    }
+
+    /// Moves a folder away to where it can be brought back from; one that we made goes.
+    fn take_tree_away(&mut self, path: &str, at: &Path) -> Result<()> {
+        let tree = |saved: String| Entry::Tree {
+            path: path.to_owned(),
+            saved,
+        };
+        let since_run = self.run.as_ref().is_some_and(|run| !run.made(path));
+        if !self.journal()?.made(path) {
+            let journal = self.journal()?;
+            let saved = journal.fresh_name();
+            let to = journal.saved_path(&saved);
+            journal.record([tree(saved.clone())])?;
+            if let Some(run) = self.run.as_mut().filter(|_| since_run) {
+                run.record([tree(format!("{}{saved}", runs::OF_INSTALLATION))])?;
+            }
+            return fsops::move_tree(at, &to);
+        }
+        match self.run.as_mut().filter(|_| since_run) {
+            Some(run) => {
+                let saved = run.fresh_name();
+                let to = run.saved_path(&saved);
+                run.record([tree(saved)])?;
+                fsops::move_tree(at, &to)
+            }
+            None => fsops::remove_tree(at),
+        }
     }
 
     /// Makes the folders above a path, each of them recorded first.
     fn make_parents(&mut self, path: &str) -> Result<()> {
         let missing = missing_parents(&self.root, path)?;
-        self.journal()?.record(missing.iter().map(|path| Entry::NoDir {
+        let made = missing.iter().map(|path| Entry::NoDir {
             path: path.clone(),
             owned: false,
-        }))?;
+        });
+        self.note_all(&made.collect::<Vec<_>>())?;
         for path in missing {
             make_dir(&self.root.path(&path)?, 0o755)?;
         }
         Ok(())
     }
+}
+
+/// Records what is at a path unless its first state is known.
+fn record_leaf(journal: &mut Journal, path: &str, at: &Path, there: &There) -> Result<()> {
+    if journal.knows(&format!("path {path}")) {
+        return Ok(());
+    }
+    let path = path.to_owned();
+    let entry = match there {
+        There::Nothing => Entry::Absent { path },
+        There::Link(target) => Entry::Link {
+            path,
+            target: target.to_string_lossy().into_owned(),
+        },
+        There::File(meta) => {
+            let old = journal.keep(at, meta.len())?;
+            Entry::File {
+                path,
+                mode: meta.mode() & 0o7777,
+                owner: (meta.uid(), meta.gid()),
+                old,
+            }
+        }
+        There::Dir(_) | There::Special => {
+            return Err(Error::invalid(format!("{path} is there and is no ordinary file")));
+        }
+    };
+    journal.record([entry])
 }
 
 /// Folders above `path` that are not there, outermost first.

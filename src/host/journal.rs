@@ -20,7 +20,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::{Content, Error, Result, fault, fsops, proto::Scope};
+use crate::{
+    Content, Error, Result, fault, fsops,
+    proto::{RunEnd, RunMark, RunNote, Scope},
+};
 
 /// Content up to this size is kept in the record itself.
 const INLINE: u64 = 8 << 10;
@@ -115,6 +118,23 @@ pub enum Entry {
     },
     /// An undo has begun; it has to be finished before anything else.
     Undo,
+    /// A mark, nothing that was: a run began.
+    Run {
+        /// Its number, from 0.
+        n: u64,
+        /// Who, when, what.
+        #[serde(flatten)]
+        mark: RunMark,
+    },
+    /// A mark: the run with this number ended.
+    Ended {
+        /// Which run.
+        n: u64,
+        /// When, in milliseconds since 1970.
+        at_ms: i64,
+        /// How.
+        how: RunEnd,
+    },
 }
 
 /// Old content.
@@ -150,7 +170,18 @@ impl Entry {
             Self::Swap { .. } => "swap".to_owned(),
             Self::Unit { name, .. } => format!("unit {name}"),
             Self::Undo => "undo".to_owned(),
+            Self::Run { n, .. } => format!("run {n}"),
+            // A run that ended badly may be undone later.
+            Self::Ended { n, how, .. } => format!("ended {n} {how:?}"),
         }
+    }
+
+    /// Whether it is only a mark between changes.
+    pub fn is_mark(&self) -> bool {
+        matches!(
+            self,
+            Self::Begin { .. } | Self::Undo | Self::Run { .. } | Self::Ended { .. }
+        )
     }
 
     /// For people: what we did there.
@@ -168,6 +199,8 @@ impl Entry {
             Self::Swap { areas } => format!("switched off {} swap area(s)", areas.len()),
             Self::Unit { name, .. } => format!("managed unit {name}"),
             Self::Undo => "began to undo".to_owned(),
+            Self::Run { n, mark } => format!("began run {n}: {}", mark.who),
+            Self::Ended { n, how, .. } => format!("ended run {n}: {}", how.word()),
         }
     }
 }
@@ -187,6 +220,33 @@ impl Log {
     /// Whether an undo was begun.
     pub fn undoing(&self) -> bool {
         self.entries.contains(&Entry::Undo)
+    }
+
+    /// How many runs there were.
+    pub fn runs(&self) -> u64 {
+        let marks = self.entries.iter().filter(|entry| matches!(entry, Entry::Run { .. }));
+        marks.count() as u64
+    }
+
+    /// All runs in order, each with how it ended. Journals of versions that kept no marks have none.
+    pub fn run_notes(&self) -> Vec<RunNote> {
+        let mut notes: Vec<RunNote> = Vec::new();
+        for entry in &self.entries {
+            match entry {
+                Entry::Run { mark, .. } => notes.push(RunNote {
+                    mark: mark.clone(),
+                    ended: None,
+                    ended_ms: None,
+                }),
+                Entry::Ended { n, at_ms, how } => {
+                    if let Some(note) = usize::try_from(*n).ok().and_then(|n| notes.get_mut(n)) {
+                        (note.ended, note.ended_ms) = (Some(*how), Some(*at_ms));
+                    }
+                }
+                _ => {}
+            }
+        }
+        notes
     }
 }
 

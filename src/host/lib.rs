@@ -14,6 +14,8 @@
 //! * **Every request is safe to repeat.** What is already so is not done again and answers [`Action::None`].
 //! * Nothing here decides what a cluster needs: that is the `bootstrap` crate's business.
 
+mod ask;
+mod certs;
 mod cli;
 mod client;
 pub mod effect;

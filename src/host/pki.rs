@@ -24,8 +24,6 @@ use crate::{
 /// Text of a PEM file; keys are wiped when dropped.
 pub(crate) type Pem = Zeroizing<String>;
 
-/// A certificate is issued anew when it has less than this left.
-const RENEW_DAYS: i64 = 30;
 /// Clocks of hosts differ a little.
 const BACKDATE: std::time::Duration = std::time::Duration::from_secs(300);
 
@@ -161,6 +159,15 @@ pub(crate) fn sign_request(
         .pem())
 }
 
+/// When a certificate is too near to its end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ends {
+    /// The time now.
+    pub(crate) now: jiff::Timestamp,
+    /// With fewer days left.
+    pub(crate) days: u32,
+}
+
 /// Why a certificate has to be issued anew; `None`: it is fine.
 pub(crate) fn why_reissue(
     cert: &str,
@@ -168,7 +175,7 @@ pub(crate) fn why_reissue(
     ca: &str,
     subject: &Subject,
     usage: Usage,
-    now: jiff::Timestamp,
+    ends: Ends,
 ) -> Option<String> {
     if let Err(why) = check_pair(cert, key) {
         return Some(why);
@@ -187,8 +194,8 @@ pub(crate) fn why_reissue(
     if cert.verify_signature(Some(ca.public_key())).is_err() {
         return Some("it is signed by another CA".to_owned());
     }
-    let left = (cert.validity().not_after.timestamp() - now.as_second()) / 86_400;
-    if left < RENEW_DAYS {
+    let left = (cert.validity().not_after.timestamp() - ends.now.as_second()) / 86_400;
+    if left < i64::from(ends.days) {
         return Some(format!("it ends in {left} days"));
     }
     differs(&cert, subject, usage)
@@ -232,7 +239,7 @@ fn differs(cert: &X509Certificate<'_>, subject: &Subject, usage: Usage) -> Optio
     (purposes != wanted).then(|| "its usage differs".to_owned())
 }
 
-fn san_text(name: &GeneralName<'_>) -> Option<String> {
+pub(crate) fn san_text(name: &GeneralName<'_>) -> Option<String> {
     match name {
         GeneralName::DNSName(name) => Some((*name).to_owned()),
         GeneralName::IPAddress(bytes) => match bytes.len() {
@@ -300,7 +307,7 @@ mod tests {
         let cert = signed(&key, &ca, &ca_key, &subject(), Usage::Server, 365).unwrap();
         let now = jiff::Timestamp::now();
         let in_days = |d: i64| now + jiff::SignedDuration::from_hours(24 * d);
-        let why = |key: &str, ca: &str, s: &Subject, u, t| why_reissue(&cert, key, ca, s, u, t);
+        let why = |key: &str, ca: &str, s: &Subject, u, now| why_reissue(&cert, key, ca, s, u, Ends { now, days: 30 });
         assert_eq!(why(&key, &ca, &subject(), Usage::Server, now), None);
         assert_eq!(
             why(&key, &other, &subject(), Usage::Server, in_days(330)),
@@ -367,7 +374,17 @@ mod tests {
         .unwrap();
         let cert = sign_request(&csr, &ca, &ca_key, &subject(), Usage::Client, 365).unwrap();
         assert_eq!(
-            why_reissue(&cert, &key, &ca, &subject(), Usage::Client, jiff::Timestamp::now()),
+            why_reissue(
+                &cert,
+                &key,
+                &ca,
+                &subject(),
+                Usage::Client,
+                Ends {
+                    now: jiff::Timestamp::now(),
+                    days: 30
+                }
+            ),
             None
         );
     }

@@ -200,6 +200,10 @@ async fn holds(condition: &Condition, root: &Root, system: &Arc<dyn System>) -> 
             Ok(_) => Ok(()),
             Err(e) => Err(format!("{address}: {e}")),
         },
+        Condition::NoTcp { address } => match TcpStream::connect(address).await {
+            Ok(_) => Err(format!("{address} still answers")),
+            Err(_) => Ok(()),
+        },
         Condition::Http(get) => match http_get(get).await {
             Ok(response) if (200..400).contains(&response.status) => Ok(()),
             Ok(response) => Err(format!(

@@ -14,6 +14,9 @@ use crate::{
     facts::{Facts, Query},
 };
 
+mod reports;
+pub use reports::{CertificateInfo, DriftItem, DriftReport, RunEnd, RunMark, RunNote};
+
 /// Version of this protocol. Both sides are built from one tree, so they must be equal.
 pub const VERSION: u32 = 1;
 
@@ -115,6 +118,28 @@ pub enum Request {
     },
     /// What is in the journal. Open. Changes nothing.
     Journal,
+    /// Marks the beginning of a run in the journal; what is applied until [`Request::EndRun`] is remembered as applied by it. Write.
+    /// A run that was never ended is over.
+    BeginRun {
+        /// Who, when, what.
+        mark: RunMark,
+        /// Whether the run may have to be undone alone: then what was before it is kept too.
+        revertible: bool,
+    },
+    /// Marks the end of the run. Write. Only after [`RunEnd::Done`] is what was applied what the host is compared with by [`Request::Drift`].
+    EndRun {
+        /// How it ended; [`RunEnd::Undone`] is [`Request::UndoRun`]'s to say.
+        how: RunEnd,
+    },
+    /// Undoes what was changed since the last revertible [`Request::BeginRun`], which need not be of this connection. Write. What could not
+    /// be undone is told, and the request can be repeated.
+    UndoRun,
+    /// What differs from what the last run left. Open. Changes nothing.
+    Drift,
+    /// What the last run left, as effects; those whose content is secret are left out. Open. Changes nothing.
+    Applied,
+    /// The certificates of a cluster on this host. Legal any time. Changes nothing.
+    Certificates,
     /// Undoes everything in the journal, backwards, then removes the cluster's data and the journal. Write. Goes on where an interrupted
     /// one stopped. When nothing failed the scope is closed and the lock given back. Answers with what was done, what could not be, and what is left.
     Undo,
@@ -144,6 +169,12 @@ impl Request {
             Self::CreateCsr { .. } => "createCsr",
             Self::SignCsr { .. } => "signCsr",
             Self::Journal => "journal",
+            Self::BeginRun { .. } => "beginRun",
+            Self::EndRun { .. } => "endRun",
+            Self::UndoRun => "undoRun",
+            Self::Drift => "drift",
+            Self::Applied => "applied",
+            Self::Certificates => "certificates",
             Self::Undo => "undo",
             Self::Verify => "verify",
             Self::Ping => "ping",
@@ -181,8 +212,19 @@ pub enum Answer {
     /// To [`Request::CreateCsr`] and [`Request::SignCsr`].
     Pem(String),
     /// To [`Request::Journal`].
-    Journal(JournalSummary),
-    /// To [`Request::Undo`].
+    Journal(Box<JournalSummary>),
+    /// To [`Request::BeginRun`]: whether nothing of ours was on the host before, so that undoing this run is undoing everything.
+    Begun {
+        /// See above.
+        fresh: bool,
+    },
+    /// To [`Request::Drift`].
+    Drift(DriftReport),
+    /// To [`Request::Applied`].
+    Applied(Vec<Effect>),
+    /// To [`Request::Certificates`].
+    Certificates(Vec<CertificateInfo>),
+    /// To [`Request::Undo`] and [`Request::UndoRun`].
     Undone(Undone),
     /// To [`Request::Verify`]: what differs.
     Left(Vec<Leftover>),
@@ -353,6 +395,11 @@ pub enum Condition {
     },
     /// A GET answers with a status in 200..400.
     Http(HttpGet),
+    /// Nobody listens: a TCP connection is refused.
+    NoTcp {
+        /// `address:port`.
+        address: String,
+    },
     /// A file (socket, folder) exists.
     Path {
         /// Where.
@@ -416,6 +463,15 @@ pub struct JournalSummary {
     /// Whether an undo was begun and has to be finished before anything else.
     #[serde(default)]
     pub undoing: bool,
+    /// The run that installed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<RunNote>,
+    /// The last run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<RunNote>,
+    /// The last run that brought an image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub brought: Option<RunMark>,
 }
 
 /// Result of an undo.

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use crate::{
-    Change, Effect, Error, Result,
+    Change, Effect, Error, Result, certs,
     facts::collect,
     frame::{self, Frame, Kind},
     fsops::Root,
@@ -381,9 +381,23 @@ impl Server {
                 .await?
             }
             Request::Journal => {
-                self.with_gate(false, |gate| Ok(Answer::Journal(summary(gate)?)))
+                self.with_gate(false, |gate| Ok(Answer::Journal(Box::new(summary(gate)?))))
                     .await?
             }
+            Request::BeginRun { mark, revertible } => {
+                let begin = move |gate: &mut Gate| Ok(gate.begin_run(mark, revertible)?);
+                Answer::Begun {
+                    fresh: self.with_gate(true, begin).await?,
+                }
+            }
+            Request::EndRun { how } => {
+                self.with_gate(true, move |gate| Ok(gate.end_run(how)?)).await?;
+                Answer::Done
+            }
+            Request::UndoRun => Answer::Undone(self.with_gate(true, |gate| Ok(undo::undo_run(gate)?)).await?),
+            Request::Drift => Answer::Drift(self.with_gate(false, |gate| Ok(gate.drift()?)).await?),
+            Request::Applied => Answer::Applied(self.with_gate(false, |gate| Ok(gate.public_effects()?)).await?),
+            Request::Certificates => Answer::Certificates(blocking(move || Ok(certs::all(&root))).await?),
             Request::Undo => {
                 let undone = self.with_gate(true, |gate| Ok(undo::undo(gate)?)).await?;
                 if undone.failed.is_empty() {
@@ -456,11 +470,18 @@ fn summary(gate: &Gate) -> Result<JournalSummary> {
     let Some(log) = journal::read(&journal::dir(&gate.root, &gate.scope)?)? else {
         return Ok(JournalSummary::default());
     };
+    let runs = log.run_notes();
     Ok(JournalSummary {
         exists: true,
         entries: log.entries.iter().map(journal::Entry::describe).collect(),
         torn: log.torn,
         undoing: log.undoing(),
+        first: runs.first().cloned(),
+        last: runs.last().cloned(),
+        brought: runs
+            .iter()
+            .rfind(|run| run.mark.image.is_some())
+            .map(|run| run.mark.clone()),
     })
 }
 

@@ -9,7 +9,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 use crate::{
     Error, Result, fault,
     fsops::{self, There},
-    gate::{Gate, names_in},
+    gate::{Gate, OF_INSTALLATION, names_in},
     journal::{self, Entry, Old},
     proto::Undone,
     snapshot::{self, RUNTIME_DIRS, Snapshot},
@@ -17,7 +17,10 @@ use crate::{
 };
 
 pub(crate) mod cgroups;
+mod run;
 mod running;
+
+pub(crate) use run::undo_run;
 
 /// What became of the steps.
 #[derive(Default)]
@@ -83,7 +86,7 @@ pub(crate) fn undo(gate: &mut Gate) -> Result<Undone> {
     for entry in entries.iter().rev() {
         fault::point();
         let result = player.revert(entry);
-        if !matches!(entry, Entry::Begin { .. } | Entry::Undo | Entry::Unit { .. }) {
+        if !entry.is_mark() && !matches!(entry, Entry::Unit { .. }) {
             report.note(format!("undid: {}", entry.describe()), result);
         } else {
             report.note_quiet(result);
@@ -146,7 +149,6 @@ impl Player<'_> {
     fn revert(&self, entry: &Entry) -> Result<()> {
         let at = |path: &str| self.gate.root.path(path);
         match entry {
-            Entry::Begin { .. } | Entry::Undo | Entry::Unit { .. } => Ok(()),
             Entry::Absent { path } => {
                 fsops::sweep(&fsops::temporary(&at(path)?))?;
                 match fsops::look(&at(path)?)? {
@@ -184,12 +186,17 @@ impl Player<'_> {
                 fs::set_permissions(&at, fs::Permissions::from_mode(*mode)).map_err(Error::io(&at))
             }
             Entry::Tree { path, saved } => {
+                let lent = saved.starts_with(OF_INSTALLATION);
                 let saved = self.saved.join(saved);
                 // Not moved yet when the host went down, or moved back already.
                 if matches!(fsops::look(&saved)?, There::Nothing) {
                     return Ok(());
                 }
                 fsops::remove_tree(&at(path)?)?;
+                if lent {
+                    // Undoing everything will need it too.
+                    return fsops::copy_tree(&saved, &at(path)?);
+                }
                 fsops::move_tree(&saved, &at(path)?)
             }
             Entry::Sysctl { key, value } => {
@@ -211,6 +218,8 @@ impl Player<'_> {
                 Ok(())
             }
             Entry::Swap { areas } => self.swap_on(areas),
+            // Units are restored when all files are; marks are nothing.
+            Entry::Unit { .. } | Entry::Begin { .. } | Entry::Undo | Entry::Run { .. } | Entry::Ended { .. } => Ok(()),
         }
     }
 

@@ -8,9 +8,17 @@ use crate::{
     recording::ReportArg,
     report, table,
 };
-use bootstrap::{event::Event, install, plan::Plan, reset};
+use bootstrap::{
+    event::Event,
+    install::{self, OnFailure, Prepared},
+    plan::{Plan, PlanFile},
+    reset,
+};
 use clusterfile::Clusterfile;
-use std::time::{Duration, Instant};
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 /// Flags of `apply`.
 #[derive(Debug, clap::Args)]
@@ -20,6 +28,7 @@ Examples:
   installer apply -f prod.yaml --accept-new-host-keys   hosts never seen before
   installer apply --report apply.html                   a page with what was done, when and how fast
   installer apply -o json > events.jsonl                for programs
+  installer apply --plan plan.json                      what that plan says, if all is still as it was then
 
 It can be stopped and run again at any time. On a cluster that is as wished it does nothing.")]
 pub struct Args {
@@ -35,6 +44,15 @@ pub struct Args {
     /// The report.
     #[command(flatten)]
     pub report: ReportArg,
+    /// Do what this file of `plan --out` says; refused if anything has moved since
+    #[arg(long = "plan", value_name = "FILE", conflicts_with = "plan_file")]
+    pub plan: Option<PathBuf>,
+    /// The same as `--plan FILE`
+    #[arg(value_name = "PLAN")]
+    pub plan_file: Option<PathBuf>,
+    /// When it fails, undo what this run has changed on hosts
+    #[arg(long)]
+    pub rollback_on_failure: bool,
     /// How to print.
     #[command(flatten)]
     pub format: FormatArg,
@@ -43,7 +61,29 @@ pub struct Args {
 /// Applies a Clusterfile.
 pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let clusterfile = args.cluster.load(context)?;
-    bring_up(&args.cluster, &args.preflight, context, "apply", &clusterfile, args.yes).await
+    let how = How {
+        command: "apply",
+        yes: args.yes,
+        on_failure: if args.rollback_on_failure {
+            OnFailure::RollBack
+        } else {
+            OnFailure::Keep
+        },
+        plan: args.plan.as_deref().or(args.plan_file.as_deref()),
+    };
+    bring_up(&args.cluster, &args.preflight, context, &clusterfile, &how).await
+}
+
+/// How it is gone about.
+pub struct How<'h> {
+    /// The command, for whoever else wants to change the hosts.
+    pub command: &'h str,
+    /// Whether nodes are removed without asking.
+    pub yes: bool,
+    /// What becomes of what was done when it fails.
+    pub on_failure: OnFailure,
+    /// The file of the plan that is applied; absent: what is found is planned and applied.
+    pub plan: Option<&'h Path>,
 }
 
 /// Looks, tells what there is to do, does it.
@@ -51,20 +91,26 @@ pub async fn bring_up(
     cluster: &ClusterArgs,
     preflight: &PreflightArgs,
     context: &Context,
-    command: &str,
     clusterfile: &Clusterfile,
-    yes: bool,
+    how: &How<'_>,
 ) -> anyhow::Result<Exit> {
     let start = Instant::now();
     let out = &context.out;
-    context.started(command, clusterfile);
-    let options = cluster.options(context, command, &clusterfile.cluster.name, Some(preflight));
+    context.started(how.command, clusterfile);
+    let file = how.plan.map(PlanFile::read).transpose()?;
+    let options = cluster.options(context, how.command, &clusterfile.cluster.name, Some(preflight));
     let prepared = install::prepare(clusterfile, &options).await?;
     report::findings(context, &prepared.findings);
     let Some(plan) = &prepared.plan else {
         prepared.leave().await;
         return Ok(Exit::Refused);
     };
+    if let Some(file) = &file
+        && has_moved(context, file, &prepared)?
+    {
+        prepared.leave().await;
+        return Ok(Exit::Refused);
+    }
     context.observer.event(Event::Plan {
         plan: Box::new(plan.clone()),
     });
@@ -77,10 +123,10 @@ pub async fn bring_up(
             cluster.file.display(),
             table::time(start.elapsed())
         ));
-        return leaving(context, clusterfile, &options, plan, yes).await;
+        return leaving(context, clusterfile, &options, plan, how.yes).await;
     }
     out.note(report::summary(plan));
-    let timings = prepared.apply().await?;
+    let timings = prepared.apply(how.on_failure).await?;
     out.finish();
     let total = start.elapsed();
     report::timings(context, &timings, total);
@@ -88,7 +134,7 @@ pub async fn bring_up(
         changes: timings.iter().map(|timing| timing.changes).sum(),
         took: total,
     });
-    let leaving = leaving(context, clusterfile, &options, plan, yes).await?;
+    let leaving = leaving(context, clusterfile, &options, plan, how.yes).await?;
     out.result(format!(
         "the cluster {} works: every probe passed. Next:\n  export KUBECONFIG=$(installer kubeconfig -f {} --out ~/.kube/{}) && kubectl get nodes",
         plan.cluster,
@@ -96,6 +142,25 @@ pub async fn bring_up(
         plan.cluster
     ));
     Ok(leaving)
+}
+
+/// Whether anything is not as it was when the plan was made; all of it is told.
+fn has_moved(context: &Context, file: &PlanFile, prepared: &Prepared) -> anyhow::Result<bool> {
+    let Some(now) = prepared.file()? else {
+        return Ok(true);
+    };
+    let moved = file.moved(&now);
+    for one in &moved {
+        context.observer.event(Event::Moved { moved: one.clone() });
+        context.out.error(&one.to_string());
+    }
+    if !moved.is_empty() {
+        context.out.note(format!(
+            "the plan of {} does not fit any more; nothing was changed. Make it anew with installer plan --out",
+            file.made
+        ));
+    }
+    Ok(!moved.is_empty())
 }
 
 /// Nodes that are in the cluster but not in the Clusterfile: removed only when that is wanted.
@@ -106,14 +171,22 @@ async fn leaving(
     plan: &Plan,
     yes: bool,
 ) -> anyhow::Result<Exit> {
-    let nodes: Vec<_> = plan.leaving.iter().filter_map(|node| node.ip).collect();
-    if nodes.is_empty() {
+    let (renamed, gone): (Vec<_>, Vec<_>) = plan.leaving.iter().partition(|node| node.now.is_some());
+    let nodes: Vec<_> = gone.iter().filter_map(|node| node.ip).collect();
+    let renamed: Vec<String> = renamed.iter().map(|node| node.name.clone()).collect();
+    if plan.leaving.is_empty() {
         return Ok(Exit::Done);
     }
     report::leaving(&context.out, plan);
+    if nodes.is_empty() && renamed.is_empty() {
+        context
+            .out
+            .note("they have no address; remove them with kubectl delete node");
+        return Ok(Exit::Done);
+    }
     let question = format!(
-        "remove {} nodes that are not in the Clusterfile: drain them, and undo everything on them?",
-        nodes.len()
+        "remove {} nodes that are not in the Clusterfile: drain them, and undo everything on their hosts? Of hosts that are here under another name only the old node goes",
+        nodes.len() + renamed.len()
     );
     match confirm(context, &question, yes) {
         Ok(true) => {}
@@ -123,11 +196,22 @@ async fn leaving(
             return Ok(Exit::Done);
         }
     }
+    let mut exit = Exit::Done;
+    if !renamed.is_empty() {
+        let removed = reset::forget(clusterfile, options, &renamed).await?;
+        exit = crate::reset::print_removed(context, &removed);
+    }
+    if nodes.is_empty() {
+        return Ok(exit);
+    }
     let request = reset::Request {
         nodes,
         force: false,
         drain: Duration::from_secs(300),
     };
     let results = reset::reset(clusterfile, options, &request).await?;
-    Ok(crate::reset::print(context, &results))
+    Ok(match crate::reset::print(context, &results) {
+        Exit::Done => exit,
+        other => other,
+    })
 }

@@ -4,10 +4,10 @@
 //! `main::run`. A command that can print JSON flattens [`FormatArg`] into its `Args` and gets an arm in [`Command::format`].
 
 use crate::{
-    apply, build, check, completion, diff, exec, gen_clusterfile, history, images, inspect, join, key, kubeconfig,
-    load, login, logout, man, merge,
+    apply, build, cert, check, completion, diff, drift, etcd, exec, gen_clusterfile, history, images, inspect, join,
+    key, kubeconfig, load, login, logout, man, merge,
     output::{Format, FormatArg},
-    plan, prune, pull, push, reset, rmi, run_image, save, sbom, sign, support_bundle, tag, verify, version,
+    plan, prune, pull, push, reset, rmi, run_image, save, sbom, sign, status, support_bundle, tag, verify, version,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::{Path, PathBuf};
@@ -22,9 +22,9 @@ Examples:
   export KUBECONFIG=$(installer kubeconfig -f Clusterfile --out ~/.kube/demo)
 
 Exit codes:
-  0  done, or nothing to do        3  refused by preflight: nothing was changed
+  0  done, or nothing to do        3  refused, by preflight or because a plan is outdated: nothing was changed
   1  failed                        4  the cluster does not pass its checks
-  2  usage error; for `plan`: there is something to do";
+  2  usage error; for `plan` and `drift`: there is something to do";
 
 /// Build cluster images, and bring bare Linux hosts to a verified Kubernetes cluster that needs no internet.
 #[derive(Debug, Parser)]
@@ -118,6 +118,14 @@ pub enum Command {
     Apply(apply::Args),
     /// Prove that the cluster works, from every node
     Check(check::Args),
+    /// Show what each host has
+    Status(status::Args),
+    /// Show what somebody changed since the last apply
+    Drift(drift::Args),
+    /// Check and renew the cluster's certificates
+    Cert(cert::Args),
+    /// Save and restore all that the cluster stores
+    Etcd(etcd::Args),
     /// Add hosts to the cluster
     Join(join::Args),
     /// Take hosts out of the cluster, or the cluster off its hosts
@@ -148,6 +156,10 @@ impl Command {
             Command::Plan(args) => Some(&args.format),
             Command::Apply(args) => Some(&args.format),
             Command::Check(args) => Some(&args.format),
+            Command::Status(args) => Some(&args.format),
+            Command::Drift(args) => Some(&args.format),
+            Command::Cert(args) => Some(args.command.format()),
+            Command::Etcd(args) => Some(args.command.format()),
             Command::Join(args) => Some(&args.format),
             Command::Reset(args) => Some(&args.format),
             Command::Exec(args) => Some(&args.format),
@@ -202,6 +214,8 @@ impl Command {
             Command::Join(_) => "join",
             Command::Reset(_) => "reset",
             Command::Run(_) => "run",
+            Command::Cert(_) => "cert",
+            Command::Etcd(_) => "etcd",
             Command::Exec(_) => "exec",
             Command::Kubeconfig(_) => "kubeconfig",
             Command::Gen(_) => "gen",

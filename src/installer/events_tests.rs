@@ -4,9 +4,9 @@ use super::stamped;
 use bootstrap::{
     event::Event,
     phases::PHASES,
-    plan::{HostPlan, Leaving, ObjectChange, PhaseChange, Plan},
+    plan::{HostPlan, Leaving, Moved, ObjectChange, PhaseChange, Plan, Restart},
     preflight::{Finding, Severity},
-    reset::HostReset,
+    reset::{HostReset, Removed},
     verify::Check,
 };
 use serde_json::Value;
@@ -33,6 +33,8 @@ fn name(event: &Event) -> &'static str {
         Event::Checked { .. } => "checked",
         Event::Timing { .. } => "timing",
         Event::Reset { .. } => "reset",
+        Event::Removed { .. } => "removed",
+        Event::Moved { .. } => "moved",
         Event::Done { .. } => "done",
         Event::Note { .. } => "note",
         Event::Warning { .. } => "warning",
@@ -64,6 +66,10 @@ fn plan(full: bool) -> Plan {
             blobs: 1,
             bytes: 2,
             changes: vec![change(true), change(false)],
+            restarts: vec![Restart {
+                what: text("unit x.service"),
+                how: "restart",
+            }],
         }],
         objects: full.then(|| {
             vec![ObjectChange {
@@ -75,6 +81,7 @@ fn plan(full: bool) -> Plan {
         leaving: vec![Leaving {
             name: text("n9"),
             ip: full.then(|| "10.0.0.9".parse().unwrap()),
+            now: full.then(|| text("n8")),
         }],
     }
 }
@@ -176,6 +183,19 @@ fn samples(full: bool) -> Vec<Event> {
             bytes: 0,
         },
         Event::Reset { result },
+        Event::Removed {
+            removed: Removed {
+                node: text("n1"),
+                pods: 3,
+                failed: full.then(|| text("no")),
+            },
+        },
+        Event::Moved {
+            moved: Moved {
+                host: host(),
+                what: text("file /x"),
+            },
+        },
         Event::Done { changes: 0, took: SOME },
         Event::Note {
             host: host(),

@@ -8,6 +8,7 @@ use crate::{
     output::FormatArg,
     recording::ReportArg,
 };
+use bootstrap::install::OnFailure;
 use clusterfile::{Host, Role};
 use std::net::Ipv4Addr;
 
@@ -32,6 +33,9 @@ pub struct Args {
     /// The report.
     #[command(flatten)]
     pub report: ReportArg,
+    /// When it fails, undo what this run has changed on hosts
+    #[arg(long)]
+    pub rollback_on_failure: bool,
     /// How to print.
     #[command(flatten)]
     pub format: FormatArg,
@@ -58,7 +62,17 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         });
         added.push(ip.to_string());
     }
-    let exit = apply::bring_up(&args.cluster, &args.preflight, context, "join", &clusterfile, false).await?;
+    let how = apply::How {
+        command: "join",
+        yes: false,
+        on_failure: if args.rollback_on_failure {
+            OnFailure::RollBack
+        } else {
+            OnFailure::Keep
+        },
+        plan: None,
+    };
+    let exit = apply::bring_up(&args.cluster, &args.preflight, context, &clusterfile, &how).await?;
     if exit == Exit::Done && !added.is_empty() {
         context.out.note(format!(
             "add {} to {} to keep what it says true",

@@ -6,6 +6,7 @@
 mod apply;
 mod bar;
 mod build;
+mod cert;
 mod check;
 mod cli;
 mod cluster_args;
@@ -13,6 +14,8 @@ mod completion;
 mod context;
 mod diff;
 mod document;
+mod drift;
+mod etcd;
 mod exec;
 mod failure;
 mod gen_clusterfile;
@@ -47,6 +50,7 @@ mod sbom;
 mod show;
 mod sign;
 mod ssh_args;
+mod status;
 mod story;
 mod support_bundle;
 mod table;
@@ -143,6 +147,10 @@ async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Plan(args) => plan::run(&args, context).await,
         Command::Apply(args) => apply::run(&args, context).await,
         Command::Check(args) => check::run(&args, context).await,
+        Command::Status(args) => status::run(&args, context).await,
+        Command::Drift(args) => drift::run(&args, context).await,
+        Command::Cert(args) => cert::run(&args, context).await,
+        Command::Etcd(args) => etcd::run(&args, context).await,
         Command::Join(args) => join::run(&args, context).await,
         Command::Reset(args) => reset::run(&args, context).await,
         Command::Exec(args) => exec::run(&args, context).await,

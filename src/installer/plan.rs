@@ -17,6 +17,7 @@ Examples:
   installer plan                          for ./Clusterfile
   installer plan -f prod.yaml --diff      with the differences of every file
   installer plan -o json | jq .hosts      for programs
+  installer plan --out plan.json          then installer apply --plan plan.json, which does this and nothing else
 
 Exit codes: 0 nothing to do, 2 something to do, 3 refused by preflight, 1 failed")]
 pub struct Args {
@@ -29,7 +30,7 @@ pub struct Args {
     /// Show the differences of files
     #[arg(long)]
     pub diff: bool,
-    /// Write the plan as JSON to a file as well
+    /// Write the plan to a file as well, for `apply --plan`; it holds no secrets
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
     /// How to print.
@@ -48,9 +49,8 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let Some(plan) = &prepared.plan else {
         return Ok(Exit::Refused);
     };
-    if let Some(path) = &args.out {
-        let text = serde_json::to_vec_pretty(plan)?;
-        std::fs::write(path, text).map_err(|e| anyhow::anyhow!("cannot write {}: {e}", path.display()))?;
+    if let (Some(path), Some(file)) = (&args.out, prepared.file()?) {
+        std::fs::write(path, file.to_json()?).map_err(|e| anyhow::anyhow!("cannot write {}: {e}", path.display()))?;
     }
     if context.out.is_json() {
         context.out.json(plan);

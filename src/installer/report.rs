@@ -7,7 +7,7 @@ use crate::{
 };
 use bootstrap::{
     event::Event,
-    plan::{HostPlan, Plan},
+    plan::{HostPlan, Plan, Restart},
     preflight::{Finding, Severity},
     run::Timing,
     verify::Check,
@@ -80,8 +80,12 @@ pub fn leaving(out: &Output, plan: &Plan) {
     for node in &plan.leaving {
         let ip = node.ip.map(|ip| format!(" ({ip})")).unwrap_or_default();
         out.result(format!(
-            "  - node {}{ip} is in the cluster but not in the Clusterfile",
-            node.name
+            "  - node {}{ip} is in the cluster but not in the Clusterfile{}",
+            node.name,
+            node.now
+                .as_ref()
+                .map(|name| format!(": its host is {name} now"))
+                .unwrap_or_default()
         ));
     }
 }
@@ -127,12 +131,20 @@ fn host_plan(out: &Output, host: &HostPlan, diff: bool) {
             }
         }
     }
+    for one in &host.restarts {
+        restart(out, one);
+    }
+}
+
+fn restart(out: &Output, restart: &Restart) {
+    out.result(format!("  {} {} {}", sign("restart"), restart.how, restart.what));
 }
 
 fn sign(action: &str) -> console::StyledObject<&'static str> {
     match action {
         "create" => console::style("+").green(),
         "remove" => console::style("-").red(),
+        "restart" => console::style("↻").yellow(),
         _ => console::style("~").yellow(),
     }
 }

@@ -10,7 +10,7 @@ use crate::{
 };
 use bootstrap::{
     event::Event,
-    reset::{self, HostReset, Request},
+    reset::{self, HostReset, Removed, Request},
 };
 use std::time::Duration;
 
@@ -20,7 +20,8 @@ use std::time::Duration;
 Examples:
   installer reset --nodes 10.0.0.7      drain one node, take it out, undo everything on it
   installer reset --yes                 the whole cluster, without asking
-  installer reset --yes --force         although a host is dead")]
+  installer reset --yes --force         although a host is dead
+  installer reset --nodes 10.0.0.7 --force-remove    the host is gone for good: only the cluster forgets it")]
 pub struct Args {
     /// Which cluster.
     #[command(flatten)]
@@ -34,6 +35,9 @@ pub struct Args {
     /// Go on although a host cannot be reached, or a node cannot be drained
     #[arg(long)]
     pub force: bool,
+    /// The hosts of --nodes are gone for good: delete their nodes and pods from the cluster, and do not ask the hosts
+    #[arg(long, requires = "nodes", conflicts_with = "force")]
+    pub force_remove: bool,
     /// How long pods get to leave a node, in seconds
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     pub drain_timeout: u64,
@@ -50,13 +54,18 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let clusterfile = args.cluster.load(context)?;
     let name = &clusterfile.cluster.name;
     let nodes = addresses(&args.nodes)?;
-    let what = if nodes.is_empty() {
+    let list: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+    let what = if args.force_remove {
+        format!(
+            "delete the nodes of {} and all their pods from the cluster {name}, without touching the hosts?",
+            list.join(", ")
+        )
+    } else if nodes.is_empty() {
         format!(
             "remove the whole cluster {name} and its data from {} hosts?",
             clusterfile.cluster.hosts.len()
         )
     } else {
-        let list: Vec<String> = nodes.iter().map(ToString::to_string).collect();
         format!(
             "drain {} and remove everything of the cluster {name} from it?",
             list.join(", ")
@@ -68,6 +77,16 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     }
     context.started("reset", &clusterfile);
     let options = args.cluster.options(context, "reset", name, None);
+    if args.force_remove {
+        let removed = reset::force_remove(&clusterfile, &options, &nodes).await?;
+        context.out.finish();
+        if removed.is_empty() {
+            context
+                .out
+                .result(format!("the cluster {name} has no node at {}", list.join(", ")));
+        }
+        return Ok(print_removed(context, &removed));
+    }
     let request = Request {
         nodes,
         force: args.force,
@@ -76,6 +95,26 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let results = reset::reset(&clusterfile, &options, &request).await?;
     context.out.finish();
     Ok(print(context, &results))
+}
+
+/// Prints which nodes were taken out of the cluster.
+pub fn print_removed(context: &Context, removed: &[Removed]) -> Exit {
+    let out = &context.out;
+    for one in removed {
+        context.observer.event(Event::Removed { removed: one.clone() });
+        match &one.failed {
+            None => out.result(format!(
+                "node {} and its {} pods are out of the cluster",
+                one.node, one.pods
+            )),
+            Some(why) => out.error(&format!("node {}: {why}", one.node)),
+        }
+    }
+    if removed.iter().all(|one| one.failed.is_none()) {
+        Exit::Done
+    } else {
+        Exit::Failed
+    }
 }
 
 /// Prints what was undone and what is left.

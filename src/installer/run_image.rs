@@ -11,6 +11,7 @@ use crate::{
     ssh_args::{SshArgs, SshFields, here},
 };
 use anyhow::{Context as _, bail, ensure};
+use bootstrap::install::OnFailure;
 use clusterfile::{Clusterfile, is_secret_name};
 use serde::Serialize;
 use std::{
@@ -129,7 +130,13 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     context.log.know(&clusterfile);
     read_aliases(context)?;
     let cluster = ClusterArgs { file: path.clone() };
-    apply::bring_up(&cluster, &args.preflight, context, "run", &clusterfile, args.yes).await
+    let how = apply::How {
+        command: "run",
+        yes: args.yes,
+        on_failure: OnFailure::Keep,
+        plan: None,
+    };
+    apply::bring_up(&cluster, &args.preflight, context, &clusterfile, &how).await
 }
 
 /// The Clusterfile's text. Pure.

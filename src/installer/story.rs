@@ -203,7 +203,16 @@ impl Story {
             Event::Warning { host, message } if self.warnings.len() < LINES => self.warnings.push(said(host, message)),
             Event::Error { message, causes } => self.error = Some((message.clone(), causes.clone())),
             Event::Ended { exit, took } => self.ended = Some((*exit, *took)),
+            Event::Removed { removed } if self.notes.len() < LINES => {
+                self.notes.push(said(
+                    &None,
+                    &format!("the node {} was taken out of the cluster", removed.node),
+                ));
+            }
+            Event::Moved { moved } if self.warnings.len() < LINES => self.warnings.push(said(&moved.host, &moved.what)),
             Event::BytesExpected { .. }
+            | Event::Removed { .. }
+            | Event::Moved { .. }
             | Event::Note { .. }
             | Event::Warning { .. }
             | Event::Checked { .. }

@@ -9,7 +9,7 @@ use kube::{
     discovery::{Scope, pinned_kind},
 };
 use serde_json::{Map, Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use tokio::sync::Mutex;
 
 /// Who owns the fields we write, as `metadata.managedFields` says it.
@@ -66,13 +66,13 @@ impl Applier {
             return Ok(Applied::Created);
         };
         let live = serde_json::to_value(&live).map_err(|e| Error::Wish(format!("{title}: {e}")))?;
-        let Some(patch) = difference(object, &live) else {
+        let built_in = !object["apiVersion"]
+            .as_str()
+            .is_some_and(|v| v.contains('.') && !v.contains(".k8s.io/"));
+        let Some(patch) = difference(object, &live, built_in) else {
             return Ok(Applied::Same);
         };
         if !dry {
-            let built_in = !object["apiVersion"]
-                .as_str()
-                .is_some_and(|v| v.contains('.') && !v.contains(".k8s.io/"));
             let params = PatchParams {
                 field_manager: Some(MANAGER.to_owned()),
                 ..PatchParams::default()
@@ -84,6 +84,27 @@ impl Applier {
             patched.map_err(failed("changing"))?;
         }
         Ok(Applied::Changed)
+    }
+
+    /// An object as the server has it now, if it is there.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub async fn live(&self, object: &Value) -> Result<Option<Value>> {
+        let title = title(object);
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let api = match self.api(object, &title).await {
+            Ok(api) => api,
+            // With its kind all its objects are gone.
+            Err(Error::Api { source, .. }) if matches!(&*source, kube::Error::Discovery(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let live = api
+            .get_opt(name)
+            .await
+            .map_err(Error::api(format!("reading {title}")))?;
+        let json = |live: DynamicObject| serde_json::to_value(&live).map_err(|e| Error::Wish(format!("{title}: {e}")));
+        live.map(json).transpose()
     }
 
     /// Takes an object away; whether it was there. What it owns goes in the background.
@@ -158,9 +179,68 @@ fn annotated(object: &Value) -> Value {
     object
 }
 
+/// Names what is applied with an object: the text of the annotation, or a Secret's data, which is in no annotation.
+pub fn fingerprint(object: &Value) -> String {
+    if object["kind"] != "Secret" {
+        return oci::Digest::of(object.to_string().as_bytes()).to_string();
+    }
+    let normal = normal(object);
+    let data: BTreeMap<&String, &Value> = normal["data"].as_object().into_iter().flatten().collect();
+    oci::Digest::of(serde_json::to_string(&data).unwrap_or_default().as_bytes()).to_string()
+}
+
+/// What of an object is not as it was applied last; empty: all is. `applied` is its [`fingerprint`], where it was noted.
+pub fn drifted(live: &Value, applied: Option<&str>) -> Vec<String> {
+    if live["kind"] == "Secret" {
+        let differs = applied.is_some_and(|applied| applied != fingerprint(live));
+        return differs.then(|| "data (secret)".to_owned()).into_iter().collect();
+    }
+    let Some(text) = live["metadata"]["annotations"][LAST_APPLIED].as_str() else {
+        return vec![format!(
+            "annotation {LAST_APPLIED}, which says what was applied, is gone"
+        )];
+    };
+    if applied.is_some_and(|applied| applied != oci::Digest::of(text.as_bytes()).to_string()) {
+        return vec!["somebody else has applied it since".to_owned()];
+    }
+    let mut fields = Vec::new();
+    let last: Value = serde_json::from_str(text).unwrap_or(Value::Null);
+    differing(live, &normal(&last), "", &mut fields);
+    fields
+}
+
+/// The outermost fields in which `live` lacks what `wanted` says.
+fn differing(live: &Value, wanted: &Value, at: &str, out: &mut Vec<String>) {
+    if contains(live, wanted) {
+        return;
+    }
+    let before = out.len();
+    match (live, wanted) {
+        (Value::Object(live), Value::Object(wanted)) => {
+            for (key, value) in wanted {
+                let at = if at.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{at}.{key}")
+                };
+                differing(live.get(key).unwrap_or(&Value::Null), value, &at, out);
+            }
+        }
+        (Value::Array(live), Value::Array(wanted)) if live.len() == wanted.len() => {
+            for (index, (live, wanted)) in live.iter().zip(wanted).enumerate() {
+                differing(live, wanted, &format!("{at}[{index}]"), out);
+            }
+        }
+        _ => {}
+    }
+    if out.len() == before {
+        out.push(at.to_owned());
+    }
+}
+
 /// The patch that makes `live` what `wanted` says, nothing if it is so. What was applied last and is wanted no more goes; what
 /// others added stays.
-fn difference(wanted: &Value, live: &Value) -> Option<Value> {
+fn difference(wanted: &Value, live: &Value, by_name: bool) -> Option<Value> {
     let last: Value = live["metadata"]["annotations"][LAST_APPLIED]
         .as_str()
         .and_then(|text| serde_json::from_str(text).ok())
@@ -170,9 +250,58 @@ fn difference(wanted: &Value, live: &Value) -> Option<Value> {
     if removals.is_empty() && contains(live, &normal(wanted)) {
         return None;
     }
-    let mut patch = annotated(wanted);
+    let mut patch = changed(live, &normal(wanted), by_name).unwrap_or_else(|| json!({}));
+    for field in ["apiVersion", "kind"] {
+        patch[field] = wanted[field].clone();
+    }
+    patch["metadata"]["name"] = wanted["metadata"]["name"].clone();
+    if let Some(text) = annotated(wanted)["metadata"]["annotations"].get(LAST_APPLIED) {
+        patch["metadata"]["annotations"][LAST_APPLIED] = text.clone();
+    }
     crate::render::merge(&mut patch, Value::Object(removals));
     Some(patch)
+}
+
+/// What of `wanted` is not so in `live`. What is so is left out, because a strategic patch of a whole list of ports confounds those that
+/// have one number (a name server's for UDP and TCP). Containers are told apart `by_name` where the server does so too; other lists are
+/// taken whole.
+fn changed(live: &Value, wanted: &Value, by_name: bool) -> Option<Value> {
+    if contains(live, wanted) {
+        return None;
+    }
+    match (live, wanted) {
+        (Value::Object(live), Value::Object(wanted)) => {
+            let mut out = Map::new();
+            for (key, value) in wanted {
+                let before = live.get(key).unwrap_or(&Value::Null);
+                let change = match key.as_str() {
+                    "containers" | "initContainers" if by_name => containers(before, value),
+                    _ => changed(before, value, by_name),
+                };
+                out.extend(change.map(|change| (key.clone(), change)));
+            }
+            Some(Value::Object(out))
+        }
+        (_, wanted) => Some(wanted.clone()),
+    }
+}
+
+/// Of lists of the same containers only those that differ, by name.
+fn containers(live: &Value, wanted: &Value) -> Option<Value> {
+    let (Some(old), Some(new)) = (live.as_array(), wanted.as_array()) else {
+        return changed(live, wanted, true);
+    };
+    let same = old.len() == new.len() && old.iter().zip(new).all(|(old, new)| old["name"] == new["name"]);
+    if !same {
+        return changed(live, wanted, true);
+    }
+    let differ = old.iter().zip(new).filter_map(|(old, new)| {
+        let mut change = changed(old, new, true)?;
+        change["name"] = new["name"].clone();
+        Some(change)
+    });
+    let differ: Vec<Value> = differ.collect();
+    (!differ.is_empty()).then_some(Value::Array(differ))
 }
 
 /// What a server stores instead of what was written: `stringData` becomes `data`.
@@ -250,15 +379,15 @@ mod tests {
     fn what_the_server_added_is_no_difference() {
         let wanted = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"ports": [{"port": 53}]}});
         let server = json!({"metadata": {"uid": "u"}, "spec": {"clusterIP": "10.96.0.10", "ports": [{"port": 53, "targetPort": 53}]}});
-        assert_eq!(difference(&wanted, &live(&wanted, server)), None);
+        assert_eq!(difference(&wanted, &live(&wanted, server), true), None);
     }
 
     #[test]
     fn what_is_wanted_no_more_goes_and_what_others_added_stays() {
         let before = json!({"kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"x": "1", "y": "2"}});
         let after = json!({"kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"x": "1"}});
-        let patch = difference(&after, &live(&before, json!({"data": {"z": "3"}}))).unwrap();
-        assert_eq!(patch["data"], json!({"x": "1", "y": null}));
+        let patch = difference(&after, &live(&before, json!({"data": {"z": "3"}})), true).unwrap();
+        assert_eq!(patch["data"], json!({"y": null}));
     }
 
     #[test]
@@ -266,7 +395,7 @@ mod tests {
         let before = json!({"kind": "X", "metadata": {"name": "a"}, "spec": {"l": [1, 2]}});
         for list in [json!([1]), json!([1, 3])] {
             let after = json!({"kind": "X", "metadata": {"name": "a"}, "spec": {"l": list}});
-            assert!(difference(&after, &live(&before, json!({}))).is_some());
+            assert!(difference(&after, &live(&before, json!({})), true).is_some());
         }
     }
 
@@ -274,7 +403,67 @@ mod tests {
     fn a_secrets_strings_are_compared_as_the_server_keeps_them_and_not_annotated() {
         let wanted = json!({"kind": "Secret", "metadata": {"name": "a"}, "stringData": {"k": "v"}});
         let stored = json!({"kind": "Secret", "metadata": {"name": "a"}, "data": {"k": "dg=="}});
-        assert_eq!(difference(&wanted, &stored), None);
+        assert_eq!(difference(&wanted, &stored, true), None);
         assert!(annotated(&wanted)["metadata"].get("annotations").is_none());
+    }
+
+    #[test]
+    fn what_somebody_changed_is_told_by_field_and_what_the_server_or_others_added_is_not() {
+        let wanted = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"},
+            "spec": {"replicas": 2, "template": {"spec": {"containers": [{"name": "x", "image": "i:1"}]}}}});
+        let applied = fingerprint(&wanted);
+        let change = |more: Value| drifted(&live(&wanted, more), Some(&applied));
+        assert_eq!(
+            change(json!({"status": {"replicas": 1}, "metadata": {"labels": {"theirs": "x"}}})),
+            Vec::<String>::new()
+        );
+        assert_eq!(change(json!({"spec": {"replicas": 5}})), ["spec.replicas"]);
+        let other = json!({"spec": {"template": {"spec": {"containers": [{"name": "x", "image": "evil"}]}}}});
+        assert_eq!(change(other), ["spec.template.spec.containers[0].image"]);
+        let two = json!({"spec": {"template": {"spec": {"containers": [{"name": "x"}, {"name": "y"}]}}}});
+        assert_eq!(change(two), ["spec.template.spec.containers"]);
+        let elsewhere = json!({"metadata": {"annotations": {LAST_APPLIED: "{}"}}});
+        assert_eq!(change(elsewhere), ["somebody else has applied it since"]);
+        assert_eq!(drifted(&wanted, None).len(), 1, "no annotation");
+    }
+
+    #[test]
+    fn a_secrets_drift_is_told_without_what_is_in_it() {
+        let wanted = json!({"kind": "Secret", "metadata": {"name": "a"}, "stringData": {"k": "hunter2", "a": "b"}});
+        let stored =
+            |value: &str| json!({"kind": "Secret", "metadata": {"name": "a"}, "data": {"a": "Yg==", "k": value}});
+        let applied = fingerprint(&wanted);
+        assert_eq!(drifted(&stored("aHVudGVyMg=="), Some(&applied)), Vec::<String>::new());
+        assert_eq!(drifted(&stored("b3RoZXI="), Some(&applied)), ["data (secret)"]);
+        assert_eq!(drifted(&stored("b3RoZXI="), None), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_patch_says_only_what_differs_so_that_ports_of_one_number_stay_apart() {
+        let ports = json!([{"containerPort": 53, "name": "dns", "protocol": "UDP"}, {"containerPort": 53, "name": "dns-tcp", "protocol": "TCP"}]);
+        let deployment = |image: &str| {
+            json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "dns"},
+                "spec": {"replicas": 2, "template": {"spec": {"containers": [{"name": "a", "image": "same"}, {"name": "dns", "image": image, "ports": ports.clone()}]}}}})
+        };
+        let patch = |wanted: &Value, more: Value, by_name| {
+            difference(wanted, &live(&deployment("i:1"), more), by_name).unwrap()
+        };
+        let mut spec = patch(&deployment("i:1"), json!({"spec": {"replicas": 3}}), true);
+        assert_eq!(spec["spec"].take(), json!({"replicas": 2}));
+        assert!(spec["metadata"]["annotations"][LAST_APPLIED].is_string());
+        let changed = patch(&deployment("i:2"), json!({}), true);
+        assert_eq!(
+            changed["spec"],
+            json!({"template": {"spec": {"containers": [{"name": "dns", "image": "i:2"}]}}})
+        );
+        // A merge patch replaces lists as a whole.
+        let whole = patch(&deployment("i:2"), json!({}), false);
+        assert_eq!(
+            whole["spec"]["template"]["spec"]["containers"]
+                .as_array()
+                .unwrap()
+                .len(),
+            2
+        );
     }
 }

@@ -164,11 +164,7 @@ impl Launcher<'_> {
         self.note(format!("applying {}", title(app)));
         let changes = objects::apply_and_prune(self.run, key, &objects, Some(&begun)).await?;
         rollout::wait(self.client, &title(app), &objects, self.run.launch_limit).await?;
-        let done = Entry {
-            kind: begun.kind,
-            objects: objects.iter().map(ObjectRef::of).collect(),
-            ..Entry::default()
-        };
+        let done = objects::noted(&objects);
         ledger::save(self.client, key, &done).await.map(|()| changes)
     }
 

@@ -38,6 +38,9 @@ pub struct Entry {
     /// Objects that were applied.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub objects: Vec<ObjectRef>,
+    /// Names what was applied of each of them, in the same order ([`super::apply::fingerprint`]).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub applied: Vec<String>,
 }
 
 /// An object by its name.
@@ -211,6 +214,7 @@ mod tests {
             begun: true,
             namespace: "shop".into(),
             objects: vec![object("v1", "ConfigMap", None, "a")],
+            applied: vec!["sha256:2".into()],
         };
         let text = serde_json::to_vec(&entry).unwrap();
         assert_eq!(parse("app.web", &text).unwrap(), entry);

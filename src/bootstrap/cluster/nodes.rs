@@ -232,6 +232,34 @@ pub fn metadata_patch(node: &Node, seat: &Seat) -> Option<Value> {
     Some(patch)
 }
 
+/// Labels and taints that we gave a node and that somebody took away.
+pub fn lost_metadata(node: &Node) -> Vec<String> {
+    let noted = |name: &str| {
+        let text = node.metadata.annotations.as_ref().and_then(|notes| notes.get(name));
+        let keys = text.map(String::as_str).unwrap_or_default().split(',');
+        keys.filter(|key| !key.is_empty())
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let labels = node.metadata.labels.clone().unwrap_or_default();
+    let taints = node
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.taints.clone())
+        .unwrap_or_default();
+    let has_taint = |wanted: &String| {
+        taints
+            .iter()
+            .any(|taint| format!("{}:{}", taint.key, taint.effect) == *wanted)
+    };
+    let lost_labels = noted(OUR_LABELS).into_iter().filter(|key| !labels.contains_key(key));
+    let lost_taints = noted(OUR_TAINTS).into_iter().filter(|wanted| !has_taint(wanted));
+    lost_labels
+        .map(|key| format!("metadata.labels[{key}]"))
+        .chain(lost_taints.map(|taint| format!("spec.taints[{taint}]")))
+        .collect()
+}
+
 /// The node's taints with ours in place, if that is a change.
 fn taint_list(node: &Node, wished: &[(String, String, String)], ours: &[String]) -> Option<Value> {
     let have = node
@@ -319,5 +347,20 @@ mod tests {
         assert_eq!(patch["spec"]["taints"].as_array().unwrap().len(), 1);
         assert_eq!(patch["spec"]["taints"][0]["key"], "theirs");
         assert_eq!(patch["metadata"]["resourceVersion"], "7");
+    }
+
+    #[test]
+    fn labels_and_taints_of_ours_that_somebody_took_away_are_told() {
+        let notes = [(OUR_LABELS, "disk,zone"), (OUR_TAINTS, "gpu:NoSchedule,old:NoExecute")];
+        let node = node(
+            &[("zone", "a")],
+            &[("gpu", "NoSchedule"), ("old", "NoSchedule")],
+            &notes,
+        );
+        assert_eq!(
+            lost_metadata(&node),
+            ["metadata.labels[disk]", "spec.taints[old:NoExecute]"]
+        );
+        assert!(lost_metadata(&super::Node::default()).is_empty());
     }
 }

@@ -2,7 +2,7 @@
 //! an earlier version had are taken away.
 
 use super::{
-    apply::{Applied, Applier, title},
+    apply::{Applied, Applier, fingerprint, title},
     ledger::{self, ObjectRef},
 };
 use crate::{
@@ -49,10 +49,8 @@ pub(super) async fn apply_and_prune(
         }
     }
     let now = ledger::Entry {
-        kind: "manifests".to_owned(),
-        objects: objects.iter().map(ObjectRef::of).collect(),
         begun: before.is_some_and(|entry| entry.begun),
-        ..ledger::Entry::default()
+        ..noted(objects)
     };
     if before == Some(&now) {
         return Ok(changes);
@@ -77,6 +75,16 @@ pub(super) async fn apply_and_prune(
     }
     ledger::save(client, key, &now).await?;
     Ok(changes)
+}
+
+/// What is noted of objects that were applied.
+pub(super) fn noted(objects: &[Value]) -> ledger::Entry {
+    ledger::Entry {
+        kind: "manifests".to_owned(),
+        objects: objects.iter().map(ObjectRef::of).collect(),
+        applied: objects.iter().map(fingerprint).collect(),
+        ..ledger::Entry::default()
+    }
 }
 
 /// Every object of `manifests/`.

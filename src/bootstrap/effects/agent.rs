@@ -7,7 +7,7 @@ use crate::{
 };
 use host::{
     Effect,
-    effect::{Cert, Kubeconfig, Subject, Usage},
+    effect::{Cert, Kubeconfig, RENEW_DAYS, Subject, Usage},
 };
 
 /// The cluster's authority, and the agent's serving certificate signed by it. Where the authority's key is, the host signs for itself.
@@ -33,6 +33,7 @@ pub fn trust(site: &Site, seat: &Seat, learned: &Learned) -> Result<Vec<Effect>>
             subject: serving_subject(seat),
             usage: Usage::Server,
             days: 365,
+            renew_days: RENEW_DAYS,
         }));
     } else {
         effects.push(file(paths::CA_CERT, &learned.ca, 0o644));
@@ -45,10 +46,15 @@ pub fn trust(site: &Site, seat: &Seat, learned: &Learned) -> Result<Vec<Effect>>
 
 /// For whom the agent's serving certificate is.
 pub fn serving_subject(seat: &Seat) -> Subject {
+    serving_subject_of(&seat.name, seat.ip)
+}
+
+/// As [`serving_subject`], for the node called `name` on the host with this address.
+pub fn serving_subject_of(name: &str, ip: std::net::Ipv4Addr) -> Subject {
     Subject {
-        common_name: format!("system:node:{}", seat.name),
+        common_name: format!("system:node:{name}"),
         organizations: vec!["system:nodes".to_owned()],
-        sans: vec![seat.name.clone(), seat.ip.to_string()],
+        sans: vec![name.to_owned(), ip.to_string()],
     }
 }
 

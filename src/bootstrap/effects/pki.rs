@@ -7,7 +7,7 @@ use crate::{
 };
 use host::{
     Effect,
-    effect::{Ca, Cert, Kubeconfig, Subject, Usage},
+    effect::{Ca, Cert, Kubeconfig, RENEW_DAYS, Subject, Usage},
 };
 
 const TEN_YEARS: u32 = 3650;
@@ -133,6 +133,7 @@ fn certificate((file, ca, common_name, organizations, sans, usage): Row) -> Effe
         },
         usage,
         days: YEAR,
+        renew_days: RENEW_DAYS,
     })
 }
 

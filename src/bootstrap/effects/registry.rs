@@ -7,7 +7,7 @@ use crate::{
 };
 use host::{
     Effect,
-    effect::{Cert, Subject, Usage},
+    effect::{Cert, RENEW_DAYS, Subject, Usage},
 };
 
 /// The list of images, the certificate, the password file, the unit; nothing on other hosts.
@@ -54,5 +54,6 @@ fn certificate(site: &Site, seat: &Seat) -> Cert {
         },
         usage: Usage::Server,
         days: 365,
+        renew_days: RENEW_DAYS,
     }
 }

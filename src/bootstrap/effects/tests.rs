@@ -337,3 +337,47 @@ fn the_users_kubelet_settings_and_configs_are_honoured() {
     assert_eq!(config["failSwapOn"], false);
     assert_eq!(config["clusterDNS"][0], "10.96.0.10");
 }
+
+#[test]
+fn whatever_is_secret_is_in_no_effect_that_a_plan_shows() {
+    use base64::Engine as _;
+    let mut site = site();
+    site.registry.login = true;
+    let login = crate::login::Login {
+        user: "puller".into(),
+        password: clusterfile::Secret::new("planted-password"),
+    };
+    let planted = [
+        "planted-password".to_owned(),
+        base64::engine::general_purpose::STANDARD.encode("puller:planted-password"),
+        "planted-hash".to_owned(),
+        "abcdef.planted0123456".to_owned(),
+    ];
+    let learned = Learned {
+        token: Zeroizing::new(planted[3].clone()),
+        login: Some(login),
+        htpasswd: [("10.0.0.1".parse().unwrap(), "puller:planted-hash".to_owned())].into(),
+        ..learned()
+    };
+    let mut found = std::collections::BTreeSet::new();
+    for seat in &site.seats {
+        for (phase, effect) in plan::effects(&site, seat, &learned).unwrap() {
+            let text = serde_json::to_string(&effect).unwrap();
+            let secret =
+                matches!(&effect, Effect::File(file) if file.secret) || matches!(effect, Effect::Kubeconfig(_));
+            for (index, planted) in planted
+                .iter()
+                .enumerate()
+                .filter(|(_, planted)| text.contains(*planted))
+            {
+                assert!(secret, "{phase} shows {planted}: {text}");
+                found.insert(index);
+            }
+        }
+    }
+    assert_eq!(
+        found.into_iter().collect::<Vec<_>>(),
+        [1, 2, 3],
+        "each is needed somewhere, but the bare password"
+    );
+}

@@ -1,5 +1,9 @@
 //! Drain as `kubectl drain` does: cordon, evict what is not bound to the node, wait until it is gone; then delete the node.
+//!
+//! Evictions respect disruption budgets, and it is the API server that judges them: what it says of a budget is told when it was in the
+//! way until the end. Where a server has no evictions pods are deleted with their own grace.
 
+use super::Patience;
 use crate::{
     Error, Result,
     cluster::{Cluster, nodes},
@@ -11,6 +15,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams},
+    core::Status,
     runtime::{conditions::is_deleted, wait::await_condition},
 };
 use serde_json::json;
@@ -19,14 +24,14 @@ use tokio::time::Instant;
 
 /// A disruption budget that forbids an eviction is asked again after this time, as kubectl does.
 const AGAIN: Duration = Duration::from_secs(1);
+const NOT_FOUND: u16 = 404;
 const TOO_MANY_REQUESTS: u16 = 429;
 
 /// Drains and deletes the nodes with these addresses. Those that the cluster does not know have left already.
 pub(super) async fn nodes(
     cluster: &Cluster,
     ips: &[Ipv4Addr],
-    patience: Duration,
-    force: bool,
+    patience: Patience,
     observer: &dyn Observer,
 ) -> Result<()> {
     let api: Api<Node> = Api::all(cluster.client.clone());
@@ -53,8 +58,8 @@ pub(super) async fn nodes(
             title: "moving its pods elsewhere",
             host: Some(name.clone()),
         });
-        match drain(&cluster.client, name, patience).await {
-            Err(error) if !force => return Err(error),
+        match drain(cluster, name, patience.drain).await {
+            Err(error) if !patience.force => return Err(error),
             Err(error) => observer.event(Event::Warning {
                 host: Some(name.clone()),
                 message: error.to_string(),
@@ -63,15 +68,21 @@ pub(super) async fn nodes(
         }
         match api.delete(name, &DeleteParams::default()).await {
             Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(kube::Error::Api(status)) if status.code == NOT_FOUND => {}
             Err(error) => return Err(Error::api(format!("deleting node {name}"))(error)),
         }
     }
     Ok(())
 }
 
-async fn drain(client: &Client, node: &str, patience: Duration) -> Result<()> {
+/// Moves the pods of a node elsewhere.
+///
+/// # Errors
+/// When the API server refuses, or something is still in the way when `patience` ends: then all of that is named.
+pub(crate) async fn drain(cluster: &Cluster, node: &str, patience: Duration) -> Result<()> {
+    let client = &cluster.client;
     let deadline = Instant::now() + patience;
+    let evicts = serves_evictions(client).await?;
     let all: Api<Pod> = Api::all(client.clone());
     let params = ListParams::default().fields(&format!("spec.nodeName={node}"));
     let pods = all
@@ -79,9 +90,28 @@ async fn drain(client: &Client, node: &str, patience: Duration) -> Result<()> {
         .await
         .map_err(Error::api(format!("listing the pods of {node}")))?;
     let moving = pods.items.into_iter().filter(moves);
-    fan::all_good(moving.map(|pod| evict(client, pod, deadline).boxed()).collect())
-        .await
-        .map(drop)
+    let blockers = fan::all_good(
+        moving
+            .map(|pod| leave(cluster, pod, evicts, deadline).boxed())
+            .collect(),
+    )
+    .await?;
+    let blockers: String = blockers.into_iter().flatten().map(|why| format!("\n  {why}")).collect();
+    if blockers.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Timeout {
+        what: format!("node {node}: the leaving of all its pods"),
+        seconds: patience.as_secs(),
+        last: format!("in the way:{blockers}\n(--drain-timeout gives them longer, --force goes on without waiting)"),
+    })
+}
+
+/// Whether the server knows evictions (KEP-85).
+async fn serves_evictions(client: &Client) -> Result<bool> {
+    let served = client.list_core_api_resources("v1").await;
+    let served = served.map_err(Error::api("asking whether pods can be evicted"))?;
+    Ok(served.resources.iter().any(|resource| resource.name == "pods/eviction"))
 }
 
 /// Pods of a DaemonSet and static pods belong to the node and go with it.
@@ -94,29 +124,51 @@ fn moves(pod: &Pod) -> bool {
             .any(|owner| owner.kind == "DaemonSet" && owner.controller == Some(true))
 }
 
-async fn evict(client: &Client, pod: Pod, deadline: Instant) -> Result<()> {
+/// Evicts a pod and waits until it is gone. What was in the way to the end, if anything was.
+async fn leave(cluster: &Cluster, pod: Pod, evicts: bool, deadline: Instant) -> Result<Option<String>> {
     let (name, namespace) = (pod.name_any(), pod.namespace().unwrap_or_default());
-    let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+    let title = format!("pod {namespace}/{name}");
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace);
+    let asking: Api<Pod> = Api::namespaced(cluster.impatient.clone(), &namespace);
     let mut ticks = tokio::time::interval(AGAIN);
     loop {
         ticks.tick().await;
-        match api.evict(&name, &EvictParams::default()).await {
-            Ok(_) => break,
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
-            Err(kube::Error::Api(status)) if status.code == TOO_MANY_REQUESTS && Instant::now() < deadline => {}
-            Err(error) => return Err(Error::api(format!("evicting pod {namespace}/{name}"))(error)),
+        let asked = if evicts {
+            asking.evict(&name, &EvictParams::default()).await.map(drop)
+        } else {
+            asking.delete(&name, &DeleteParams::default()).await.map(drop)
+        };
+        match asked {
+            Ok(()) => break,
+            Err(kube::Error::Api(status)) if status.code == NOT_FOUND => return Ok(None),
+            Err(kube::Error::Api(status)) if status.code == TOO_MANY_REQUESTS => {
+                if Instant::now() + AGAIN >= deadline {
+                    return Ok(Some(format!("{title}: {}", forbidden_by(&status))));
+                }
+            }
+            Err(error) => return Err(Error::api(format!("evicting {title}"))(error)),
         }
     }
     let uid = pod.uid().unwrap_or_default();
     let gone = await_condition(api, &name, is_deleted(&uid));
     match tokio::time::timeout_at(deadline, gone).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(Error::Wish(format!("watching pod {namespace}/{name}: {error}"))),
-        Err(_) => Err(Error::Timeout {
-            what: format!("pod {namespace}/{name}: its end"),
-            seconds: 0,
-            last: "see --drain-timeout, or --force to go on without waiting".to_owned(),
-        }),
+        Ok(Ok(_)) => Ok(None),
+        Ok(Err(error)) => Err(Error::Wish(format!("watching {title}: {error}"))),
+        Err(_) => Ok(Some(format!("{title}: it is told to end and has not ended yet"))),
+    }
+}
+
+/// What the server says is in the way: the budget, if it names it.
+fn forbidden_by(status: &Status) -> String {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    let told: Vec<&str> = causes
+        .map(|cause| cause.message.as_str())
+        .filter(|message| !message.is_empty())
+        .collect();
+    if told.is_empty() {
+        status.message.clone()
+    } else {
+        told.join("; ")
     }
 }
 

@@ -65,14 +65,25 @@ impl Gate {
                 (Action::Modify, details, old)
             }
         };
-        if old.as_deref().is_some_and(|old| old != bytes) {
-            details.push("content".to_owned());
-        }
         let diff = if secret {
             None
         } else {
             diff(old.as_deref().unwrap_or_default(), bytes)
         };
+        if old.as_deref().is_some_and(|old| old != bytes) {
+            details.push("content".to_owned());
+        }
+        if secret {
+            details.push("secret".to_owned());
+        } else if diff.is_none() && old.as_deref() != Some(bytes) && !bytes.is_empty() {
+            // What is not shown is named, so that two previews that read alike are alike.
+            let name = |bytes: &[u8]| oci::Digest::of(bytes).short().to_owned();
+            let before = old
+                .as_deref()
+                .map(|old| format!("{} → ", name(old)))
+                .unwrap_or_default();
+            details.push(format!("{before}{}", name(bytes)));
+        }
         Ok((
             Change {
                 what: path.to_owned(),

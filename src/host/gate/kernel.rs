@@ -41,7 +41,7 @@ impl Gate {
     pub(super) fn set_sysctl(&mut self, key: &str, value: &str) -> Result<()> {
         let path = self.sysctl_path(key)?;
         let old = fsops::text(&path).trim().to_owned();
-        self.journal()?.record([Entry::Sysctl {
+        self.note([Entry::Sysctl {
             key: key.to_owned(),
             value: old,
         }])?;
@@ -67,7 +67,7 @@ impl Gate {
     }
 
     pub(super) fn load_module(&mut self, name: &str) -> Result<()> {
-        self.journal()?.record([Entry::Module { name: name.to_owned() }])?;
+        self.note([Entry::Module { name: name.to_owned() }])?;
         must(self.system.as_ref(), &["modprobe", "--", name]).map(drop)
     }
 
@@ -91,7 +91,7 @@ impl Gate {
         if areas.is_empty() {
             return Ok(());
         }
-        self.journal()?.record([Entry::Swap { areas: areas.clone() }])?;
+        self.note([Entry::Swap { areas: areas.clone() }])?;
         for (area, _) in areas {
             must(self.system.as_ref(), &["swapoff", &area])?;
         }

@@ -90,7 +90,11 @@ impl Gate {
         let Some(ca) = self.pem(&cert.ca_cert)? else {
             return Ok((change(what, Action::Modify, "its CA is not there yet"), todo));
         };
-        match pki::why_reissue(&old, &key, &ca, &cert.subject, cert.usage, jiff::Timestamp::now()) {
+        let ends = pki::Ends {
+            now: jiff::Timestamp::now(),
+            days: cert.renew_days,
+        };
+        match pki::why_reissue(&old, &key, &ca, &cert.subject, cert.usage, ends) {
             None => Ok(unchanged(what)),
             Some(why) => Ok((change(what, Action::Modify, why), todo)),
         }
@@ -171,6 +175,7 @@ impl Gate {
         }
         let key = pki::new_key()?;
         self.put_file(path, key.as_bytes(), 0o600, None)?;
+        self.remember(&crate::Effect::Key { path: path.to_owned() })?;
         Ok(key)
     }
 }

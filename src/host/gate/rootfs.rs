@@ -83,6 +83,7 @@ impl Gate {
 
     pub(super) fn put_layout(&mut self, index: &oci::Index) -> Result<()> {
         self.journal()?;
+        self.note_of_run(&format!("{}/index.json", self.scope.dir()))?;
         let layout = oci::Layout::create(self.home()?)?;
         layout.write_index(index).map_err(Error::from)
     }

@@ -150,7 +150,7 @@ impl Gate {
             enabled: now.enabled.clone(),
             active: now.active == "active",
         };
-        self.journal()?.record([entry])?;
+        self.note([entry])?;
         if let Some(content) = unit.content.as_ref().filter(|_| plan.write) {
             self.put_file(&unit_path(&unit.name), content.as_bytes(), 0o644, None)?;
         }

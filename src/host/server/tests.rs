@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     Client, ClientError, Effect,
     effect::{File, Subject, Usage},
-    proto::Missing,
+    proto::{Missing, RunEnd, RunMark},
     system::Ran,
 };
 
@@ -450,4 +450,195 @@ async fn after_an_undo_a_client_that_comes_back_begins_no_other_journal() {
     client.ping().await.unwrap();
     assert_eq!(left(), before);
     assert!(!dir.path().join("data").exists());
+}
+
+#[tokio::test]
+async fn what_somebody_changed_since_the_last_run_is_told_and_a_half_run_is_none() {
+    let dir = host();
+    let at = |path: &str| dir.path().join(path);
+    std::fs::create_dir_all(at("proc/sys/net")).unwrap();
+    std::fs::write(at("proc/sys/net/x"), "0\n").unwrap();
+    let (client, _task) = writer(dir.path()).await;
+    assert_eq!(client.drift().await.unwrap().since, None);
+    assert!(
+        fault(client.end_run(RunEnd::Done).await.unwrap_err())
+            .message
+            .contains("no run")
+    );
+    let mark = RunMark {
+        who: "apply by ann".into(),
+        at_ms: 7,
+        ..RunMark::default()
+    };
+    assert!(client.begin_run(mark.clone(), false).await.unwrap());
+    let plain = |path: &str, content: &str| {
+        Effect::File(File {
+            path: path.into(),
+            content: content.into(),
+            mode: 0o644,
+            owner: None,
+            secret: false,
+        })
+    };
+    let absent = |path: &str| Effect::Absent { path: path.into() };
+    let wanted = vec![
+        file("hunter2"),
+        plain("/etc/plain", "one\n"),
+        plain("/etc/mode", "x"),
+        plain("/etc/token", "passing"),
+        absent("/etc/token"),
+        plain("/data/demo/script", "passing"),
+        absent("/data/demo/script"),
+        Effect::Link {
+            path: "/etc/link".into(),
+            target: "plain".into(),
+        },
+        Effect::Sysctl {
+            key: "net.x".into(),
+            value: "1".into(),
+        },
+    ];
+    client.apply(wanted).await.unwrap();
+    client.end_run(RunEnd::Done).await.unwrap();
+    let report = client.drift().await.unwrap();
+    assert_eq!((report.since, report.items, report.compared), (Some(mark), vec![], 6));
+    let kept = std::fs::read_to_string(at("data/demo/applied.json")).unwrap();
+    assert!(!kept.contains("hunter2"), "{kept}");
+
+    std::fs::write(at("etc/new/x"), "hunter3").unwrap();
+    std::fs::write(at("etc/plain"), "two\n").unwrap();
+    std::fs::write(at("etc/token"), "again").unwrap();
+    std::fs::remove_file(at("etc/link")).unwrap();
+    std::fs::write(at("proc/sys/net/x"), "0\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(at("etc/mode"), mode).unwrap();
+    let items = client.drift().await.unwrap().items;
+    let told: Vec<String> = items
+        .iter()
+        .map(|item| format!("{}: {}", item.what, item.detail))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "/etc/new/x: its content differs (secret)",
+            "/etc/plain: content",
+            "/etc/mode: mode 600 → 644",
+            "/etc/token: it is there again",
+            "/etc/link: it is gone (→ plain)",
+            "sysctl net.x: 0 → 1",
+        ]
+    );
+    assert!(items[1].diff.as_deref().unwrap().contains("+one"));
+    let all = serde_json::to_string(&items).unwrap();
+    assert!(!all.contains("hunter"), "{all}");
+
+    // A run that fails does not change what the host is compared with; one about a part changes that part.
+    let begin = |who: &str| RunMark {
+        who: who.into(),
+        ..RunMark::default()
+    };
+    assert!(!client.begin_run(begin("fails"), false).await.unwrap());
+    client.apply(vec![plain("/etc/plain", "three\n")]).await.unwrap();
+    client.end_run(RunEnd::Failed).await.unwrap();
+    assert!(
+        client
+            .drift()
+            .await
+            .unwrap()
+            .items
+            .iter()
+            .any(|item| item.what == "/etc/plain")
+    );
+    client.begin_run(begin("part"), false).await.unwrap();
+    client.apply(vec![plain("/etc/plain", "three\n")]).await.unwrap();
+    client.end_run(RunEnd::PartDone).await.unwrap();
+    let report = client.drift().await.unwrap();
+    assert!(report.items.iter().all(|item| item.what != "/etc/plain"));
+    assert_eq!((report.items.len(), report.compared), (5, 6));
+    let summary = client.journal().await.unwrap();
+    assert_eq!(summary.first.unwrap().mark.at_ms, 7);
+    assert_eq!(summary.last.unwrap().ended, Some(RunEnd::PartDone));
+}
+
+#[tokio::test]
+async fn a_preview_shows_nothing_of_what_is_secret_neither_the_old_nor_the_new() {
+    let dir = host();
+    std::fs::create_dir_all(dir.path().join("etc/new")).unwrap();
+    std::fs::write(dir.path().join("etc/new/x"), "planted-before").unwrap();
+    std::fs::write(dir.path().join("etc/ca.crt"), "planted-before").unwrap();
+    let (client, _task) = connect(dir.path());
+    client.hello().await.unwrap();
+    client.open(&scope(), Mode::Read).await.unwrap();
+    let kubeconfig = Effect::Kubeconfig(crate::effect::Kubeconfig {
+        path: "/etc/new/x".into(),
+        server: "https://127.0.0.1:6444".into(),
+        ca: "/etc/ca.crt".into(),
+        cluster: "demo".into(),
+        user: "joiner".into(),
+        cert: None,
+        key: None,
+        token: Some("planted-token".into()),
+    });
+    let changes = client.preview(vec![file("planted-after"), kubeconfig]).await.unwrap();
+    assert!(
+        changes
+            .iter()
+            .all(|change| change.changed() && change.detail.contains("secret"))
+    );
+    let text = serde_json::to_string(&changes).unwrap();
+    assert!(!text.contains("planted"), "{text}");
+    // A large file is not shown either, but named: two previews that read alike are alike.
+    let large = |byte: &str| {
+        Effect::File(File {
+            path: "/etc/large".into(),
+            content: byte.repeat(100_000).into(),
+            mode: 0o644,
+            owner: None,
+            secret: false,
+        })
+    };
+    let changes = client.preview(vec![large("a"), large("b")]).await.unwrap();
+    assert!(changes[0].diff.is_none() && changes[0].detail != changes[1].detail);
+}
+
+#[tokio::test]
+async fn a_run_goes_on_over_a_new_connection_and_its_end_may_be_told_twice() {
+    let dir = host();
+    let (client, line) = Line::client(dir.path(), Duration::from_secs(30));
+    client.hello().await.unwrap();
+    let who = "apply by ann".to_owned();
+    client.open(&scope(), Mode::Write { who }).await.unwrap();
+    let plain = |path: &str, content: &str| {
+        Effect::File(File {
+            path: path.into(),
+            content: content.into(),
+            mode: 0o644,
+            owner: None,
+            secret: false,
+        })
+    };
+    assert!(client.begin_run(RunMark::default(), true).await.unwrap());
+    client.apply(vec![plain("/etc/a", "1"), file("hunter2")]).await.unwrap();
+    line.cut().await;
+    client.apply(vec![plain("/etc/b", "1")]).await.unwrap();
+    client.end_run(RunEnd::Done).await.unwrap();
+    client.end_run(RunEnd::Done).await.unwrap();
+    let report = client.drift().await.unwrap();
+    assert_eq!((report.compared, report.items), (3, vec![]));
+    assert!(!dir.path().join("data/demo/applied.partial").exists());
+
+    // And it is undone as a whole, whatever connection its changes came over.
+    assert!(!client.begin_run(RunMark::default(), true).await.unwrap());
+    client.apply(vec![plain("/etc/a", "2")]).await.unwrap();
+    line.cut().await;
+    client
+        .apply(vec![plain("/etc/b", "2"), plain("/etc/c", "2")])
+        .await
+        .unwrap();
+    assert!(client.undo_run().await.unwrap().failed.is_empty());
+    assert!(client.undo_run().await.unwrap().done.is_empty());
+    let content = |path: &str| std::fs::read_to_string(dir.path().join(path)).unwrap();
+    assert_eq!((content("etc/a"), content("etc/b")), ("1".to_owned(), "1".to_owned()));
+    assert!(!dir.path().join("etc/c").exists());
+    assert_eq!(client.drift().await.unwrap().items, []);
 }

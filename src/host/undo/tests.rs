@@ -14,7 +14,7 @@ use super::*;
 use crate::{
     effect::{Dir, Effect, File, HostsEntry},
     fsops::Root,
-    proto::Scope,
+    proto::{RunEnd, Scope},
     system::Ran,
 };
 
@@ -272,4 +272,144 @@ fn what_somebody_else_left_in_a_folder_of_ours_is_told_not_deleted() {
 fn owner_of(path: &Path) -> (u32, u32) {
     let meta = fs::metadata(path).unwrap();
     (meta.uid(), meta.gid())
+}
+
+fn mark(who: &str) -> crate::proto::RunMark {
+    crate::proto::RunMark {
+        who: who.into(),
+        at_ms: 1,
+        ..Default::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn undoing_a_run_goes_back_to_its_beginning_and_undoing_all_still_goes_back_to_the_first(
+        earlier in proptest::collection::vec(effect(), 1..8),
+        later in proptest::collection::vec(effect(), 1..8),
+        again in proptest::collection::vec(effect(), 0..6),
+        crash in any::<bool>(),
+    ) {
+        let dir = host();
+        let first = tree(dir.path());
+        let mut gate = open(dir.path());
+        prop_assert!(gate.begin_run(mark("one"), true).unwrap());
+        for effect in &earlier {
+            let _ = gate.apply(effect);
+        }
+        gate.end_run(RunEnd::Done).unwrap();
+        // One run more before, so that folders and files are known to the journal of the installation.
+        prop_assert!(!gate.begin_run(mark("two"), true).unwrap());
+        let applied = fs::read(dir.path().join("data/installer/demo/applied.json")).unwrap();
+        let without_ours = |mut tree: BTreeMap<String, String>| {
+            tree.retain(|path, _| !path.starts_with("data/"));
+            tree
+        };
+        let between = without_ours(tree(dir.path()));
+        for (n, effect) in later.iter().enumerate() {
+            if crash && n == later.len() / 2 {
+                drop(gate);
+                gate = open(dir.path());
+            }
+            let _ = gate.apply(effect);
+        }
+        let undone = undo_run(&mut gate).unwrap();
+        prop_assert_eq!(&undone.failed, &Vec::<String>::new());
+        prop_assert_eq!(without_ours(tree(dir.path())), between);
+        prop_assert_eq!(fs::read(dir.path().join("data/installer/demo/applied.json")).unwrap(), applied);
+        prop_assert!(undo_run(&mut gate).unwrap().done.is_empty(), "a run is undone once");
+        for effect in &again {
+            let _ = gate.apply(effect);
+        }
+        let undone = undo(&mut gate).unwrap();
+        prop_assert_eq!(&undone.failed, &Vec::<String>::new());
+        prop_assert_eq!(tree(dir.path()), first);
+    }
+}
+
+#[test]
+fn a_run_that_ended_well_cannot_be_undone_alone_and_one_that_failed_can() {
+    let dir = host();
+    let mut gate = open(dir.path());
+    let file = |content: &str| {
+        Effect::File(File {
+            path: "/etc/a".into(),
+            content: content.into(),
+            mode: 0o644,
+            owner: None,
+            secret: false,
+        })
+    };
+    let content = || fs::read_to_string(dir.path().join("etc/a")).unwrap();
+    assert!(gate.begin_run(mark("install"), false).unwrap());
+    gate.apply(&file("one")).unwrap();
+    gate.end_run(RunEnd::Done).unwrap();
+    assert!(undo_run(&mut gate).unwrap_err().to_string().contains("no run"));
+    assert!(!gate.begin_run(mark("change"), true).unwrap());
+    gate.apply(&file("two")).unwrap();
+    gate.end_run(RunEnd::Failed).unwrap();
+    assert_eq!(content(), "two");
+    undo_run(&mut gate).unwrap();
+    assert_eq!(content(), "one");
+    let log = journal::read(&journal::dir(&gate.root, &gate.scope).unwrap())
+        .unwrap()
+        .unwrap();
+    let runs = log.run_notes();
+    let [first, last] = runs.as_slice() else {
+        panic!("{runs:?}")
+    };
+    assert_eq!((first.mark.who.as_str(), first.ended), ("install", Some(RunEnd::Done)));
+    assert_eq!((last.mark.who.as_str(), last.ended), ("change", Some(RunEnd::Undone)));
+}
+
+/// Says what a unit is like, and notes what is done to it.
+#[derive(Default)]
+struct Units(std::sync::Mutex<Vec<String>>);
+
+impl System for Units {
+    fn run(&self, argv: &[&str]) -> std::io::Result<Ran> {
+        if argv.contains(&"show") {
+            return Ok(Ran {
+                code: 0,
+                stdout: "LoadState=loaded\nActiveState=active\nSubState=running\nUnitFileState=enabled\n".into(),
+                ..Ran::default()
+            });
+        }
+        self.0.lock().unwrap().push(argv.join(" "));
+        Ok(Ran::default())
+    }
+}
+
+#[test]
+fn a_unit_that_ran_before_the_run_runs_with_its_old_files_afterwards() {
+    let dir = host();
+    let units = Arc::new(Units::default());
+    let mut gate = Gate::open(Root::at(dir.path()), scope(), Arc::<Units>::clone(&units)).unwrap();
+    gate.begin_run(mark("install"), false).unwrap();
+    gate.note([Entry::Absent { path: "/etc/x".into() }]).unwrap();
+    gate.end_run(RunEnd::Done).unwrap();
+    gate.begin_run(mark("change"), true).unwrap();
+    gate.note([
+        Entry::Unit {
+            name: "old.service".into(),
+            ours: false,
+            enabled: "enabled".into(),
+            active: true,
+        },
+        Entry::Unit {
+            name: "new.service".into(),
+            ours: true,
+            enabled: String::new(),
+            active: false,
+        },
+    ])
+    .unwrap();
+    undo_run(&mut gate).unwrap();
+    let done = units.0.lock().unwrap().join("\n");
+    assert_eq!(
+        done,
+        "systemctl stop -- new.service\nsystemctl disable -- new.service\nsystemctl daemon-reload\nsystemctl enable -- old.service\nsystemctl restart -- old.service"
+    );
 }
