@@ -64,6 +64,8 @@ pub(crate) struct Server {
     session: Mutex<Option<Session>>,
     /// Blobs being received, so that none is written twice at once.
     receiving: Mutex<HashSet<oci::Digest>>,
+    /// Held by whoever writes a blob.
+    busy: Arc<tokio::sync::RwLock<()>>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -102,6 +104,7 @@ where
         closing: Arc::default(),
         session: Mutex::default(),
         receiving: Mutex::default(),
+        busy: Arc::default(),
     });
     let mut writing = tokio::spawn(frame::pump(queue, writer));
     let mut tasks = JoinSet::new();
@@ -113,6 +116,8 @@ where
     server.closing.store(true, Ordering::Relaxed);
     tasks.abort_all();
     while tasks.join_next().await.is_some() {}
+    // What still writes a blob would write into what whoever has the lock next goes on with.
+    let _idle = server.busy.write().await;
     let last = Arc::clone(&server);
     // Waits for the change under way, which holds the gate.
     let _ = tokio::task::spawn_blocking(move || {
