@@ -304,7 +304,7 @@ async fn look(session: &Session, scope: &Scope, query: &Query) -> Result<(Facts,
         overlay::note_path(scope),
         format!("{}/_default/hosts.toml", paths::CERTS_D),
     );
-    let (facts, kubelet, ca, cert, resolver, htpasswd, overlay, mirror) = tokio::try_join!(
+    let (facts, kubelet, ca, cert, resolver, htpasswd, overlay, mirror, registry) = tokio::try_join!(
         facts,
         pki::read_optional(session, paths::KUBELET_CONF),
         pki::read_optional(session, paths::CA_CERT),
@@ -313,6 +313,7 @@ async fn look(session: &Session, scope: &Scope, query: &Query) -> Result<(Facts,
         pki::read_optional(session, paths::HTPASSWD),
         pki::read_optional(session, &note),
         pki::read_optional(session, &default_mirror),
+        pki::read_optional(session, paths::REGISTRY_UNIT),
     )?;
     let ours = facts
         .installed
@@ -325,7 +326,7 @@ async fn look(session: &Session, scope: &Scope, query: &Query) -> Result<(Facts,
         resolver: resolver.is_some(),
         htpasswd: htpasswd.filter(|_| ours),
         overlay: overlay.filter(|_| ours),
-        mirrored: mirror.is_some(),
+        mirrored: mirror.or(registry).is_some(),
     };
     Ok((facts, seen))
 }

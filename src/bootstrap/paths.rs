@@ -14,6 +14,8 @@ pub const REGISTRY_CERT: &str = "/etc/installer/registry/tls.crt";
 pub const REGISTRY_KEY: &str = "/etc/installer/registry/tls.key";
 /// The authority of the private registry's certificate, for the runtime.
 pub const REGISTRY_CA: &str = "/etc/installer/registry/ca.crt";
+/// The private registry's unit.
+pub const REGISTRY_UNIT: &str = "/etc/systemd/system/installer-registry.service";
 /// Who may read from the private registry, where it asks for a login.
 pub const HTPASSWD: &str = "/etc/installer/registry/htpasswd";
 /// kubeadm's PKI folder.

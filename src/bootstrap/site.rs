@@ -136,7 +136,7 @@ pub struct Seen {
     pub htpasswd: Option<String>,
     /// Which files of which rootfs the Clusterfile has changed, as [`crate::overlay`] noted it.
     pub overlay: Option<String>,
-    /// Whether a runtime of ours asks the cluster's own registry for every image.
+    /// Whether a runtime of ours asks the cluster's own registry for every image, or that registry is here.
     pub mirrored: bool,
 }
 

@@ -141,8 +141,10 @@ pub fn site(clusterfile: &Clusterfile, image: Image, found: Vec<(Facts, Seen)>) 
         )));
     };
     let registry = registry(clusterfile);
-    let moved = |seen: &Seen| seen.joined && seen.mirrored == registry.external;
-    if let Some((facts, _)) = found.iter().find(|(_, seen)| moved(seen)) {
+    // One host that says so is enough: on the others somebody may have removed what says it.
+    let own = found.iter().any(|(_, seen)| seen.joined && seen.mirrored);
+    let joined = found.iter().find(|(_, seen)| seen.joined);
+    if let Some((facts, _)) = joined.filter(|_| own == registry.external) {
         let (is, shall) = match registry.external {
             true => ("its own registry", "somebody else's"),
             false => ("somebody else's registry", "its own"),
@@ -304,6 +306,17 @@ mod tests {
                 .to_string()
                 .contains("somebody else's registry")
         );
+        let mut one = site();
+        let found = one.seats.iter_mut().enumerate().map(|(index, seat)| {
+            let seen = Seen {
+                joined: true,
+                mirrored: index == 0,
+                ..Seen::default()
+            };
+            (seat.facts.clone(), seen)
+        });
+        let found = found.collect();
+        assert!(super::site(&clusterfile(""), one.image.clone(), found).is_ok());
         for (more, joined, mirrored) in [("", true, true), (external, true, false), ("", false, false)] {
             let site = made(more, joined, mirrored).unwrap();
             assert_eq!(site.registries().count(), usize::from(!site.registry.external));

@@ -55,6 +55,8 @@ pub(crate) const RUNTIME_DIRS: &[&str] = &[
     "/opt/cni",
     "/opt/containerd",
     "/run/containerd",
+    // Where somebody else's containerd was there before.
+    "/run/containerd/runc/k8s.io",
     "/run/installer",
     "/run/runc",
     "/run/xtables.lock",
@@ -81,8 +83,18 @@ pub(crate) struct Snapshot {
     pub(crate) tables: BTreeSet<String>,
     pub(crate) mounts: BTreeSet<String>,
     pub(crate) cgroups: BTreeSet<String>,
-    /// Those of [`RUNTIME_DIRS`] that exist.
+    /// Those of [`RUNTIME_DIRS`] that exist, and sockets of shims.
     pub(crate) runtime: BTreeSet<String>,
+}
+
+/// Folder of the sockets of all containerd shims, whosever they are: its name is fixed in the shims.
+pub(crate) const SHIM_SOCKETS: &str = "/run/containerd/s";
+
+/// The sockets of containerd's shims.
+pub(crate) fn shim_sockets(root: &Root) -> Vec<String> {
+    let names = root.path(SHIM_SOCKETS).and_then(|at| crate::gate::names_in(&at));
+    let names = names.unwrap_or_default().into_iter();
+    names.map(|name| format!("{SHIM_SOCKETS}/{name}")).collect()
 }
 
 /// Looks at the host. What cannot be seen is not in the snapshot, now and later alike.
@@ -96,6 +108,7 @@ pub(crate) fn take(root: &Root, system: &dyn System) -> Snapshot {
         .iter()
         .filter(exists)
         .map(|path| (*path).to_owned())
+        .chain(shim_sockets(root))
         .collect();
     if !root.is_real() {
         return out;

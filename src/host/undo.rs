@@ -93,6 +93,7 @@ pub(crate) fn undo(gate: &mut Gate) -> Result<Undone> {
         }
     }
     player.runtime_dirs(&before, &mut report);
+    player.shim_sockets(&before, &mut report);
     player.restore_units(&entries, &mut report);
     let now = snapshot::take(&gate.root, gate.system.as_ref());
     let left = snapshot::compare(&before, &now, &home);
@@ -264,6 +265,19 @@ impl Player<'_> {
             let Ok(at) = self.gate.root.path(dir) else { continue };
             if !matches!(fsops::look(&at), Ok(There::Nothing)) {
                 report.note(format!("removed {dir}"), fsops::remove_tree(&at));
+            }
+        }
+    }
+
+    /// Sockets that our containers' shims have left among those of somebody else's containerd: nobody listens on them any more.
+    fn shim_sockets(&self, before: &Snapshot, report: &mut Report) {
+        let sockets = snapshot::shim_sockets(&self.gate.root).into_iter();
+        for socket in sockets.filter(|socket| !before.runtime.contains(socket)) {
+            let Ok(at) = self.gate.root.path(&socket) else { continue };
+            let refused = std::os::unix::net::UnixStream::connect(&at)
+                .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
+            if refused {
+                report.note(format!("removed {socket}"), fsops::sweep(&at));
             }
         }
     }
