@@ -103,7 +103,7 @@ fn plans_status_drift_certificates_and_snapshots_serve_an_operator() -> Result<(
 
     ok(&site, &["support-bundle", "-o", "bundle.tar.gz"])?;
     let listed = lab::output(Command::new("tar").arg("tzf").arg(site.file("bundle.tar.gz")))?.ok()?;
-    for part in ["m1", "n1", "nodes"] {
+    for part in [site.ip("m1").as_str(), site.ip("n1").as_str(), "nodes"] {
         ensure!(listed.contains(part), "{part} is not in the bundle: {listed}");
     }
     ok(&site, &["reset", "--yes"])?;
@@ -245,7 +245,8 @@ fn what_others_have_on_a_host_stays_as_it_is() -> Result<()> {
         echo 'net.ipv4.conf.all.log_martians = 1' > /etc/sysctl.d/10-mine.conf
         for i in $(seq 100); do ctr version > /dev/null 2>&1 && break; sleep 0.1; done
         ctr image import --snapshotter native /srv/keep.tar > /dev/null
-        ctr run --detach --snapshotter native local.test/keep:1 keep /bin/busybox sleep 100000",
+        # In a group that systemd knows of: others it tidies up itself when nobody needs their controller any more.
+        ctr run --detach --runc-systemd-cgroup --cgroup system.slice:ctr:keep --snapshotter native local.test/keep:1 keep /bin/busybox sleep 100000",
     )?;
     let nft = site.file("mine.nft");
     fs::write(
