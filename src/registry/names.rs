@@ -115,11 +115,11 @@ fn is_domain(component: &str) -> bool {
 
 fn is_host_port(text: &str) -> bool {
     let (host, port) = text.split_once(':').unwrap_or((text, "0"));
-    !host.is_empty()
-        && host
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b".-".contains(&byte))
-        && port.parse::<u16>().is_ok()
+    let is_label = |label: &str| {
+        let whole = !label.is_empty() && !label.starts_with('-') && !label.ends_with('-');
+        whole && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    host.split('.').all(is_label) && port.parse::<u16>().is_ok()
 }
 
 /// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
@@ -238,7 +238,8 @@ mod tests {
             assert!(is_valid(good), "{good}");
         }
         for bad in [
-            "", "/", "a/", "/a", "A", "a..b", "a___b", "-a", "a-", "a b", "a/../b", "..", "host:x/a", "a/b:1", "a:5000",
+            "", "/", "a/", "/a", "A", "a..b", "a___b", "-a", "a-", "a b", "a/../b", "..", "host:x/a", "a/b:1",
+            "a:5000", "./a/b", "../a", "../a/b", "a..b/c", "-a.b/c", "a.b-/c", ".:5/a",
         ] {
             assert!(!is_valid(bad), "{bad}");
         }
