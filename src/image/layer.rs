@@ -399,7 +399,10 @@ mod tests {
             .collect();
         let noise = crate::transfer_tests::noise(5_000_000);
         let layer = |bytes: &[u8]| {
-            let made = compress(&store, |compressor| Ok(compressor.write_all(bytes).unwrap()));
+            let made = compress(&store, |compressor| {
+                compressor.write_all(bytes).unwrap();
+                Ok(())
+            });
             made.unwrap().1
         };
         let (first, other) = (layer(&text), layer(noise.as_bytes()));
