@@ -16,7 +16,7 @@ use crate::{
     runs,
     session::{self, Access, Session},
     site::{Seen, Site},
-    transfer, wish,
+    transfer, ways, wish,
 };
 use clusterfile::Clusterfile;
 use futures::FutureExt as _;
@@ -122,7 +122,12 @@ async fn survey(
         .zip(&missing)
         .map(|(seat, missing)| (seat.ip, transfer::outstanding(missing)))
         .collect();
-    let findings = preflight::look(&site, now_ms, &sending, &options.ignored);
+    let looked = preflight::Looked {
+        now_ms,
+        sending,
+        ways: ways::try_all(&site, sessions).await?,
+    };
+    let findings = preflight::look(&site, &looked, &options.ignored);
     let learned = learned(&site, &access).await?;
     let cluster = tokio::sync::OnceCell::new();
     let record = clusterfile.without_secrets();

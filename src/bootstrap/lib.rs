@@ -58,6 +58,7 @@ mod testing;
 pub mod transfer;
 pub mod verify;
 pub mod way;
+mod ways;
 pub mod wish;
 
 pub use error::{Error, Result};

@@ -40,7 +40,9 @@ mod snapshot;
 mod system;
 mod undo;
 pub mod unpack;
+mod ways;
 
+pub use ask::Ears;
 pub use cli::{Args, run};
 pub use client::{Client, ClientError};
 pub use effect::{Action, Change, Content, Effect};
