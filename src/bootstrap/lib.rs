@@ -10,6 +10,7 @@
 //! * **No state here**: hosts hold the truth about hosts, etcd about the cluster. A killed apply is simply run again.
 //! * Nothing here knows a terminal, asks a question, or builds a shell line.
 
+pub mod airgap;
 pub mod apps;
 pub mod bandwidth;
 pub mod certs;

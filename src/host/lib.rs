@@ -23,6 +23,7 @@ mod error;
 mod exec;
 pub mod facts;
 mod fault;
+mod fence;
 pub mod frame;
 mod fsops;
 pub mod gate;
