@@ -174,6 +174,15 @@ async fn read(session: &Session, fence: &Fence) -> Result<(u64, Vec<Tried>)> {
     })
 }
 
+/// What sets say about one destination.
+#[derive(Default)]
+struct Noted {
+    packets: u64,
+    protocols: BTreeSet<String>,
+    /// Ports, sources, users, units.
+    notes: [BTreeSet<String>; 4],
+}
+
 /// The packets that `nft -j list table` tells of on the host `own`; nothing if this is not what was put up.
 fn counted(listing: &str, fence: &Fence, own: Ipv4Addr) -> Option<(u64, Vec<Tried>)> {
     let listing: Value = serde_json::from_str(listing).ok()?;
@@ -186,7 +195,7 @@ fn counted(listing: &str, fence: &Fence, own: Ipv4Addr) -> Option<(u64, Vec<Trie
         .get("packets")?
         .as_u64()?;
     let own = own.to_string();
-    let mut all: BTreeMap<String, (u64, [BTreeSet<String>; 4], BTreeSet<String>)> = BTreeMap::new();
+    let mut all: BTreeMap<String, Noted> = BTreeMap::new();
     for set in items.iter().filter_map(|item| item.get("set")) {
         let name = set.get("name").and_then(Value::as_str).unwrap_or_default();
         let kind = name.trim_end_matches(['4', '6']);
@@ -195,7 +204,10 @@ fn counted(listing: &str, fence: &Fence, own: Ipv4Addr) -> Option<(u64, Vec<Trie
             let Some((to, rest)) = words.split_first().filter(|(_, rest)| !rest.is_empty()) else {
                 continue;
             };
-            let value = rest.join("/");
+            let mut value = rest.join("/");
+            if ["to", "port"].contains(&kind) {
+                value = named(&value);
+            }
             let index = match kind {
                 "port" => 0,
                 "source" if value != own => 1,
@@ -203,24 +215,24 @@ fn counted(listing: &str, fence: &Fence, own: Ipv4Addr) -> Option<(u64, Vec<Trie
                 "unit" => 3,
                 "to" => {
                     let tried = all.entry(to.clone()).or_default();
-                    tried.0 += packets;
-                    tried.2.insert(value);
+                    tried.packets += packets;
+                    tried.protocols.insert(value);
                     continue;
                 }
                 _ => continue,
             };
-            all.entry(to.clone()).or_default().1[index].insert(value);
+            all.entry(to.clone()).or_default().notes[index].insert(value);
         }
     }
-    let tried = all.into_iter().map(|(to, (packets, notes, protocols))| {
-        let [ports, from, users, units] = notes.map(|note| note.into_iter().collect::<Vec<_>>());
-        let without = protocols.into_iter().filter(|protocol| {
+    let tried = all.into_iter().map(|(to, noted)| {
+        let [ports, from, users, units] = noted.notes.map(|note| note.into_iter().collect::<Vec<_>>());
+        let without = noted.protocols.into_iter().filter(|protocol| {
             let with = format!("{protocol}/");
             !ports.iter().any(|port| port.starts_with(&with))
         });
         Tried {
             to,
-            packets,
+            packets: noted.packets,
             ports: without.chain(ports.clone()).collect(),
             from,
             users,
@@ -228,6 +240,22 @@ fn counted(listing: &str, fence: &Fence, own: Ipv4Addr) -> Option<(u64, Vec<Trie
         }
     });
     Some((packets, tried.filter(|tried| tried.packets > 0).collect()))
+}
+
+/// A protocol, with its port if there is one, by name: where a host has no `/etc/protocols`, nft tells numbers.
+fn named(protocol: &str) -> String {
+    let (number, port) = match protocol.split_once('/') {
+        Some((number, port)) => (number, format!("/{port}")),
+        None => (protocol, String::new()),
+    };
+    let name = match number {
+        "1" => "icmp",
+        "6" => "tcp",
+        "17" => "udp",
+        "58" => "ipv6-icmp",
+        other => other,
+    };
+    format!("{name}{port}")
 }
 
 /// The parts of a set's element, and what it counted.
@@ -261,10 +289,10 @@ mod tests {
         {"set": {"name": "to4", "elem": [
             {"elem": {"val": {"concat": ["8.8.8.8", "tcp"]}, "counter": {"packets": 2, "bytes": 120}}},
             {"elem": {"val": {"concat": ["8.8.8.8", "icmp"]}, "counter": {"packets": 1, "bytes": 84}}},
-            {"elem": {"val": {"concat": ["9.9.9.9", "udp"]}, "counter": {"packets": 3, "bytes": 30}}}]}},
+            {"elem": {"val": {"concat": ["9.9.9.9", 17]}, "counter": {"packets": 3, "bytes": 30}}}]}},
         {"set": {"name": "to6", "elem": [
             {"elem": {"val": {"concat": ["2001:db8::1", "tcp"]}, "counter": {"packets": 1, "bytes": 80}}}]}},
-        {"set": {"name": "port4", "elem": [{"concat": ["9.9.9.9", "udp", 53]}, {"concat": ["8.8.8.8", "tcp", 443]}]}},
+        {"set": {"name": "port4", "elem": [{"concat": ["9.9.9.9", 17, 53]}, {"concat": ["8.8.8.8", "tcp", 443]}]}},
         {"set": {"name": "source4", "elem": [{"concat": ["9.9.9.9", "100.64.1.5"]}, {"concat": ["8.8.8.8", "10.0.0.1"]}]}},
         {"set": {"name": "user4", "elem": [{"concat": ["8.8.8.8", 100]}]}},
         {"set": {"name": "unit4", "elem": [{"concat": ["8.8.8.8", "system.slice/chrony.service"]}]}},

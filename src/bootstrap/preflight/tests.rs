@@ -82,7 +82,8 @@ fn each_trouble_is_found_by_its_name() {
             });
         }),
     ];
-    let warned: &[(&'static str, fn(&mut Site))] = &[
+    type Warned = (&'static str, fn(&mut Site));
+    let warned: &[Warned] = &[
         ("fsync", |s| s.seats[0].facts.fsync_us = Some(40_000)),
         ("entropy", |s| s.seats[1].facts.entropy = 60),
         ("dns", |s| s.seats[1].facts.nameservers = vec!["10.0.0.53".into(); 4]),

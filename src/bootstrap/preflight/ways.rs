@@ -210,7 +210,8 @@ mod tests {
     #[test]
     fn what_is_installed_is_neither_disturbed_nor_asked_for_what_it_lacks() {
         let mut site = sized(1, 2);
-        (install(&mut site, 0), install(&mut site, 1));
+        install(&mut site, 0);
+        install(&mut site, 1);
         // The master's API server runs, its registry is reached on 127.0.0.1 only.
         site.seats[0].facts.listeners = vec![listener(6443, "::"), listener(5000, "127.0.0.1")];
         assert_eq!(told(&site), ["m1→n2 10250", "n2→m1 6443 in use"]);
