@@ -1,6 +1,7 @@
 //! What is told while work goes on. The crate knows no terminal: whoever shows it implements [`Observer`].
 
 use crate::{
+    airgap::Proof,
     plan::{Moved, Plan},
     preflight::Finding,
     reset::{HostReset, Removed},
@@ -149,6 +150,11 @@ pub enum Event {
     Moved {
         /// What.
         moved: Moved,
+    },
+    /// What a host counted and refused of what would have left the cluster's addresses.
+    AirGap {
+        /// What.
+        proof: Proof,
     },
     /// What was wished is so.
     Done {

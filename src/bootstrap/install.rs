@@ -2,6 +2,7 @@
 
 use crate::{
     Error, Result,
+    airgap::{self, Proof},
     cluster::{self, Cluster, pki},
     effects::{self, Learned},
     event::{Event, Observer},
@@ -16,7 +17,7 @@ use crate::{
     runs,
     session::{self, Access, Session},
     site::{Seen, Site},
-    transfer, wish,
+    transfer, ways, wish,
 };
 use clusterfile::Clusterfile;
 use futures::FutureExt as _;
@@ -24,7 +25,7 @@ use host::{Facts, Mode, Scope, facts::Query};
 use std::{
     net::Ipv4Addr,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -43,6 +44,8 @@ pub struct Options {
     pub who: String,
     /// How long launching an application, or a launch command, may take.
     pub launch_limit: Duration,
+    /// Whether hosts count and refuse what would leave the cluster's addresses.
+    pub prove_airgap: bool,
 }
 
 /// A site that was looked at: what is wrong with it, and what there is to do.
@@ -54,6 +57,7 @@ pub struct Prepared {
     /// How long looking took.
     pub took: Duration,
     run: Arc<Run>,
+    proof: OnceLock<Vec<Proof>>,
     who: String,
     targets: Vec<(Ipv4Addr, clusterfile::Ssh)>,
     access: Access,
@@ -78,6 +82,11 @@ const ANSWER: Duration = Duration::from_secs(20);
 pub async fn prepare(clusterfile: &Clusterfile, options: &Options) -> Result<Prepared> {
     let start = Instant::now();
     wish::check(clusterfile)?;
+    if options.prove_airgap && wish::registry(clusterfile).external {
+        return Err(Error::Wish(
+            "--prove-airgap is not supported with spec.registry.externalRegistry: images come from outside of the cluster then".into(),
+        ));
+    }
     let opened = open_image(clusterfile, options).await?;
     crate::image::check(&opened.image)?;
     wish::check_image(clusterfile, &opened.image)?;
@@ -94,6 +103,7 @@ pub async fn prepare(clusterfile: &Clusterfile, options: &Options) -> Result<Pre
         plan,
         took: start.elapsed(),
         run: Arc::new(run),
+        proof: OnceLock::new(),
         who: options.who.clone(),
         targets,
         access: options.access.clone(),
@@ -113,6 +123,7 @@ async fn survey(
     let query = query(clusterfile);
     let found = each(sessions, |session| look(session, &scope, &query)).await?;
     let mut site = wish::site(clusterfile, opened.image, found)?;
+    site.fence = options.prove_airgap.then(|| airgap::fence(&site));
     let wanted = site.seats.iter().map(|seat| plan::wanted_blobs(&site, seat)).collect();
     let missing = transfer::missing_everywhere(sessions, wanted).await?;
     transfer::check_outgoing(&site.image.reference, &opened.blobs, &missing).await?;
@@ -122,7 +133,12 @@ async fn survey(
         .zip(&missing)
         .map(|(seat, missing)| (seat.ip, transfer::outstanding(missing)))
         .collect();
-    let findings = preflight::look(&site, now_ms, &sending, &options.ignored);
+    let looked = preflight::Looked {
+        now_ms,
+        sending,
+        ways: ways::try_all(&site, sessions).await?,
+    };
+    let findings = preflight::look(&site, &looked, &options.ignored);
     let learned = learned(&site, &access).await?;
     let cluster = tokio::sync::OnceCell::new();
     let record = clusterfile.without_secrets();
@@ -415,7 +431,9 @@ impl Prepared {
         .await?;
         let revertible = on_failure == OnFailure::RollBack;
         let fresh = runs::begin(&self.run, &self.who, revertible).await?;
-        let timings = match run::all(&self.run).await {
+        let ran = run::all(&self.run).await;
+        let _ = self.proof.set(airgap::end(&self.run).await);
+        let timings = match ran {
             Ok(timings) => timings,
             Err(error) if revertible => return Err(self.roll_back(error, &fresh).await),
             Err(error) => {
@@ -449,6 +467,11 @@ impl Prepared {
             session.pushed && seat.is_some_and(|seat| seat.facts.installed.is_empty())
         };
         leave_bare(&self.run.sessions, bare).await;
+    }
+
+    /// What each host counted, if this run had to prove that the cluster needs nothing from elsewhere and has ended.
+    pub fn proof(&self) -> &[Proof] {
+        self.proof.get().map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Wish and hosts.

@@ -10,6 +10,7 @@
 //! * **No state here**: hosts hold the truth about hosts, etcd about the cluster. A killed apply is simply run again.
 //! * Nothing here knows a terminal, asks a question, or builds a shell line.
 
+pub mod airgap;
 pub mod apps;
 pub mod bandwidth;
 pub mod certs;
@@ -58,6 +59,7 @@ mod testing;
 pub mod transfer;
 pub mod verify;
 pub mod way;
+mod ways;
 pub mod wish;
 
 pub use error::{Error, Result};

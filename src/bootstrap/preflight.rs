@@ -9,6 +9,9 @@ mod network;
 mod resources;
 mod surroundings;
 mod traces;
+mod ways;
+
+pub use ways::{Way, wanted as wanted_ways};
 
 /// Something about a host that matters.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -62,20 +65,32 @@ pub const CHECKS: &[&str] = &[
     "firewall",
 ];
 
-/// Looks at everything. `now_ms` is this machine's clock when the facts were taken; `sending` the bytes each host is going to get.
-/// Findings of `ignored` checks become warnings.
-pub fn look(site: &Site, now_ms: i64, sending: &BTreeMap<std::net::Ipv4Addr, u64>, ignored: &[String]) -> Vec<Finding> {
+/// What was looked at besides the site.
+#[derive(Debug, Clone, Default)]
+pub struct Looked {
+    /// This machine's clock when the facts were taken, milliseconds since 1970.
+    pub now_ms: i64,
+    /// Bytes each host is going to get.
+    pub sending: BTreeMap<std::net::Ipv4Addr, u64>,
+    /// The ways between hosts that were tried.
+    pub ways: Vec<(Way, host::proto::Knocked)>,
+}
+
+/// Looks at everything. Findings of `ignored` checks become warnings.
+pub fn look(site: &Site, looked: &Looked, ignored: &[String]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for seat in &site.seats {
         platform(site, seat, &mut findings);
-        resources::look(site, seat, sending.get(&seat.ip).copied().unwrap_or(0), &mut findings);
-        resources::clock(seat, now_ms, &mut findings);
+        let sending = looked.sending.get(&seat.ip).copied().unwrap_or(0);
+        resources::look(site, seat, sending, &mut findings);
+        resources::clock(seat, looked.now_ms, &mut findings);
         traces::look(site, seat, &mut findings);
         network::look(site, seat, &mut findings);
         surroundings::look(site, seat, &mut findings);
     }
     unique(site, &mut findings);
     surroundings::compare(site, &mut findings);
+    ways::look(site, &looked.ways, &mut findings);
     for finding in &mut findings {
         if ignored.iter().any(|name| name == finding.check || name == "all") {
             finding.severity = Severity::Warning;

@@ -163,6 +163,8 @@ pub struct Site {
     pub configs: Vec<clusterfile::Config>,
     /// Hooks of the Clusterfile and of the image, by name.
     pub hooks: Vec<Plugin>,
+    /// What hosts may reach while this run proves that they need nothing else; absent: it proves nothing.
+    pub fence: Option<host::effect::Fence>,
     /// The applications to launch, in order.
     pub apps: Vec<App>,
     /// The commands to launch after them.

@@ -110,6 +110,7 @@ pub(crate) fn site() -> Site {
         hooks: Vec::new(),
         apps: Vec::new(),
         commands: Vec::new(),
+        fence: None,
         recorded: false,
         seats: vec![seat("10.0.0.1", "m1", true), seat("10.0.0.2", "n1", false)],
     }

@@ -188,6 +188,7 @@ pub fn site(clusterfile: &Clusterfile, image: Image, found: Vec<(Facts, Seen)>) 
         hooks,
         apps: apps::launched(clusterfile, &image)?,
         commands: commands(clusterfile, &image),
+        fence: None,
         recorded: false,
         seats,
         image,

@@ -1,9 +1,14 @@
-//! Requests about runs, what they left, and certificates.
+//! Requests about runs, what they left, certificates, and the ways between hosts.
+
+use bytes::Bytes;
 
 use crate::{
     Client, ClientError, Effect,
-    proto::{Answer, CertificateInfo, DriftReport, Request, RunEnd, RunMark, Undone},
+    frame::{Frame, Kind},
+    link::{Call, Link},
+    proto::{Answer, CertificateInfo, DriftReport, KnockAt, Knocked, Listen, Request, RunEnd, RunMark, Undone},
 };
+use std::sync::Arc;
 
 type Result<T, E = ClientError> = std::result::Result<T, E>;
 
@@ -53,6 +58,51 @@ impl Client {
         match self.ask(&Request::Certificates).await? {
             Answer::Certificates(certificates) => Ok(certificates),
             _ => Err(ClientError::Unexpected("certificates")),
+        }
+    }
+
+    /// Listens until the result is [ended](Ears::end) or dropped. Not asked again when the connection is lost. See [`Request::Listen`].
+    pub async fn listen(&self, wish: Listen) -> Result<Ears> {
+        let link = self.link().await?;
+        let mut call = link.begin(&Request::Listen(wish)).await?;
+        match call.head().await? {
+            Answer::Listening(ports) => Ok(Ears {
+                ports,
+                call,
+                _link: link,
+            }),
+            _ => Err(ClientError::Unexpected("listen")),
+        }
+    }
+
+    /// One result per door, in order. See [`Request::Knock`].
+    pub async fn knock(&self, wish: KnockAt) -> Result<Vec<Knocked>> {
+        match self.ask(&Request::Knock(wish)).await? {
+            Answer::Knocked(results) => Ok(results),
+            _ => Err(ClientError::Unexpected("knock")),
+        }
+    }
+}
+
+/// A host listens; it stops when this is dropped.
+pub struct Ears {
+    /// On these ports.
+    pub ports: Vec<u16>,
+    call: Call,
+    _link: Arc<Link>,
+}
+
+impl Ears {
+    /// Stops listening: the ports are free when this returns.
+    ///
+    /// # Errors
+    /// When the connection is lost, which ends the listening too.
+    pub async fn end(mut self) -> Result<()> {
+        let end = Frame::new(Kind::End, self.call.id, Bytes::new());
+        self.call.send(end).await?;
+        match self.call.head().await? {
+            Answer::Done => Ok(()),
+            _ => Err(ClientError::Unexpected("listen")),
         }
     }
 }

@@ -129,7 +129,7 @@ impl Client {
     }
 
     /// The connection, made anew if it was lost and there is a way to.
-    async fn link(&self) -> Result<Arc<Link>> {
+    pub(crate) async fn link(&self) -> Result<Arc<Link>> {
         let current = self.current();
         let Some(redial) = self.shared.redial.as_ref().filter(|_| current.is_lost()) else {
             return Ok(current);

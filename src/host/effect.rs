@@ -76,6 +76,23 @@ pub enum Effect {
     },
     /// A kubeconfig with embedded certificates, made from files of this host; written anew when they differ.
     Kubeconfig(Kubeconfig),
+    /// For a while packets that leave the cluster's addresses are counted and rejected. Needs `nft`, of the rootfs or the host.
+    Fence(Fence),
+    /// No such fence, whoever left it.
+    NoFence,
+}
+
+/// Name of the table of [`Effect::Fence`], of nftables' family `inet`.
+pub const FENCE_TABLE: &str = crate::fence::TABLE;
+
+/// See [`Effect::Fence`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Fence {
+    /// Letters and digits that name the run: a fence with another token is replaced, and counting begins anew.
+    pub token: String,
+    /// IPv4 addresses and blocks that may be reached.
+    pub allowed: Vec<String>,
 }
 
 /// See [`Effect::File`].

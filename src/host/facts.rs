@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 pub(crate) mod collect;
 pub(crate) mod kernel;
-mod parse;
+pub(crate) mod parse;
 
 /// What to look at beyond the fixed things.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

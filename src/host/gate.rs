@@ -26,6 +26,7 @@ use crate::{
 };
 
 pub(crate) mod applied;
+mod fence;
 mod files;
 mod kernel;
 mod pki;
@@ -74,6 +75,8 @@ pub(crate) enum Todo {
         name: String,
     },
     SwapOff,
+    Fence(crate::effect::Fence),
+    NoFence,
     Unit {
         unit: Unit,
         plan: unit::UnitPlan,
@@ -265,6 +268,8 @@ impl Gate {
             Effect::Cert(cert) => self.decide_cert(cert),
             Effect::ServiceAccountKey { key, public } => self.decide_service_account(key, public),
             Effect::Kubeconfig(config) => self.decide_kubeconfig(config),
+            Effect::Fence(fence) => self.decide_fence(fence),
+            Effect::NoFence => self.decide_no_fence(),
         }
     }
 
@@ -282,6 +287,8 @@ impl Gate {
             Todo::Sysctl { key, value } => self.set_sysctl(&key, &value),
             Todo::Module { name } => self.load_module(&name),
             Todo::SwapOff => self.swap_off(),
+            Todo::Fence(fence) => self.put_fence(&fence),
+            Todo::NoFence => self.remove_fence(),
             Todo::Unit { unit, plan } => self.run_unit(&unit, &plan),
             Todo::Rootfs(rootfs) => self.unpack(&rootfs),
             Todo::Layout(index) => self.put_layout(&index),

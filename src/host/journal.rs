@@ -105,6 +105,11 @@ pub enum Entry {
         /// Device or file, and priority.
         areas: Vec<(String, i32)>,
     },
+    /// There was no nftables table of ours of family `inet`.
+    Table {
+        /// Its name.
+        name: String,
+    },
     /// A unit's state.
     Unit {
         /// Its name.
@@ -168,6 +173,7 @@ impl Entry {
             Self::Sysctl { key, .. } => format!("sysctl {key}"),
             Self::Module { name } => format!("module {name}"),
             Self::Swap { .. } => "swap".to_owned(),
+            Self::Table { name } => format!("table {name}"),
             Self::Unit { name, .. } => format!("unit {name}"),
             Self::Undo => "undo".to_owned(),
             Self::Run { n, .. } => format!("run {n}"),
@@ -197,6 +203,7 @@ impl Entry {
             Self::Sysctl { key, value } => format!("changed sysctl {key} (was {value})"),
             Self::Module { name } => format!("loaded module {name}"),
             Self::Swap { areas } => format!("switched off {} swap area(s)", areas.len()),
+            Self::Table { name } => format!("made table inet {name}"),
             Self::Unit { name, .. } => format!("managed unit {name}"),
             Self::Undo => "began to undo".to_owned(),
             Self::Run { n, mark } => format!("began run {n}: {}", mark.who),

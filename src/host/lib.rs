@@ -23,6 +23,7 @@ mod error;
 mod exec;
 pub mod facts;
 mod fault;
+mod fence;
 pub mod frame;
 mod fsops;
 pub mod gate;
@@ -40,7 +41,9 @@ mod snapshot;
 mod system;
 mod undo;
 pub mod unpack;
+mod ways;
 
+pub use ask::Ears;
 pub use cli::{Args, run};
 pub use client::{Client, ClientError};
 pub use effect::{Action, Change, Content, Effect};

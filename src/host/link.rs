@@ -95,7 +95,7 @@ impl Call {
                 Err(ClientError::Fault(fault))
             }
             answer => {
-                self.finished = !matches!(answer, Answer::Bytes { .. });
+                self.finished = !matches!(answer, Answer::Bytes { .. } | Answer::Listening(_));
                 Ok(answer)
             }
         }

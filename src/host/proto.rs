@@ -15,7 +15,9 @@ use crate::{
 };
 
 mod reports;
+mod ways;
 pub use reports::{CertificateInfo, DriftItem, DriftReport, RunEnd, RunMark, RunNote};
+pub use ways::{Door, KnockAt, Knocked, Listen, MAX_DOORS, MAX_PORTS, MAX_TOKEN};
 
 /// Version of this protocol. Both sides are built from one tree, so they must be equal.
 pub const VERSION: u32 = 1;
@@ -145,6 +147,11 @@ pub enum Request {
     Undo,
     /// What differs from before the first change. Open. Changes nothing.
     Verify,
+    /// Listens on free ports for a moment. Legal any time. Changes nothing. Answers which ports these are as soon as it listens, and goes on
+    /// until the client ends the request, its limit, or the connection's end.
+    Listen(Listen),
+    /// Whether ports of other hosts can be reached. Legal any time. Changes nothing.
+    Knock(KnockAt),
     /// Is the server there? Legal any time.
     Ping,
 }
@@ -177,6 +184,8 @@ impl Request {
             Self::Certificates => "certificates",
             Self::Undo => "undo",
             Self::Verify => "verify",
+            Self::Listen(_) => "listen",
+            Self::Knock(_) => "knock",
             Self::Ping => "ping",
         }
     }
@@ -228,6 +237,10 @@ pub enum Answer {
     Undone(Undone),
     /// To [`Request::Verify`]: what differs.
     Left(Vec<Leftover>),
+    /// To [`Request::Listen`]: the ports. A second answer, [`Answer::Done`], follows when they are free again.
+    Listening(Vec<u16>),
+    /// To [`Request::Knock`]: one per door, in order.
+    Knocked(Vec<Knocked>),
     /// The request failed.
     Error(Fault),
 }

@@ -33,7 +33,7 @@ use crate::{
     proto::{Answer, Blob, Fault, FaultKind, Hello, JournalSummary, Mode, Request, Scope, VERSION},
     snapshot,
     system::{System, unit_status},
-    undo,
+    undo, ways,
 };
 
 mod blobs;
@@ -198,9 +198,11 @@ async fn begin(server: &Arc<Server>, frame: &Frame, tasks: &mut JoinSet<u32>, ru
             | Request::HttpGet(_)
             | Request::GetBlob { .. }
             | Request::ReadFile { .. }
+            | Request::Listen(_)
+            | Request::Knock(_)
     );
     let (data, chunks) = match request {
-        Request::PutBlob { .. } => {
+        Request::PutBlob { .. } | Request::Listen(_) => {
             let (data, chunks) = mpsc::channel(DATA_QUEUE);
             (Some(data), Some(chunks))
         }
@@ -411,6 +413,13 @@ impl Server {
                 }
                 Answer::Undone(undone)
             }
+            Request::Listen(wish) => {
+                let listening = ways::Listening::begin(&wish)?;
+                self.send(id, &Answer::Listening(listening.ports())).await;
+                listening.serve(ended(chunks)).await;
+                Answer::Done
+            }
+            Request::Knock(wish) => Answer::Knocked(ways::knock(wish).await?),
             Request::Verify => {
                 self.with_gate(false, |gate| Ok(Answer::Left(snapshot::verify(gate)?)))
                     .await?
@@ -462,6 +471,13 @@ impl Server {
         .await?;
         *locked(&self.session) = Some(opened);
         Ok(Answer::Done)
+    }
+}
+
+/// When the client has ended its request.
+async fn ended(chunks: Option<mpsc::Receiver<Bytes>>) {
+    if let Some(mut chunks) = chunks {
+        while chunks.recv().await.is_some_and(|chunk| !chunk.is_empty()) {}
     }
 }
 

@@ -219,6 +219,7 @@ impl Player<'_> {
                 Ok(())
             }
             Entry::Swap { areas } => self.swap_on(areas),
+            Entry::Table { .. } => self.gate.remove_fence(),
             // Units are restored when all files are; marks are nothing.
             Entry::Unit { .. } | Entry::Begin { .. } | Entry::Undo | Entry::Run { .. } | Entry::Ended { .. } => Ok(()),
         }

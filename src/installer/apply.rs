@@ -53,6 +53,9 @@ pub struct Args {
     /// When it fails, undo what this run has changed on hosts
     #[arg(long)]
     pub rollback_on_failure: bool,
+    /// Count and refuse what would leave the cluster's addresses while it runs; code 4 if anything would have
+    #[arg(long, conflicts_with_all = ["plan", "plan_file"])]
+    pub prove_airgap: bool,
     /// How to print.
     #[command(flatten)]
     pub format: FormatArg,
@@ -69,6 +72,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         } else {
             OnFailure::Keep
         },
+        prove_airgap: args.prove_airgap,
         plan: args.plan.as_deref().or(args.plan_file.as_deref()),
     };
     bring_up(&args.cluster, &args.preflight, context, &clusterfile, &how).await
@@ -82,6 +86,8 @@ pub struct How<'h> {
     pub yes: bool,
     /// What becomes of what was done when it fails.
     pub on_failure: OnFailure,
+    /// Whether hosts count and refuse what would leave the cluster's addresses.
+    pub prove_airgap: bool,
     /// The file of the plan that is applied; absent: what is found is planned and applied.
     pub plan: Option<&'h Path>,
 }
@@ -98,7 +104,10 @@ pub async fn bring_up(
     let out = &context.out;
     context.started(how.command, clusterfile);
     let file = how.plan.map(PlanFile::read).transpose()?;
-    let options = cluster.options(context, how.command, &clusterfile.cluster.name, Some(preflight));
+    let options = install::Options {
+        prove_airgap: how.prove_airgap,
+        ..cluster.options(context, how.command, &clusterfile.cluster.name, Some(preflight))
+    };
     let prepared = install::prepare(clusterfile, &options).await?;
     report::findings(context, &prepared.findings);
     let Some(plan) = &prepared.plan else {
@@ -126,8 +135,10 @@ pub async fn bring_up(
         return leaving(context, clusterfile, &options, plan, how.yes).await;
     }
     out.note(report::summary(plan));
-    let timings = prepared.apply(how.on_failure).await?;
+    let applied = prepared.apply(how.on_failure).await;
     out.finish();
+    let proven = report::proof(out, prepared.proof());
+    let timings = applied?;
     let total = start.elapsed();
     report::timings(context, &timings, total);
     context.observer.event(Event::Done {
@@ -141,7 +152,7 @@ pub async fn bring_up(
         cluster.file.display(),
         plan.cluster
     ));
-    Ok(leaving)
+    Ok(if leaving == Exit::Done { proven } else { leaving })
 }
 
 /// Whether anything is not as it was when the plan was made; all of it is told.

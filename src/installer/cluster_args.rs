@@ -72,6 +72,7 @@ impl ClusterArgs {
             access: access(context),
             store: context.store.clone(),
             ignored: preflight.map(|args| args.ignore_preflight.clone()).unwrap_or_default(),
+            prove_airgap: false,
             launch_limit: preflight.map_or(DEFAULT_LAUNCH, |args| Duration::from_secs(args.launch_timeout)),
             observer: Arc::clone(&context.observer),
             who: format!(

@@ -2,6 +2,7 @@
 
 use super::stamped;
 use bootstrap::{
+    airgap::{Proof, Tried},
     event::Event,
     phases::PHASES,
     plan::{HostPlan, Leaving, Moved, ObjectChange, PhaseChange, Plan, Restart},
@@ -35,11 +36,24 @@ fn name(event: &Event) -> &'static str {
         Event::Reset { .. } => "reset",
         Event::Removed { .. } => "removed",
         Event::Moved { .. } => "moved",
+        Event::AirGap { .. } => "airGap",
         Event::Done { .. } => "done",
         Event::Note { .. } => "note",
         Event::Warning { .. } => "warning",
         Event::Error { .. } => "error",
         Event::Ended { .. } => "ended",
+    }
+}
+
+fn tried() -> Tried {
+    let one = |text: &str| vec![text.to_owned()];
+    Tried {
+        to: "203.0.113.1".into(),
+        packets: 2,
+        ports: one("tcp/443"),
+        from: one("100.64.1.2"),
+        users: one("0"),
+        units: one("system.slice/x.service"),
     }
 }
 
@@ -194,6 +208,14 @@ fn samples(full: bool) -> Vec<Event> {
             moved: Moved {
                 host: host(),
                 what: text("file /x"),
+            },
+        },
+        Event::AirGap {
+            proof: Proof {
+                host: text("m1"),
+                packets: full.then_some(2),
+                tried: if full { vec![tried()] } else { Vec::new() },
+                unknown: (!full).then(|| text("gone")),
             },
         },
         Event::Done { changes: 0, took: SOME },

@@ -36,6 +36,9 @@ pub struct Args {
     /// When it fails, undo what this run has changed on hosts
     #[arg(long)]
     pub rollback_on_failure: bool,
+    /// Count and refuse what would leave the cluster's addresses while it runs; code 4 if anything would have
+    #[arg(long)]
+    pub prove_airgap: bool,
     /// How to print.
     #[command(flatten)]
     pub format: FormatArg,
@@ -70,6 +73,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         } else {
             OnFailure::Keep
         },
+        prove_airgap: args.prove_airgap,
         plan: None,
     };
     let exit = apply::bring_up(&args.cluster, &args.preflight, context, &clusterfile, &how).await?;

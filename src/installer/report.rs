@@ -2,10 +2,12 @@
 
 use crate::{
     context::Context,
+    failure::Exit,
     output::Output,
     table::{Table, size, time},
 };
 use bootstrap::{
+    airgap::Proof,
     event::Event,
     plan::{HostPlan, Plan, Restart},
     preflight::{Finding, Severity},
@@ -147,6 +149,24 @@ fn sign(action: &str) -> console::StyledObject<&'static str> {
         "restart" => console::style("↻").yellow(),
         _ => console::style("~").yellow(),
     }
+}
+
+/// Tells what hosts counted of what would have left the cluster, and how the command ends because of it.
+pub fn proof(out: &Output, proof: &[Proof]) -> Exit {
+    let (held, broken): (Vec<_>, Vec<_>) = proof.iter().partition(|proof| proof.holds());
+    for proof in &broken {
+        out.error(&proof.to_string());
+    }
+    if !broken.is_empty() {
+        return Exit::Unhealthy;
+    }
+    if !held.is_empty() {
+        out.result(format!(
+            "no packet left the cluster's addresses on any of {} hosts, from the unpacking of the rootfs on",
+            held.len()
+        ));
+    }
+    Exit::Done
 }
 
 /// Time and bytes of every phase; a phase that ran on several hosts counts from its first start to its last end.

@@ -134,6 +134,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         command: "run",
         yes: args.yes,
         on_failure: OnFailure::Keep,
+        prove_airgap: false,
         plan: None,
     };
     apply::bring_up(&cluster, &args.preflight, context, &clusterfile, &how).await

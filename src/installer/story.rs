@@ -209,10 +209,18 @@ impl Story {
                     &format!("the node {} was taken out of the cluster", removed.node),
                 ));
             }
+            Event::AirGap { proof } if self.warnings.len() < LINES => {
+                let said = said(&None, &proof.to_string());
+                match proof.holds() {
+                    true => self.notes.push(said),
+                    false => self.warnings.push(said),
+                }
+            }
             Event::Moved { moved } if self.warnings.len() < LINES => self.warnings.push(said(&moved.host, &moved.what)),
             Event::BytesExpected { .. }
             | Event::Removed { .. }
             | Event::Moved { .. }
+            | Event::AirGap { .. }
             | Event::Note { .. }
             | Event::Warning { .. }
             | Event::Checked { .. }

@@ -69,6 +69,7 @@ fn hosts(site: &Site) -> Vec<HostsEntry> {
 /// When a template of it cannot be rendered.
 pub fn rootfs(site: &Site, seat: &Seat, _: &Learned) -> Result<Vec<Effect>> {
     let mut effects = vec![Effect::Rootfs(site.image.rootfs.clone())];
+    effects.push(site.fence.clone().map_or(Effect::NoFence, Effect::Fence));
     effects.push(link("/opt/cni/bin", "/opt/installer/cni/bin"));
     effects.push(owned_dir("/etc/cni/net.d", 0o755));
     if seat.master {

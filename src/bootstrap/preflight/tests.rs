@@ -12,10 +12,17 @@ fn ready() -> Site {
     site
 }
 
+fn looked() -> Looked {
+    Looked {
+        now_ms: NOW,
+        ..Looked::default()
+    }
+}
+
 fn found(change: impl FnOnce(&mut Site)) -> Vec<(&'static str, Severity)> {
     let mut site = ready();
     change(&mut site);
-    look(&site, NOW, &BTreeMap::new(), &[])
+    look(&site, &looked(), &[])
         .iter()
         .map(|finding| (finding.check, finding.severity))
         .collect()
@@ -130,7 +137,7 @@ fn a_host_of_ours_may_have_what_we_made() {
 fn an_ignored_check_is_only_a_warning() {
     let mut site = ready();
     site.seats[0].facts.arch = "arm64".into();
-    let all = look(&site, NOW, &BTreeMap::new(), &["arch".to_owned()]);
+    let all = look(&site, &looked(), &["arch".to_owned()]);
     assert!(!refuses(&all) && all.len() == 1);
 }
 
@@ -147,4 +154,35 @@ fn a_node_of_another_authority_is_told() {
         }
     });
     assert_eq!(found, [("foreign-ca", Severity::Error)]);
+}
+
+#[test]
+fn closed_ways_are_told_with_all_else_and_may_be_ignored() {
+    let mut site = ready();
+    site.seats[0].facts.arch = "arm64".into();
+    let ways = wanted_ways(&site)
+        .into_iter()
+        .map(|way| (way, host::proto::Knocked::Silent));
+    let looked = Looked {
+        ways: ways.collect(),
+        ..looked()
+    };
+    let checks = |ignored: &[String]| -> Vec<_> {
+        let findings = look(&site, &looked, ignored).into_iter();
+        findings.map(|f| (f.name, f.check, f.severity)).collect()
+    };
+    use Severity::{Error, Warning};
+    let told = |name: &str, check, severity| (name.to_owned(), check, severity);
+    assert_eq!(
+        checks(&[]),
+        [
+            told("m1", "arch", Error),
+            told("m1", "firewall", Error),
+            told("n1", "firewall", Error)
+        ]
+    );
+    assert_eq!(
+        checks(&["firewall".to_owned()])[1..],
+        [told("m1", "firewall", Warning), told("n1", "firewall", Warning)]
+    );
 }

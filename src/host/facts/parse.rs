@@ -114,7 +114,7 @@ pub(super) fn listeners(text: &str, ports: &[u16]) -> Vec<(u16, String, u64)> {
 }
 
 /// The kernel prints addresses as 32-bit words in the machine's byte order.
-fn hex_address(hex: &str) -> Option<String> {
+pub(crate) fn hex_address(hex: &str) -> Option<String> {
     let word = |at: usize| u32::from_str_radix(hex.get(at..at + 8)?, 16).ok().map(u32::to_ne_bytes);
     let bytes: Vec<u8> = (0..hex.len())
         .step_by(8)

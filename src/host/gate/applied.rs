@@ -70,6 +70,7 @@ fn key(effect: &Effect) -> String {
         Effect::SwapOff => "swap".to_owned(),
         Effect::Rootfs(_) => "rootfs".to_owned(),
         Effect::Layout { .. } => "layout".to_owned(),
+        Effect::Fence(_) | Effect::NoFence => "fence".to_owned(),
     }
 }
 
@@ -190,7 +191,11 @@ impl Gate {
             other => Record::Effect(other.clone()),
         };
         // That something of ours was needed for a moment only is no news.
-        let passing = matches!(effect, Effect::Absent { path } if path.starts_with(&format!("{}/", self.scope.dir())));
+        let passing = match effect {
+            Effect::Absent { path } => path.starts_with(&format!("{}/", self.scope.dir())),
+            Effect::Fence(_) | Effect::NoFence => true,
+            _ => false,
+        };
         let home = self.home()?;
         let Some(applied) = &mut self.applied else {
             return Ok(());

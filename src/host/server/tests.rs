@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     Client, ClientError, Effect,
     effect::{File, Subject, Usage},
-    proto::{Missing, RunEnd, RunMark},
+    proto::{Condition, Missing, RunEnd, RunMark},
     system::Ran,
 };
 
@@ -641,4 +641,47 @@ async fn a_run_goes_on_over_a_new_connection_and_its_end_may_be_told_twice() {
     assert_eq!((content("etc/a"), content("etc/b")), ("1".to_owned(), "1".to_owned()));
     assert!(!dir.path().join("etc/c").exists());
     assert_eq!(client.drift().await.unwrap().items, []);
+}
+
+#[tokio::test]
+async fn a_host_that_listens_is_reached_by_another_until_it_stops() {
+    use crate::proto::{Door, KnockAt, Knocked, Listen};
+    let (here, there) = (host(), host());
+    let (listener, _task) = connect(here.path());
+    let (knocker, _other) = connect(there.path());
+    listener.hello().await.unwrap();
+    knocker.hello().await.unwrap();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let std::net::SocketAddr::V4(at) = free.local_addr().unwrap() else {
+        panic!("not what was asked for")
+    };
+    drop(free);
+    let wish = Listen {
+        address: *at.ip(),
+        ports: vec![at.port()],
+        token: "t".into(),
+        timeout_ms: 30_000,
+    };
+    let knock = async || {
+        let token = Some("t".to_owned());
+        let doors = vec![Door { at, token }];
+        knocker
+            .knock(KnockAt {
+                doors,
+                timeout_ms: 5000,
+            })
+            .await
+            .unwrap()
+    };
+    let ears = listener.listen(wish.clone()).await.unwrap();
+    assert_eq!(ears.ports, [at.port()]);
+    assert_eq!(knock().await, [Knocked::Reached]);
+    ears.end().await.unwrap();
+    assert_eq!(knock().await, [Knocked::Refused]);
+    // Who goes away without a word ends it too.
+    drop(listener.listen(wish).await.unwrap());
+    let gone = Condition::NoTcp {
+        address: at.to_string(),
+    };
+    knocker.wait_for(gone, Duration::from_secs(10)).await.unwrap();
 }
