@@ -52,6 +52,7 @@ mod signed_tests;
 pub mod site;
 pub mod status;
 pub mod support;
+mod spread;
 pub mod template;
 #[cfg(test)]
 mod testing;

@@ -194,7 +194,7 @@ async fn damaged_content_of_another_host_is_never_visible_and_not_kept() {
     let refused = fault(b.fetch(&blob, &a.peer().await).end().await.unwrap_err());
     assert_eq!(refused.kind, FaultKind::Corrupt);
     assert_eq!(b.have(&blob).await, Some(0));
-    // A shorter file is not the blob at all, and what is sent directly counts.
+    // What is sent directly counts.
     b.client.put_blob(&blob, 0, &bytes[..]).await.unwrap();
     assert_eq!(b.have(&blob).await, None);
 }
