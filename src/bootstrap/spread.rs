@@ -12,7 +12,7 @@
 use oci::Digest;
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
 };
 
 /// How many other hosts may fail a host before it is sent to directly, and how many may complain of a host before nobody asks it.

@@ -142,6 +142,7 @@ fn samples(full: bool) -> Vec<Event> {
             host: host(),
             changes: 1,
             bytes: 2,
+            from_peers: 1,
             took: SOME,
         },
         Event::PhaseFailed {
@@ -181,6 +182,7 @@ fn samples(full: bool) -> Vec<Event> {
             took: SOME,
             changes: 0,
             bytes: 0,
+            from_peers: 0,
         },
         Event::Reset { result },
         Event::Removed {
