@@ -201,7 +201,8 @@ impl Spread {
     /// Whether this machine has room for one more blob to a host that gives it on. Each host gets its share of them.
     fn may_seed(&self, host: usize) -> bool {
         let now: usize = self.hosts.iter().map(Host::seeds).sum();
-        let sharing = |host: &&Host| !host.alone && !host.gone && !(host.wants.is_empty() && host.flights.is_empty());
+        let waits = |host: &Host| !(host.wants.is_empty() && host.flights.is_empty());
+        let sharing = |host: &&Host| !host.alone && !host.gone && waits(host);
         let share = self
             .limits
             .seeds

@@ -1,7 +1,7 @@
 //! Blobs to many hosts: carries out what [`crate::spread`] says.
 //!
 //! Each host's own task begins what is next for it, and looks again whenever anything changes anywhere. A host serves from the moment
-//! the first other one shall fetch from it, with a token made for it alone, until the last host has all its blobs.
+//! the first other one shall fetch from it, with a token made for it alone, until the last host has all its blobs, or we are gone.
 
 use crate::{
     Result,
@@ -210,7 +210,6 @@ impl Swarm {
             let told = |bytes| {
                 let at = at.fetch_add(bytes, Ordering::Relaxed) + bytes;
                 round.tell(meter.reach(at), Source::Operator);
-                self.moved(round.index, digest);
             };
             transfer::deliver(session, &path, missing, told).await?;
         }

@@ -21,7 +21,7 @@ mod reports;
 pub use reports::{CertificateInfo, DriftItem, DriftReport, RunEnd, RunMark, RunNote};
 
 /// Version of this protocol. Both sides are built from one tree, so they must be equal.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 1;
 
 /// What the client wants. Legal only after [`Request::Hello`]; «open» = after [`Request::Open`], «write» = opened with [`Mode::Write`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
