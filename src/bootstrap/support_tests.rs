@@ -50,6 +50,7 @@ fn options() -> Options {
         },
         store: "/nonexistent".into(),
         ignored: Vec::new(),
+        direct: false,
         observer: Arc::new(Silent),
         who: "a test".into(),
         launch_limit: Duration::ZERO,

@@ -105,6 +105,7 @@ fn options(context: &Context) -> Options {
         access: access(context),
         store: context.store.clone(),
         ignored: Vec::new(),
+        direct: false,
         observer: Arc::clone(&context.observer),
         who: "installer gen".to_owned(),
         launch_limit: Duration::ZERO,
