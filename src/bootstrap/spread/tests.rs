@@ -241,7 +241,7 @@ fn play(world: &World) -> Vec<usize> {
             return sent;
         }
         let (which, how) = events.next().copied().unwrap();
-        let (host, digest, from) = flights[which.wrapping_add(round) % flights.len()].clone();
+        let (host, digest, from) = flights[which.wrapping_add(round / world.events.len()) % flights.len()].clone();
         let blob = number[&digest];
         let ends = match from {
             Source::Host(source) if world.walls.contains(&(host, source)) => Some(Blame::Source),
