@@ -176,6 +176,7 @@ impl Server {
         let cluster = tokio::sync::OnceCell::new_with(Some(Cluster::direct(self.client.clone())));
         let store = image::Store::open(&self.dir.path().join("store")).unwrap();
         let run = Run {
+            swarm: crate::swarm::Swarm::new(&site, &[], false),
             site,
             sessions: Vec::new(),
             observer: told.clone(),

@@ -55,8 +55,11 @@ pub enum Event {
         host: Option<String>,
         /// How many things it changed.
         changes: usize,
-        /// Bytes it sent.
+        /// Bytes it brought to the host.
         bytes: u64,
+        /// How many of these came from other hosts: the rest left this machine.
+        #[serde(rename = "fromPeers")]
+        from_peers: u64,
         /// How long it took.
         #[serde(serialize_with = "millis", rename = "ms")]
         took: Duration,
@@ -71,14 +74,15 @@ pub enum Event {
         /// Why.
         message: String,
     },
-    /// So many bytes will be sent to a host.
+    /// So many bytes will be brought to a host, from this machine or from other hosts.
     BytesExpected {
         /// The host.
         host: String,
         /// How many.
         bytes: u64,
     },
-    /// So many more bytes arrived on a host.
+    /// So many more bytes arrived on a host. Each byte of a blob is told once per host, wherever it came from and however often; what
+    /// of it left this machine is told when the phase ends ([`Event::PhaseDone`]).
     BytesSent {
         /// The host.
         host: String,
@@ -133,8 +137,11 @@ pub enum Event {
         took: Duration,
         /// How many things it changed.
         changes: usize,
-        /// Bytes it sent.
+        /// Bytes it brought to the host.
         bytes: u64,
+        /// How many of these came from other hosts: the rest left this machine.
+        #[serde(rename = "fromPeers")]
+        from_peers: u64,
     },
     /// A host was reset.
     Reset {
@@ -206,6 +213,7 @@ impl From<&Timing> for Event {
             took: timing.took,
             changes: timing.changes,
             bytes: timing.bytes,
+            from_peers: timing.from_peers,
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::{
     runs,
     session::{self, Access, Session},
     site::{Seen, Site},
+    swarm::Swarm,
     transfer, ways, wish,
 };
 use clusterfile::Clusterfile;
@@ -38,6 +39,8 @@ pub struct Options {
     pub store: PathBuf,
     /// Preflight checks whose findings stop nothing.
     pub ignored: Vec<String>,
+    /// Whether every blob is sent from this machine, and no host fetches from another.
+    pub direct: bool,
     /// Who is told.
     pub observer: Arc<dyn Observer>,
     /// Who works on the hosts, for others who want to: `apply of demo by ann@laptop`.
@@ -162,6 +165,7 @@ async fn survey(
         })
     };
     let run = Run {
+        swarm: Swarm::new(&site, &missing, options.direct),
         site,
         sessions: sessions.to_vec(),
         observer: Arc::clone(&options.observer),

@@ -51,8 +51,10 @@ mod signed;
 #[cfg(test)]
 mod signed_tests;
 pub mod site;
+mod spread;
 pub mod status;
 pub mod support;
+pub mod swarm;
 pub mod template;
 #[cfg(test)]
 mod testing;

@@ -60,8 +60,10 @@ pub enum Need {
 pub struct Outcome {
     /// How many things it changed.
     pub changes: usize,
-    /// How many bytes it sent.
+    /// How many bytes it brought to the host.
     pub bytes: u64,
+    /// How many of them came from other hosts.
+    pub from_peers: u64,
 }
 
 /// The work of a phase on one host (by its index in the site) or for the cluster (`None`).

@@ -10,6 +10,7 @@ use crate::{
     push,
     session::Session,
     site::Site,
+    swarm::Swarm,
 };
 use std::{
     collections::HashMap,
@@ -28,6 +29,8 @@ pub struct Run {
     pub observer: Arc<dyn Observer>,
     /// The blobs' place on this machine.
     pub blobs: oci::BlobStore,
+    /// Who gives them to whom.
+    pub swarm: Swarm,
     /// Keeps them there until the run ends, whoever removes images.
     pub in_use: image::InUse,
     /// The Clusterfile without its secrets, to be stored in the cluster.
@@ -73,7 +76,7 @@ impl Run {
             .map_err(session.failed(phase.title))?;
         Ok(Outcome {
             changes: changes.iter().filter(|change| change.changed()).count(),
-            bytes: 0,
+            ..Outcome::default()
         })
     }
 
@@ -117,8 +120,10 @@ pub struct Timing {
     pub took: Duration,
     /// Things changed.
     pub changes: usize,
-    /// Bytes sent.
+    /// Bytes that arrived.
     pub bytes: u64,
+    /// How many of them came from other hosts.
+    pub from_peers: u64,
 }
 
 type Place = (&'static str, Option<usize>);
@@ -223,12 +228,17 @@ async fn one(run: &Arc<Run>, phase: &'static Phase, place: Option<usize>, start:
     };
     let took = start.elapsed() - began;
     match result {
-        Ok(Outcome { changes, bytes }) => {
+        Ok(Outcome {
+            changes,
+            bytes,
+            from_peers,
+        }) => {
             run.observer.event(Event::PhaseDone {
                 phase: phase.name,
                 host: host.clone(),
                 changes,
                 bytes,
+                from_peers,
                 took,
             });
             Ok(Timing {
@@ -238,6 +248,7 @@ async fn one(run: &Arc<Run>, phase: &'static Phase, place: Option<usize>, start:
                 took,
                 changes,
                 bytes,
+                from_peers,
             })
         }
         Err(error) => {

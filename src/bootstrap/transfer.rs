@@ -1,4 +1,4 @@
-//! Blobs on their way to hosts: only those a host lacks, several at once, from where an interrupted one stopped.
+//! Blobs on their way to hosts: only those a host lacks, from where an interrupted one stopped. Who gives them is [`crate::swarm`]'s business.
 
 use crate::{
     Error, Result,
@@ -9,10 +9,10 @@ use crate::{
     run::Run,
     session::Session,
 };
-use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture, stream};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use host::{
     ClientError,
-    proto::{Blob, Missing},
+    proto::{Blob, FaultKind, Missing},
 };
 use std::{
     collections::BTreeMap,
@@ -23,11 +23,6 @@ use std::{
     task::{Context, Poll},
 };
 use tokio::io::{AsyncRead, AsyncSeekExt as _, ReadBuf};
-
-/// Blobs on their way to one host at the same time: enough that small ones do not wait for each other's answers.
-const IN_FLIGHT: usize = 4;
-/// Blobs on their way to all hosts together: this machine's disk and network are shared.
-const IN_FLIGHT_TOTAL: usize = 64;
 
 /// How often a connection may be lost without one more byte having arrived.
 const LOSSES: usize = 3;
@@ -57,35 +52,23 @@ pub fn registry_blobs(run: Arc<Run>, _: &'static Phase, place: Option<usize>) ->
 
 async fn send(run: &Arc<Run>, index: usize, wanted: Vec<Blob>) -> Result<Outcome> {
     let session = &run.sessions[index];
-    let mut missing = session
+    let missing = session
         .client
         .missing_blobs(wanted)
         .await
         .map_err(session.failed("asking which blobs it lacks"))?;
-    // Large ones first, so that the last one is not what all wait for.
-    missing.sort_by_key(|m| std::cmp::Reverse(m.blob.size));
     let bytes = outstanding(&missing);
     let changes = missing.len();
     run.observer.event(Event::BytesExpected {
         host: run.host_name(index),
         bytes,
     });
-    let at_once = IN_FLIGHT.min((IN_FLIGHT_TOTAL / run.sessions.len().max(1)).max(1));
-    stream::iter(missing.into_iter().map(Ok))
-        .try_for_each_concurrent(at_once, |missing| put(run, session, index, missing))
-        .await?;
-    Ok(Outcome { changes, bytes })
-}
-
-async fn put(run: &Arc<Run>, session: &Session, index: usize, missing: Missing) -> Result<()> {
-    let path = run.blobs.path(&missing.blob.digest);
-    let told = |bytes| {
-        run.observer.event(Event::BytesSent {
-            host: run.host_name(index),
-            bytes,
-        });
-    };
-    deliver(session, &path, missing, told).await
+    let from_peers = run.swarm.bring(run, index, missing).await?;
+    Ok(Outcome {
+        changes,
+        bytes,
+        from_peers,
+    })
 }
 
 /// Sends the rest of a blob that lies in the file `path`, and goes on where it was when the connection is lost. `told` is told how many more
@@ -111,6 +94,10 @@ pub async fn deliver(
         let error = match session.client.put_blob(&missing.blob, missing.have, content).await {
             Ok(()) => return Ok(()),
             Err(error @ ClientError::Lost(_)) if losses < LOSSES => error,
+            // What was there from before was damaged, and is thrown away now.
+            Err(error) if missing.have > 0 && error.fault().is_some_and(|fault| fault.kind == FaultKind::Corrupt) => {
+                error
+            }
             Err(error) => return Err(session.failed(doing)(error)),
         };
         tracing::info!(host = %session.ip, %error, "{doing} was interrupted");

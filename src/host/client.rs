@@ -6,6 +6,7 @@
 use bytes::{Bytes, BytesMut};
 use std::{
     io,
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -20,7 +21,7 @@ use crate::{
     link::Link,
     proto::{
         Answer, Blob, Condition, Exec, ExecResult, Fault, Hello, HttpGet, HttpResponse, JournalSummary, Leftover,
-        Missing, Mode, Request, Scope, SecretBytes, Stream, Undone, UnitStatus, VERSION,
+        Missing, Mode, Peer, Request, Scope, SecretBytes, Serving, Stream, Token, Undone, UnitStatus, VERSION,
     },
     redial::{self, Redial},
 };
@@ -231,6 +232,30 @@ impl Client {
         }
         call.send(Frame::new(Kind::End, call.id, Bytes::new())).await?;
         call.head().await.map(drop)
+    }
+
+    /// Where the host serves its blobs to others. See [`Request::Serve`].
+    pub async fn serve(&self, address: IpAddr, token: Token) -> Result<Serving> {
+        expect!(self.ask(&Request::Serve { address, token }).await?, "serve", Serving)
+    }
+
+    /// See [`Request::EndServe`].
+    pub async fn end_serve(&self) -> Result<()> {
+        self.ask(&Request::EndServe).await.map(drop)
+    }
+
+    /// Lets the host fetch a blob from another one; `told` is told how many of its bytes are there. Never asked again by itself: who asks may
+    /// know another host to fetch from. See [`Request::FetchBlob`].
+    pub async fn fetch_blob(&self, blob: Blob, from: Peer, mut told: impl FnMut(u64) + Send) -> Result<()> {
+        let mut call = self.link().await?.begin(&Request::FetchBlob { blob, from }).await?;
+        loop {
+            let frame = call.frame().await?;
+            if frame.kind != Kind::Data {
+                return call.answer(&frame).map(drop);
+            }
+            let bytes = <[u8; 8]>::try_from(&frame.body[..]).map_err(|_| ClientError::Unexpected(call.name))?;
+            told(u64::from_be_bytes(bytes));
+        }
     }
 
     /// Writes a blob's bytes from `offset` on to `sink`; what came before the connection was lost stays there. Nothing else on this connection goes on while `sink` blocks. See [`Request::GetBlob`].

@@ -77,6 +77,14 @@ fn invalid(what: String) -> io::Error {
 /// # Errors
 /// When reading fails, the stream ends inside a frame, or it is no frame.
 pub async fn read(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Frame>> {
+    read_bounded(reader, MAX_HEAD).await
+}
+
+/// As [`read`], from a peer whose heads have at most `max_head` bytes.
+///
+/// # Errors
+/// As [`read`].
+pub async fn read_bounded(reader: &mut (impl AsyncRead + Unpin), max_head: usize) -> io::Result<Option<Frame>> {
     let mut head = [0; 4 + ID_AND_KIND];
     let first = reader.read(&mut head).await?;
     if first == 0 {
@@ -85,7 +93,7 @@ pub async fn read(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Fr
     reader.read_exact(&mut head[first..]).await?;
     let [a, b, c, d, kind, e, f, g, h] = head;
     let (kind, limit) = match kind {
-        1 => (Kind::Head, MAX_HEAD),
+        1 => (Kind::Head, max_head),
         2 => (Kind::Data, MAX_DATA),
         3 => (Kind::End, 0),
         4 => (Kind::Cancel, 0),

@@ -14,6 +14,7 @@
 //! * **Every request is safe to repeat.** What is already so is not done again and answers [`Action::None`].
 //! * Nothing here decides what a cluster needs: that is the `bootstrap` crate's business.
 
+mod arrivals;
 mod ask;
 mod certs;
 mod cli;
@@ -37,6 +38,7 @@ mod probe;
 pub mod proto;
 mod redial;
 mod server;
+mod share;
 mod snapshot;
 mod system;
 mod undo;

@@ -6,7 +6,10 @@
 //! are safe to repeat, also after the connection was lost in the middle.
 
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -52,6 +55,26 @@ pub enum Request {
         blob: Blob,
         /// Where the bytes begin; must be what is there.
         offset: u64,
+    },
+    /// Lets other hosts fetch blobs of the cluster from this one, those that are still arriving too, until [`Request::EndServe`] or the end of
+    /// the connection. Write. Listens on a free port, with a key and certificate that are made for this and never written. Repeating it
+    /// with the same address and token is legal and answers the same; with others it begins anew.
+    Serve {
+        /// Address to listen on.
+        address: IpAddr,
+        /// What a host must show to be served.
+        token: Token,
+    },
+    /// Ends what [`Request::Serve`] began, if it did. Open.
+    EndServe,
+    /// Fetches a blob, or the rest of it, from a host that serves it. Write. Data frames come before the answer: how many of its bytes are
+    /// there, as eight bytes (big endian). What has arrived is kept when it fails, except content that is wrong ([`FaultKind::Corrupt`]).
+    /// [`FaultKind::Failed`], [`FaultKind::Timeout`] and [`FaultKind::NotFound`] say that the other host could not give it.
+    FetchBlob {
+        /// Which.
+        blob: Blob,
+        /// From whom.
+        from: Peer,
     },
     /// The bytes of a blob. Open. Changes nothing.
     GetBlob {
@@ -165,6 +188,9 @@ impl Request {
             Self::Facts(_) => "facts",
             Self::MissingBlobs { .. } => "missingBlobs",
             Self::PutBlob { .. } => "putBlob",
+            Self::Serve { .. } => "serve",
+            Self::EndServe => "endServe",
+            Self::FetchBlob { .. } => "fetchBlob",
             Self::GetBlob { .. } => "getBlob",
             Self::ReadFile { .. } => "readFile",
             Self::Preview { .. } => "preview",
@@ -203,6 +229,8 @@ pub enum Answer {
     Facts(Box<Facts>),
     /// To [`Request::MissingBlobs`].
     Missing(Vec<Missing>),
+    /// To [`Request::Serve`].
+    Serving(Serving),
     /// To [`Request::GetBlob`] and [`Request::ReadFile`]: so many bytes follow as data frames.
     Bytes {
         /// How many.
@@ -316,6 +344,49 @@ pub struct Missing {
     pub blob: Blob,
     /// How many of its bytes are there already.
     pub have: u64,
+}
+
+/// A secret that lets one host fetch from another for as long as that one serves. It is wiped from memory and never shown.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Token(Zeroizing<String>);
+
+impl Token {
+    /// The secret's text.
+    pub fn new(text: Zeroizing<String>) -> Self {
+        Self(text)
+    }
+
+    /// For comparing: takes equally long however much of another one is right.
+    pub(crate) fn digest(&self) -> oci::Digest {
+        oci::Digest::of(self.0.as_bytes())
+    }
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token")
+    }
+}
+
+/// Where a host serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Serving {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Digest of its certificate (DER): nobody else is believed.
+    pub certificate: oci::Digest,
+}
+
+/// A host that serves, and what lets one in.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    /// Where.
+    pub at: Serving,
+    /// What must be shown.
+    pub token: Token,
 }
 
 /// State of a unit as `systemctl show` has it.

@@ -5,7 +5,7 @@
 //! waiting requests are dropped, and the loop returns when the change under way is done.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -22,7 +22,9 @@ use tokio::{
 };
 
 use crate::{
-    Change, Effect, Error, Result, certs,
+    Change, Effect, Error, Result,
+    arrivals::Arrivals,
+    certs,
     facts::collect,
     frame::{self, Frame, Kind},
     fsops::Root,
@@ -31,6 +33,7 @@ use crate::{
     lock::HostLock,
     pki, probe,
     proto::{Answer, Blob, Fault, FaultKind, Hello, JournalSummary, Mode, Request, Scope, VERSION},
+    share::Sharing,
     snapshot,
     system::{System, unit_status},
     undo, ways,
@@ -62,8 +65,8 @@ pub(crate) struct Server {
     greeted: AtomicBool,
     closing: Arc<AtomicBool>,
     session: Mutex<Option<Session>>,
-    /// Blobs being received, so that none is written twice at once.
-    receiving: Mutex<HashSet<oci::Digest>>,
+    arrivals: Arrivals,
+    sharing: Mutex<Option<Sharing>>,
     /// Held by whoever writes a blob.
     busy: Arc<tokio::sync::RwLock<()>>,
 }
@@ -103,7 +106,8 @@ where
         greeted: AtomicBool::new(false),
         closing: Arc::default(),
         session: Mutex::default(),
-        receiving: Mutex::default(),
+        arrivals: Arrivals::default(),
+        sharing: Mutex::default(),
         busy: Arc::default(),
     });
     let mut writing = tokio::spawn(frame::pump(queue, writer));
@@ -114,6 +118,7 @@ where
         result = &mut writing => result.unwrap_or(Ok(())),
     };
     server.closing.store(true, Ordering::Relaxed);
+    drop(locked(&server.sharing).take());
     tasks.abort_all();
     while tasks.join_next().await.is_some() {}
     // What still writes a blob would write into what whoever has the lock next goes on with.
@@ -197,6 +202,7 @@ async fn begin(server: &Arc<Server>, frame: &Frame, tasks: &mut JoinSet<u32>, ru
             | Request::WaitFor { .. }
             | Request::HttpGet(_)
             | Request::GetBlob { .. }
+            | Request::FetchBlob { .. }
             | Request::ReadFile { .. }
             | Request::Listen(_)
             | Request::Knock(_)
@@ -330,6 +336,13 @@ impl Server {
                 Answer::Missing(blocking(move || Ok(blobs::missing(&blobs, want))).await?)
             }
             Request::PutBlob { blob, offset } => return self.put_blob(blob, offset, chunks).await.map(Some),
+            Request::Serve { address, token } => Answer::Serving(self.serve_others(address, &token).await?),
+            Request::EndServe => {
+                self.gate(false)?;
+                drop(locked(&self.sharing).take());
+                Answer::Done
+            }
+            Request::FetchBlob { blob, from } => return self.fetch_blob(id, blob, &from).await.map(Some),
             Request::GetBlob { digest, offset } => {
                 let path = self.layout(false)?.blobs().path(&digest);
                 self.send_file(id, path, offset, u64::MAX).await?;
@@ -406,6 +419,7 @@ impl Server {
             Request::Applied => Answer::Applied(self.with_gate(false, |gate| Ok(gate.public_effects()?)).await?),
             Request::Certificates => Answer::Certificates(blocking(move || Ok(certs::all(&root))).await?),
             Request::Undo => {
+                drop(locked(&self.sharing).take());
                 let undone = self.with_gate(true, |gate| Ok(undo::undo(gate)?)).await?;
                 if undone.failed.is_empty() {
                     // The journal is gone: whoever goes on must open anew, which begins another.

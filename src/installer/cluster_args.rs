@@ -25,6 +25,9 @@ pub struct PreflightArgs {
     /// Preflight checks whose findings shall not stop it, or `all`
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = known_check)]
     pub ignore_preflight: Vec<String>,
+    /// Send every blob from this machine: no host fetches from another
+    #[arg(long)]
+    pub direct: bool,
     /// How long launching an application, or a launch command, may take
     #[arg(long, default_value_t = DEFAULT_LAUNCH.as_secs(), value_name = "SECONDS")]
     pub launch_timeout: u64,
@@ -73,6 +76,7 @@ impl ClusterArgs {
             store: context.store.clone(),
             ignored: preflight.map(|args| args.ignore_preflight.clone()).unwrap_or_default(),
             prove_airgap: false,
+            direct: preflight.is_some_and(|args| args.direct),
             launch_limit: preflight.map_or(DEFAULT_LAUNCH, |args| Duration::from_secs(args.launch_timeout)),
             observer: Arc::clone(&context.observer),
             who: format!(

@@ -156,6 +156,7 @@ fn samples(full: bool) -> Vec<Event> {
             host: host(),
             changes: 1,
             bytes: 2,
+            from_peers: 1,
             took: SOME,
         },
         Event::PhaseFailed {
@@ -195,6 +196,7 @@ fn samples(full: bool) -> Vec<Event> {
             took: SOME,
             changes: 0,
             bytes: 0,
+            from_peers: 0,
         },
         Event::Reset { result },
         Event::Removed {

@@ -106,6 +106,7 @@ fn options(context: &Context) -> Options {
         store: context.store.clone(),
         ignored: Vec::new(),
         prove_airgap: false,
+        direct: false,
         observer: Arc::clone(&context.observer),
         who: "installer gen".to_owned(),
         launch_limit: Duration::ZERO,

@@ -30,6 +30,7 @@ impl Plain {
                 host,
                 changes,
                 bytes,
+                from_peers,
                 took,
             } => {
                 let title = self.title(host, phase);
@@ -41,6 +42,9 @@ impl Plain {
                     text.push_str(&format!(", {}", size(*bytes)));
                     let rate = *bytes as f64 / took.as_secs_f64().max(0.001);
                     text.push_str(&format!(", {}/s", size(rate as u64)));
+                }
+                if *from_peers > 0 {
+                    text.push_str(&format!(", {} of it from other hosts", size(*from_peers)));
                 }
                 if *changes > 0 {
                     text.push_str(&format!(", {changes} changes"));
@@ -74,6 +78,7 @@ mod tests {
             host: host.map(str::to_owned),
             changes,
             bytes,
+            from_peers: 0,
             took: Duration::from_millis(ms),
         }
     }

@@ -148,6 +148,7 @@ mod tests {
             host: Some("n0".into()),
             changes: 0,
             bytes: 0,
+            from_peers: 0,
             took: PACE,
         };
         count(pace.take(PACE, done));

@@ -20,6 +20,7 @@ fn done(host: &str, phase: &'static str) -> Event {
         host: Some(host.to_owned()),
         changes: 0,
         bytes: 0,
+        from_peers: 0,
         took: at(1),
     }
 }

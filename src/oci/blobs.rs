@@ -58,6 +58,19 @@ impl BlobStore {
         fs::metadata(self.partial_path(digest)).map_or(0, |m| m.len())
     }
 
+    /// Opens what has arrived of an unfinished blob, for reading along while it grows. Nothing of it is verified. The file stays readable when
+    /// the blob becomes whole.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if nothing has arrived, or all.
+    pub fn open_partial(&self, digest: &Digest) -> Result<File, Error> {
+        let path = self.partial_path(digest);
+        File::open(&path).map_err(|e| match e.kind() {
+            ErrorKind::NotFound => Error::Missing(digest.clone()),
+            _ => Error::io(path, e),
+        })
+    }
+
     /// Opens a blob for reading.
     ///
     /// # Errors

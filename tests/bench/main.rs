@@ -1,7 +1,7 @@
 //! `bench`: what the product costs, beside what a user would otherwise pick, in one run on one machine.
 //!
 //! It prints ratios and asserts nothing. It needs the release programs and the default image (`make bench` builds them).
-//! `bench registry` compares only the registries, `bench images` only what is done with images.
+//! `bench registry` compares only the registries, `bench images` only what is done with images, `bench fanout` only one host and several.
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Host, Lab, Options};
@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod fanout;
 mod images;
 mod load;
 mod registry;
@@ -52,22 +53,17 @@ fn run() -> Result<()> {
     match std::env::args().nth(1).as_deref() {
         Some("registry") => return bench.registry(),
         Some("images") => return bench.images(),
-        Some(other) => bail!("there is no benchmark {other}; there are registry and images, and all without a word"),
+        Some("fanout") => return bench.hosts(5, Bench::fanout),
+        Some(other) => {
+            bail!("there is no benchmark {other}; there are registry, images and fanout, and all without a word")
+        }
         None => {}
     }
     bench.sizes()?;
     bench.images()?;
     bench.registry()?;
-    let hosts = ["m1", "n1", "n2"].map(str::to_owned).to_vec();
-    let lab = Lab::up(&Options {
-        name: "bench".into(),
-        prefix: "10.87.0".into(),
-        hosts,
-        state: "target/lab".into(),
-    })?;
-    let result = bench.cluster(&lab);
-    lab.down()?;
-    result
+    bench.hosts(3, Bench::cluster)?;
+    bench.hosts(5, Bench::fanout)
 }
 
 fn timed(command: &mut Command) -> Result<Duration> {
@@ -114,6 +110,20 @@ impl Bench {
 
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// Does something with a lab of so many hosts.
+    fn hosts(&self, count: usize, work: fn(&Self, &Lab) -> Result<()>) -> Result<()> {
+        let names = ["m1".to_owned()].into_iter().chain((1..count).map(|n| format!("n{n}")));
+        let lab = Lab::up(&Options {
+            name: "bench".into(),
+            prefix: "10.87.0".into(),
+            hosts: names.collect(),
+            state: "target/lab".into(),
+        })?;
+        let result = work(self, &lab);
+        lab.down()?;
+        result
     }
 
     fn sizes(&self) -> Result<()> {

@@ -44,7 +44,10 @@ pub fn come_up(run: Arc<Run>, _: &'static Phase, _: Option<usize>) -> BoxFuture<
                 changes += 1;
             }
         }
-        Ok(Outcome { changes, bytes: 0 })
+        Ok(Outcome {
+            changes,
+            ..Outcome::default()
+        })
     }
     .boxed()
 }

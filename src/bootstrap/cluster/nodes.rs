@@ -38,7 +38,10 @@ pub fn join(run: Arc<Run>, _: &'static Phase, _: Option<usize>) -> BoxFuture<'st
             .collect();
         let changes = fan::all_good(all).await?.into_iter().sum();
         forget(&run).await?;
-        Ok(Outcome { changes, bytes: 0 })
+        Ok(Outcome {
+            changes,
+            ..Outcome::default()
+        })
     }
     .boxed()
 }

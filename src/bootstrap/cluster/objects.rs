@@ -25,7 +25,10 @@ pub fn manifests(run: Arc<Run>, _: &'static Phase, _: Option<usize>) -> BoxFutur
         let objects = system(&run.site)?;
         let ledger = ledger::load(&run.cluster()?.client).await?;
         let changes = apply_and_prune(&run, ledger::MANIFESTS, &objects, ledger.get(ledger::MANIFESTS)).await?;
-        Ok(Outcome { changes, bytes: 0 })
+        Ok(Outcome {
+            changes,
+            ..Outcome::default()
+        })
     }
     .boxed()
 }

@@ -26,7 +26,7 @@ pub fn store(run: Arc<Run>, _: &'static Phase, _: Option<usize>) -> BoxFuture<'s
             .await?;
         Ok(Outcome {
             changes: usize::from(applied != Applied::Same),
-            bytes: 0,
+            ..Outcome::default()
         })
     }
     .boxed()

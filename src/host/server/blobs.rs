@@ -3,16 +3,28 @@
 use std::{
     fs::File,
     io::{Read as _, Seek as _, SeekFrom},
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
 use oci::BlobStore;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinHandle};
 
-use super::{Answer, Blob, Error, Fault, Frame, Kind, Result, Server, blocking, locked};
-use crate::{frame::CHUNK, proto::Missing};
+use super::{
+    Answer, Blob, DATA_QUEUE, Error, Fault, FaultKind, Frame, Kind, Result, Server, Sharing, blocking, locked,
+};
+use crate::{
+    arrivals::{Arrival, Arrived},
+    frame::CHUNK,
+    proto::{Missing, Peer, Serving, Token},
+    share,
+};
+
+/// How often is told what has arrived from another host.
+const TELLING: Duration = Duration::from_millis(200);
 
 /// Those of `want` that are not there whole.
 pub(super) fn missing(blobs: &BlobStore, want: Vec<Blob>) -> Vec<Missing> {
@@ -25,13 +37,44 @@ pub(super) fn missing(blobs: &BlobStore, want: Vec<Blob>) -> Vec<Missing> {
         .collect()
 }
 
-/// Marks a blob as being received.
-struct Receiving<'a>(&'a Server, oci::Digest);
-
-impl Drop for Receiving<'_> {
-    fn drop(&mut self) {
-        locked(&self.0.receiving).remove(&self.1);
+/// Writes what comes down the queue, until an empty piece says that it was all. `from`: where the sender goes on; absent: where we say.
+fn receive(
+    blobs: &BlobStore,
+    blob: &Blob,
+    from: Option<u64>,
+    mut chunks: mpsc::Receiver<Bytes>,
+    arrival: &Arrival,
+) -> Result<()> {
+    if blobs.has(&blob.digest, blob.size) {
+        return Ok(());
     }
+    let mut writer = blobs.writer(&blob.digest, blob.size, from != Some(0))?;
+    let there = writer.offset();
+    if from.is_some_and(|from| from != there) {
+        return Err(Error::invalid(format!(
+            "blob {}: {there} bytes are there, but bytes from {} on were sent",
+            blob.digest,
+            from.unwrap_or_default()
+        )));
+    }
+    arrival.has(there);
+    arrival.fits(blobs.dir())?;
+    loop {
+        match chunks.blocking_recv() {
+            Some(chunk) if chunk.is_empty() => break,
+            Some(chunk) => writer.write(&chunk)?,
+            // The sender is gone; what has arrived stays for the next time.
+            None => return Err(Error::failed("the client stopped sending")),
+        }
+        arrival.has(writer.offset());
+    }
+    Ok(writer.commit()?)
+}
+
+async fn ended(writing: &mut JoinHandle<Result<(), Fault>>) -> Result<(), Fault> {
+    writing
+        .await
+        .unwrap_or_else(|e| Err(Error::failed(e.to_string()).fault()))
 }
 
 impl Server {
@@ -42,39 +85,76 @@ impl Server {
         chunks: Option<mpsc::Receiver<Bytes>>,
     ) -> Result<Answer, Fault> {
         let blobs = self.layout(true)?.blobs().clone();
-        let mut chunks = chunks.ok_or_else(|| Error::invalid("a blob without bytes"))?;
-        if !locked(&self.receiving).insert(blob.digest.clone()) {
-            return Err(Error::invalid(format!("blob {} is being received already", blob.digest)).fault());
-        }
-        let _receiving = Receiving(self, blob.digest.clone());
+        let chunks = chunks.ok_or_else(|| Error::invalid("a blob without bytes"))?;
+        let arrival = self.arrivals.begin(&blob)?;
         let busy = Arc::clone(&self.busy).read_owned().await;
         blocking(move || {
             // Goes on for a moment when nobody waits for it any more.
             let _busy = busy;
-            if blobs.has(&blob.digest, blob.size) {
-                return Ok(Answer::Done);
-            }
-            let mut writer = blobs.writer(&blob.digest, blob.size, offset > 0).map_err(Error::from)?;
-            if writer.offset() != offset {
-                let message = format!(
-                    "blob {}: {} bytes are there, but bytes from {offset} on were sent",
-                    blob.digest,
-                    writer.offset()
-                );
-                return Err(Error::invalid(message).fault());
-            }
-            loop {
-                match chunks.blocking_recv() {
-                    Some(chunk) if chunk.is_empty() => break,
-                    Some(chunk) => writer.write(&chunk).map_err(Error::from)?,
-                    // The client is gone; what has arrived stays for the next time.
-                    None => return Err(Error::failed("the client stopped sending").fault()),
-                }
-            }
-            writer.commit().map_err(Error::from)?;
-            Ok(Answer::Done)
+            Ok(receive(&blobs, &blob, Some(offset), chunks, &arrival)?)
         })
-        .await
+        .await?;
+        Ok(Answer::Done)
+    }
+
+    pub(super) async fn serve_others(&self, address: IpAddr, token: &Token) -> Result<Serving, Fault> {
+        let blobs = self.layout(true)?.blobs().clone();
+        if let Some(sharing) = locked(&self.sharing).as_ref()
+            && sharing.is_for(address, token)
+        {
+            return Ok(sharing.serving.clone());
+        }
+        let sharing = Sharing::begin(address, token, blobs, self.arrivals.clone()).await?;
+        let serving = sharing.serving.clone();
+        *locked(&self.sharing) = Some(sharing);
+        Ok(serving)
+    }
+
+    pub(super) async fn fetch_blob(&self, id: u32, blob: Blob, from: &Peer) -> Result<Answer, Fault> {
+        let blobs = self.layout(true)?.blobs().clone();
+        let arrival = self.arrivals.begin(&blob)?;
+        let mut arrived = arrival.watch();
+        let (pieces, chunks) = mpsc::channel(DATA_QUEUE);
+        let own = blob.clone();
+        let busy = Arc::clone(&self.busy).read_owned().await;
+        let mut writing = tokio::spawn(blocking(move || {
+            let _busy = busy;
+            Ok(receive(&blobs, &own, None, chunks, &arrival)?)
+        }));
+        let begun = arrived.wait_for(Option::is_some).await.map(|at| at.unwrap_or(0));
+        let Ok(offset) = begun else {
+            // It is there already, or cannot be written.
+            return ended(&mut writing).await.map(|()| Answer::Done);
+        };
+        let work = async {
+            let fetched = tokio::select! {
+                fetched = share::fetch(from, &blob, offset, &pieces) => fetched,
+                written = ended(&mut writing) => return written,
+            };
+            drop(pieces);
+            match (fetched, ended(&mut writing).await) {
+                (Ok(()), written) => written,
+                // That nothing more comes is the writer's trouble only if it had no other.
+                (Err(_), Err(own)) if own.kind == FaultKind::System => Err(own),
+                (Err(error), _) => Err(error.fault()),
+            }
+        };
+        tokio::pin!(work);
+        let mut ticks = tokio::time::interval(TELLING);
+        let result = loop {
+            tokio::select! {
+                result = &mut work => break result,
+                _ = ticks.tick() => self.tell(id, &arrived).await,
+            }
+        };
+        self.tell(id, &arrived).await;
+        result.map(|()| Answer::Done)
+    }
+
+    async fn tell(&self, id: u32, arrived: &Arrived) {
+        let at = arrived.borrow().unwrap_or(0);
+        let body = Bytes::copy_from_slice(&at.to_be_bytes());
+        let _ = self.out.send(Frame::new(Kind::Data, id, body)).await;
     }
 
     /// Sends a file's bytes from `offset` on.

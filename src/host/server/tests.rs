@@ -10,6 +10,8 @@ use crate::{
     system::Ran,
 };
 
+mod sharing;
+
 struct NoSystem;
 
 impl System for NoSystem {

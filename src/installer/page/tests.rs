@@ -78,6 +78,7 @@ pub(in crate::page) fn recorded(nasty: &str) -> Story {
                         host: here,
                         changes,
                         bytes,
+                        from_peers: 0,
                         took,
                     },
                 );
