@@ -165,11 +165,11 @@ impl Entry {
             Self::Dir {
                 path, names: Some(_), ..
             } => format!("names {path}"),
-            Self::Absent { path }
-            | Self::Dir { path, .. }
-            | Self::File { path, .. }
-            | Self::Link { path, .. }
-            | Self::Tree { path, .. } => format!("path {path}"),
+            // So may one that was only used.
+            Self::Dir { path, .. } => format!("mode {path}"),
+            Self::Absent { path } | Self::File { path, .. } | Self::Link { path, .. } | Self::Tree { path, .. } => {
+                format!("path {path}")
+            }
             Self::Sysctl { key, .. } => format!("sysctl {key}"),
             Self::Module { name } => format!("module {name}"),
             Self::Swap { .. } => "swap".to_owned(),

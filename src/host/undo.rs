@@ -194,6 +194,9 @@ impl Player<'_> {
                     return Ok(());
                 }
                 fsops::remove_tree(&at(path)?)?;
+                // What held it may have been taken away as well, and comes back later, as a whole.
+                let parent = at(path)?.parent().unwrap_or(Path::new("/")).to_owned();
+                fs::create_dir_all(&parent).map_err(Error::io(&parent))?;
                 if lent {
                     // Undoing everything will need it too.
                     return fsops::copy_tree(&saved, &at(path)?);

@@ -413,3 +413,21 @@ fn a_unit_that_ran_before_the_run_runs_with_its_old_files_afterwards() {
         "systemctl stop -- new.service\nsystemctl disable -- new.service\nsystemctl daemon-reload\nsystemctl enable -- old.service\nsystemctl restart -- old.service"
     );
 }
+
+#[test]
+fn a_folder_taken_away_in_a_run_that_was_undone_may_be_taken_away_again_in_parts() {
+    let dir = host();
+    let first = tree(dir.path());
+    let mut gate = open(dir.path());
+    let absent = |path: &str| Effect::Absent { path: path.into() };
+    assert!(gate.begin_run(mark("one"), true).unwrap());
+    gate.end_run(RunEnd::Done).unwrap();
+    assert!(!gate.begin_run(mark("two"), true).unwrap());
+    gate.apply(&absent("/etc/d")).unwrap();
+    undo_run(&mut gate).unwrap();
+    gate.apply(&absent("/etc/d/e")).unwrap();
+    gate.apply(&absent("/etc/d")).unwrap();
+    let undone = undo(&mut gate).unwrap();
+    assert_eq!(undone.failed, Vec::<String>::new());
+    assert_eq!(tree(dir.path()), first);
+}
