@@ -276,7 +276,7 @@ fn what_others_have_on_a_host_stays_as_it_is() -> Result<()> {
             load("list table inet mine")?,
             site.on(
                 "n1",
-                "systemctl is-active containerd mine; cat /mnt/mine/file /etc/docker/daemon.json /etc/sysctl.d/10-mine.conf; systemctl show -p MainPID containerd mine",
+                "ctr image ls -q; systemctl is-active containerd mine; cat /mnt/mine/file /etc/docker/daemon.json /etc/sysctl.d/10-mine.conf; systemctl show -p MainPID containerd mine",
             )?,
         ))
     };
@@ -295,7 +295,9 @@ fn what_others_have_on_a_host_stays_as_it_is() -> Result<()> {
         "reset changed what others have: {:?} was {had:?}",
         look()?
     );
-    let left = diff(&before, &site.lab.snapshot(site.host("n1"))?);
+    let mut left = diff(&before, &site.lab.snapshot(site.host("n1"))?);
+    // What a runtime keeps for itself it tidies up itself, whenever it likes.
+    left.retain(|line| !line.contains(" /var/lib/containerd/io.containerd."));
     ensure!(left.is_empty(), "reset left: {left:#?}");
     Ok(())
 }
