@@ -1,20 +1,17 @@
 //! `installer cert`: when the cluster's certificates end, and having them signed anew.
 
 use crate::{
+    check,
     cluster_args::{ClusterArgs, confirm},
     context::Context,
     failure::Exit,
     join::addresses,
     output::FormatArg,
-    report,
     table::Table,
 };
-use bootstrap::{
-    certs::{self, HostCertificates},
-    check,
-};
+use bootstrap::certs::{self, HostCertificates};
 use host::proto::CertificateInfo;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long the cluster may take to work again after a renewal.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -179,11 +176,5 @@ async fn renew(args: &RenewArgs, context: &Context) -> anyhow::Result<Exit> {
             }
         ));
     }
-    let start = Instant::now();
-    let checks = check::run(&clusterfile, &options, PATIENCE).await?;
-    Ok(if report::checks(context, &checks, start.elapsed()) {
-        Exit::Done
-    } else {
-        Exit::Unhealthy
-    })
+    check::prove(context, &clusterfile, &options, PATIENCE).await
 }

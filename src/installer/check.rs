@@ -2,6 +2,7 @@
 
 use crate::{cluster_args::ClusterArgs, context::Context, failure::Exit, output::FormatArg, report};
 use bootstrap::{check, install};
+use clusterfile::Clusterfile;
 use std::time::{Duration, Instant};
 
 /// Flags of `check`.
@@ -30,8 +31,19 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let clusterfile = args.cluster.load(context)?;
     let options: install::Options = args.cluster.options(context, "check", &clusterfile.cluster.name, None);
     context.started("check", &clusterfile);
+    prove(context, &clusterfile, &options, Duration::from_secs(args.timeout)).await
+}
+
+/// Checks the cluster, waiting so long for what is not yet well; prints what was found, and gives the exit code for it.
+pub async fn prove(
+    context: &Context,
+    clusterfile: &Clusterfile,
+    options: &install::Options,
+    patience: Duration,
+) -> anyhow::Result<Exit> {
     let start = Instant::now();
-    let checks = check::run(&clusterfile, &options, Duration::from_secs(args.timeout)).await?;
+    let checks = check::run(clusterfile, options, patience).await?;
+    context.out.finish();
     Ok(if report::checks(context, &checks, start.elapsed()) {
         Exit::Done
     } else {

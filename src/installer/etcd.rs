@@ -1,18 +1,15 @@
 //! `installer etcd`: a snapshot of all that the cluster stores, and going back to one.
 
 use crate::{
+    check,
     cluster_args::{ClusterArgs, confirm},
     context::Context,
     failure::Exit,
     output::FormatArg,
-    report,
     table::size,
 };
-use bootstrap::{check, etcd};
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use bootstrap::etcd;
+use std::{path::PathBuf, time::Duration};
 
 /// How long the cluster may take to work again after a restore.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -125,12 +122,5 @@ async fn restore(args: &RestoreArgs, context: &Context) -> anyhow::Result<Exit> 
         "the data from before lies on the master in {}",
         restored.before
     ));
-    let start = Instant::now();
-    let checks = check::run(&clusterfile, &options, PATIENCE).await?;
-    context.out.finish();
-    Ok(if report::checks(context, &checks, start.elapsed()) {
-        Exit::Done
-    } else {
-        Exit::Unhealthy
-    })
+    check::prove(context, &clusterfile, &options, PATIENCE).await
 }
