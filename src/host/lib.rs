@@ -41,6 +41,7 @@ mod server;
 mod share;
 mod snapshot;
 mod system;
+mod tls;
 mod undo;
 pub mod unpack;
 mod ways;

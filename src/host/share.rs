@@ -16,6 +16,7 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     Error, Result,
     proto::{Blob, Token},
+    tls,
 };
 
 mod fetch;
@@ -38,10 +39,6 @@ struct Ask {
     offset: u64,
 }
 
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
-}
-
 fn trouble(error: impl std::fmt::Display) -> Error {
     Error::failed(format!("TLS between hosts: {error}"))
 }
@@ -53,7 +50,7 @@ fn identity() -> Result<(rustls::ServerConfig, oci::Digest)> {
     let digest = oci::Digest::of(certificate.der());
     let der = zeroize::Zeroizing::new(key.serialize_der());
     let der = rustls_pki_types::PrivateKeyDer::Pkcs8(der.as_slice().into());
-    let provider = provider();
+    let provider = tls::provider();
     let key = provider
         .key_provider
         .load_private_key(der.clone_key())

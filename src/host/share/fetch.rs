@@ -3,12 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use rustls::{
-    ClientConfig, DigitallySignedStruct, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, verify_tls13_signature},
-};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
 use tokio::{
     io::AsyncWriteExt as _,
     net::TcpStream,
@@ -17,11 +13,12 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{Ask, MAX_HEAD, provider, trouble};
+use super::{Ask, MAX_HEAD, trouble};
 use crate::{
     Error, Result,
     frame::{self, Frame, Kind},
     proto::{Answer, Blob, FaultKind, Peer, Serving},
+    tls::{self, Believing},
 };
 
 /// How long a host may take to be connected to. One that does not want to be reached is known by this only.
@@ -104,62 +101,11 @@ async fn connect(to: &Serving) -> std::io::Result<TlsStream<TcpStream>> {
 }
 
 fn config(certificate: oci::Digest) -> Result<ClientConfig> {
-    let provider = provider();
-    let only = Only {
-        certificate,
-        provider: Arc::clone(&provider),
-    };
-    let builder = ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(tls::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(trouble)?;
     Ok(builder
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(only))
+        .with_custom_certificate_verifier(Arc::new(Believing::only(certificate)))
         .with_no_client_auth())
-}
-
-/// Believes one certificate and no other.
-#[derive(Debug)]
-struct Only {
-    certificate: oci::Digest,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Only {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        if oci::Digest::of(end_entity) == self.certificate {
-            return Ok(ServerCertVerified::assertion());
-        }
-        let why = "its certificate is not the one it was announced with".to_owned();
-        Err(rustls::Error::General(why))
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2 is not spoken between hosts".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }
