@@ -49,8 +49,16 @@ impl Shop {
         let site = Site::up(hosts)?;
         let store = site.copy_store("store")?;
         fs::write(site.file("password"), SECRET)?;
-        let from = repository().join("tests/e2e/shop");
-        lab::output(Command::new("cp").arg("--recursive").arg(from).arg(site.file("shop")))?.ok()?;
+        let fixtures = repository().join("tests/e2e");
+        for (from, to) in [("shop", "shop"), ("image/web-v1", "shop/web")] {
+            lab::output(
+                Command::new("cp")
+                    .arg("--recursive")
+                    .arg(fixtures.join(from))
+                    .arg(site.file(to)),
+            )?
+            .ok()?;
+        }
         Ok(Self { site, store })
     }
 

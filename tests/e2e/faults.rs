@@ -165,7 +165,7 @@ impl Matrix {
         ensure!(status.success(), "{work:?} without a fault: {}", self.log());
         let counts = HOSTS.into_iter().map(|host| (host, self.passed(host))).collect();
         self.disarm()?;
-        self.end(work)?;
+        self.end()?;
         Ok(counts)
     }
 
@@ -196,7 +196,7 @@ impl Matrix {
             let said = self.site.installer_ok(&["apply", "-f", "Clusterfile", "--yes"])?;
             ensure!(said.contains("nothing to do"), "something is left to do: {said}");
         }
-        self.end(case.work)
+        self.end()
     }
 
     /// Stops the work, and waits until nobody does anything any more.
@@ -237,7 +237,7 @@ impl Matrix {
     }
 
     /// Resets, and sees that nothing is left.
-    fn end(&self, _: Work) -> Result<()> {
+    fn end(&self) -> Result<()> {
         self.site.installer_ok(&["reset", "-f", "Clusterfile", "--yes"])?;
         for (host, before) in &self.before {
             let left = diff(before, &self.site.lab.snapshot(self.site.host(host))?);
@@ -276,7 +276,7 @@ impl Matrix {
             self.site.lab.network.cable(self.site.host(host), true)?;
         }
         self.disarm()?;
-        self.end(Work::Reset).context("cannot go on")
+        self.end().context("cannot go on")
     }
 }
 
