@@ -46,7 +46,7 @@ pub async fn run(clusterfile: &Clusterfile, options: &Options, patience: Duratio
     let first = &sessions[site.first_master()];
     cluster::api::wait_ready(first, patience.max(ANSWER)).await?;
     let cluster = Cluster::open(first).await?;
-    verify::look(&site, &sessions, &cluster, patience, &*options.observer).await
+    Ok(verify::look(&site, &sessions, &cluster, patience, &*options.observer).await)
 }
 
 /// The image if it is here, for its address plan and the names of what it carries; else what every image has.

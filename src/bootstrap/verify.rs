@@ -55,34 +55,37 @@ impl Check {
 }
 
 /// Looks at everything, waiting at most `patience` for what is not yet so.
-///
-/// # Errors
-/// Only when nothing can be looked at: what is wrong is in the checks.
 pub async fn look(
     site: &Site,
     sessions: &[Session],
     cluster: &Cluster,
     patience: Duration,
     observer: &dyn Observer,
-) -> Result<Vec<Check>> {
+) -> Vec<Check> {
     let deadline = tokio::time::Instant::now() + patience;
-    let (mut checks, pods) = system::settle(site, &cluster.client, deadline, observer).await?;
+    let mut system = system::System::new(&cluster.client);
+    let mut checks = system::settle(site, &mut system, deadline, observer).await;
+    let (pods, keep) = system.targets();
     let probes = site
         .seats
         .iter()
         .zip(sessions)
-        .map(|(seat, session)| probes::from(site, seat, session, &pods, deadline).boxed());
-    checks.extend(fan::all(probes.collect()).await.into_iter().flatten());
+        .map(|(seat, session)| probes::from(site, seat, session, pods.clone(), deadline).boxed());
+    let seen = tokio::select! {
+        seen = fan::all(probes.collect()) => seen,
+        never = keep => match never {},
+    };
+    checks.extend(seen.into_iter().flatten());
     for check in &checks {
         observer.event(Event::Check(check.clone()));
     }
-    Ok(checks)
+    checks
 }
 
 /// The end of an apply.
 pub fn phase(run: Arc<Run>, _: &'static Phase, _: Option<usize>) -> BoxFuture<'static, Result<Outcome>> {
     async move {
-        let checks = look(&run.site, &run.sessions, run.cluster()?, PATIENCE, &*run.observer).await?;
+        let checks = look(&run.site, &run.sessions, run.cluster()?, PATIENCE, &*run.observer).await;
         let failed = checks.iter().filter(|check| !check.ok).map(|check| {
             let place = check.host.as_deref().unwrap_or("cluster");
             Error::on(place, format!("{}: {}", check.check, check.detail))

@@ -1,13 +1,16 @@
 //! What a node itself can reach.
 
-use super::{Check, dns, system::PodTarget};
+use super::{
+    Check, dns,
+    system::{PodTarget, Targets},
+};
 use crate::{
     paths,
     session::Session,
     site::{Seat, Site},
 };
 use host::proto::{Condition, Exec, HttpGet};
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 use tokio::time::{Instant, MissedTickBehavior};
 
 /// Between two tries of something that is not announced when it comes.
@@ -19,7 +22,7 @@ pub(super) async fn from(
     site: &Site,
     seat: &Seat,
     session: &Session,
-    pods: &[PodTarget],
+    pods: Targets,
     deadline: Instant,
 ) -> Vec<Check> {
     let host = Some(seat.name.as_str());
@@ -97,24 +100,37 @@ async fn answers(session: &Session, url: String, ca: Option<String>, deadline: I
     }
 }
 
+/// The first pod of every other node.
 fn one_per_other_node(own: &str, pods: &[PodTarget]) -> Vec<PodTarget> {
-    let mut chosen: Vec<PodTarget> = Vec::new();
-    for pod in pods {
-        if pod.node != own && !chosen.iter().any(|other| other.node == pod.node) {
-            chosen.push(pod.clone());
-        }
-    }
-    chosen
+    let mut nodes = HashSet::new();
+    let others = pods.iter().filter(|pod| pod.node != own);
+    others.filter(|pod| nodes.insert(&pod.node)).cloned().collect()
 }
 
-async fn cross_node(seat: &Seat, session: &Session, pods: &[PodTarget], deadline: Instant) -> Result<String, String> {
-    let mut seen = Vec::new();
-    for pod in one_per_other_node(&seat.name, pods) {
-        answers(session, pod.url.clone(), None, deadline)
-            .await
-            .map_err(|e| format!("pod {} on {}: {e}", pod.name, pod.node))?;
-        seen.push(format!("{} on {}", pod.name, pod.node));
+/// Until the pod is not one to be asked any more.
+async fn gone(pods: &mut Targets, pod: &PodTarget) {
+    // Who is not told anything any more asks on.
+    if pods.wait_for(|pods| !pods.contains(pod)).await.is_err() {
+        std::future::pending().await
     }
+}
+
+async fn cross_node(seat: &Seat, session: &Session, mut pods: Targets, deadline: Instant) -> Result<String, String> {
+    let mut seen: Vec<PodTarget> = Vec::new();
+    loop {
+        let chosen = one_per_other_node(&seat.name, &pods.borrow());
+        let next = chosen.into_iter().find(|pod| !seen.iter().any(|s| s.node == pod.node));
+        let Some(pod) = next else { break };
+        tokio::select! {
+            answer = answers(session, pod.url.clone(), None, deadline) => {
+                answer.map_err(|e| format!("pod {} on {}: {e}", pod.name, pod.node))?;
+                seen.push(pod);
+            }
+            // Pods come and go while a cluster settles; another one of that node will do, or none if it has none any more.
+            () = gone(&mut pods, &pod) => {}
+        }
+    }
+    let seen: Vec<String> = seen.iter().map(|pod| format!("{} on {}", pod.name, pod.node)).collect();
     match seen.as_slice() {
         [] => Ok("no pod with an HTTP probe runs on another node".to_owned()),
         seen => Ok(format!("reached {}", seen.join(", "))),

@@ -2,7 +2,6 @@
 
 use super::Check;
 use crate::{
-    Result,
     cluster::nodes,
     event::{Event as News, Observer},
     site::Site,
@@ -16,7 +15,7 @@ use kube::{
     Api, Client, ResourceExt as _,
     runtime::watcher::{self, Event, watcher},
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, convert::Infallible};
 use tokio::time::{Duration, Instant, MissedTickBehavior};
 
 /// After so long, and then again, it is told what is waited for.
@@ -129,15 +128,50 @@ impl State {
     }
 }
 
-/// Waits until nodes and system pods are as they should be, or the deadline; then says how they are, and which pods can be asked.
+/// The pods that can be asked, as they are now.
+pub(super) type Targets = tokio::sync::watch::Receiver<Vec<PodTarget>>;
+
+/// What is seen of the system, and goes on being seen.
+pub(super) struct System {
+    events: BoxStream<'static, Told>,
+    state: State,
+}
+
+impl System {
+    /// Sees what `client` sees.
+    pub(super) fn new(client: &Client) -> Self {
+        Self {
+            events: events(client),
+            state: State::default(),
+        }
+    }
+
+    /// Which pods can be asked, and a future that never ends and keeps that true.
+    pub(super) fn targets(mut self) -> (Targets, impl Future<Output = Infallible>) {
+        let (sender, receiver) = tokio::sync::watch::channel(targets(&self.state));
+        let keep = async move {
+            while let Some(told) = self.events.next().await {
+                self.state.take(told);
+                let now = targets(&self.state);
+                sender.send_if_modified(|before| {
+                    let changed = *before != now;
+                    *before = now;
+                    changed
+                });
+            }
+            std::future::pending().await
+        };
+        (receiver, keep)
+    }
+}
+
+/// Waits until nodes and system pods are as they should be, or the deadline; then says how they are.
 pub(super) async fn settle(
     site: &Site,
-    client: &Client,
+    System { events, state }: &mut System,
     deadline: Instant,
     observer: &dyn Observer,
-) -> Result<(Vec<Check>, Vec<PodTarget>)> {
-    let mut events = events(client);
-    let mut state = State::default();
+) -> Vec<Check> {
     let mut tell = tokio::time::interval_at(Instant::now() + TELL, TELL);
     tell.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Even who does not want to wait wants to know how it is.
@@ -147,15 +181,15 @@ pub(super) async fn settle(
         tokio::select! {
             told = events.next() => match told {
                 Some(told) => state.take(told),
-                None => return Ok((checks(site, &state), targets(&state))),
+                None => return checks(site, state),
             },
-            _ = tell.tick() => tell_failing(&checks(site, &state), observer),
-            () = tokio::time::sleep_until(limit) => return Ok((checks(site, &state), targets(&state))),
+            _ = tell.tick() => tell_failing(&checks(site, state), observer),
+            () = tokio::time::sleep_until(limit) => return checks(site, state),
         }
         if state.listed() {
-            let checks = checks(site, &state);
+            let checks = checks(site, state);
             if checks.iter().all(|check| check.ok) {
-                return Ok((checks, targets(&state)));
+                return checks;
             }
         }
     }
@@ -287,13 +321,13 @@ fn pod_problem(pod: &Pod) -> Option<String> {
     ))
 }
 
-/// Ready pods of the pod network with an HTTP readiness probe.
+/// Ready pods of the pod network with an HTTP readiness probe, but for those that are about to go.
 fn targets(state: &State) -> Vec<PodTarget> {
     state
         .pods
         .objects
         .values()
-        .filter(|pod| pod_problem(pod).is_none())
+        .filter(|pod| !is_finished(pod) && pod_problem(pod).is_none())
         .filter_map(target)
         .collect()
 }
@@ -325,4 +359,57 @@ fn target(pod: &Pod) -> Option<PodTarget> {
         node: spec.node_name.clone()?,
         url: format!("{scheme}://{ip}:{port}{path}"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::{FutureExt as _, stream};
+    use serde_json::{Value, json};
+
+    fn pod(name: &str, ip: &str, metadata: &Value) -> Told {
+        let mut pod: Value = json!({
+            "metadata": {"name": name},
+            "spec": {
+                "nodeName": "n1",
+                "containers": [{"name": "c", "readinessProbe": {"httpGet": {"path": "/ready", "port": 8181}}}],
+            },
+            "status": {"podIP": ip, "conditions": [{"type": "Ready", "status": "True"}]},
+        });
+        for (key, value) in metadata.as_object().into_iter().flatten() {
+            pod["metadata"][key] = value.clone();
+        }
+        Told::Pod(Ok(Event::Apply(serde_json::from_value(pod).unwrap())))
+    }
+
+    fn names(targets: &[PodTarget]) -> Vec<&str> {
+        targets.iter().map(|target| target.name.as_str()).collect()
+    }
+
+    #[test]
+    fn a_pod_that_is_about_to_go_is_not_asked() {
+        let mut state = State::default();
+        state.take(pod("stays", "10.0.0.1", &json!({})));
+        state.take(pod("goes", "10.0.0.2", &json!({"deletionTimestamp": "2026-01-01T00:00:00Z"})));
+        let targets = targets(&state);
+        assert_eq!(names(&targets), ["stays"]);
+        assert_eq!(targets[0].url, "http://10.0.0.1:8181/ready");
+    }
+
+    #[test]
+    fn who_asks_pods_learns_that_one_is_replaced() {
+        let told = vec![
+            pod("old", "10.0.0.1", &json!({"deletionTimestamp": "2026-01-01T00:00:00Z"})),
+            pod("new", "10.0.0.2", &json!({})),
+        ];
+        let mut system = System {
+            events: stream::iter(told).boxed(),
+            state: State::default(),
+        };
+        system.state.take(pod("old", "10.0.0.1", &json!({})));
+        let (mut pods, keep) = system.targets();
+        assert_eq!(names(&pods.borrow_and_update()), ["old"]);
+        assert!(keep.now_or_never().is_none());
+        assert_eq!(names(&pods.borrow_and_update()), ["new"]);
+    }
 }
