@@ -13,7 +13,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::mpsc,
+    sync::{mpsc, watch},
 };
 
 use crate::{
@@ -30,6 +30,8 @@ pub(crate) struct Inner {
     waiting: Mutex<HashMap<u32, mpsc::Sender<Frame>>>,
     next: AtomicU32,
     lost: OnceLock<String>,
+    /// Becomes true when it is lost.
+    over: watch::Sender<bool>,
 }
 
 impl Inner {
@@ -42,6 +44,7 @@ impl Inner {
         let mut waiting = self.waiting();
         let _ = self.lost.set(reason);
         waiting.clear();
+        self.over.send_replace(true);
     }
 
     pub(crate) fn lost(&self) -> ClientError {
@@ -120,10 +123,17 @@ impl Link {
             waiting: Mutex::default(),
             next: AtomicU32::new(1),
             lost: OnceLock::new(),
+            over: watch::Sender::new(false),
         });
         let weak = Arc::downgrade(&inner);
+        let mut over = inner.over.subscribe();
         tokio::spawn(async move {
-            if let Err(e) = frame::pump(queue, writer).await
+            let written = tokio::select! {
+                written = frame::pump(queue, writer) => written,
+                // A stream that takes nothing any more need not fail. With the queue ends the waiting for a place in it.
+                Ok(_) = over.wait_for(|over| *over) => return,
+            };
+            if let Err(e) = written
                 && let Some(inner) = weak.upgrade()
             {
                 inner.lose(e.to_string());
@@ -183,5 +193,38 @@ impl Link {
 
     pub(crate) async fn ask(&self, request: &Request) -> Result<Answer> {
         self.begin(request).await?.head().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::Blob;
+    use std::time::Duration;
+    use tokio::time::timeout;
+
+    #[tokio::test]
+    async fn who_waits_for_a_place_in_the_queue_learns_that_the_connection_is_lost() {
+        let (answers, hung_up) = tokio::io::duplex(64);
+        // Nobody reads what is sent: as with a host without power.
+        let (requests, _unread) = tokio::io::duplex(64);
+        let link = Link::new(answers, requests);
+        let blob = Blob {
+            digest: oci::Digest::of(b"blob"),
+            size: 1 << 20,
+        };
+        let put = Request::PutBlob { blob, offset: 0 };
+        let call = link.begin(&put).await.unwrap();
+        let piece = || Frame::new(Kind::Data, call.id, Bytes::from(vec![0; 1 << 10]));
+        while link.inner.outgoing.capacity() > 0 {
+            call.send(piece()).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let asked = link.ask(&Request::EndServe);
+        tokio::pin!(asked);
+        assert!(timeout(Duration::from_millis(50), &mut asked).await.is_err());
+        drop(hung_up);
+        let answer = timeout(Duration::from_secs(10), asked).await;
+        assert!(matches!(answer, Ok(Err(ClientError::Lost(_)))), "{answer:?}");
     }
 }

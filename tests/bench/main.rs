@@ -207,7 +207,30 @@ impl Bench {
             start.elapsed().as_secs_f64()
         );
         self.memory(lab)?;
+        self.leave_and_join(lab)?;
         self.reset(lab)
+    }
+
+    /// The last host leaves a cluster that works, and comes back.
+    fn leave_and_join(&self, lab: &Lab) -> Result<()> {
+        println!("\n## One node");
+        let node = lab.hosts.last().context("no host")?.ip.to_string();
+        for (what, verb, consent) in [
+            ("leaves, drained and undone", "reset", Some("--yes")),
+            ("joins, every probe passed", "join", None),
+        ] {
+            let took = timed(self.on(lab, verb).args(["--nodes", &node]).args(consent))?;
+            println!("{what:<34} {:>7.2} s", took.as_secs_f64());
+        }
+        Ok(())
+    }
+
+    /// A command of the installer about the benchmark's cluster.
+    fn on(&self, lab: &Lab, verb: &str) -> Command {
+        let mut command = self.installer();
+        command.arg("--known-hosts").arg(lab.known_hosts());
+        command.arg(verb).arg("-f").arg(self.path("Clusterfile"));
+        command
     }
 
     fn copy(
@@ -248,13 +271,7 @@ impl Bench {
     }
 
     fn apply(&self, lab: &Lab) -> Result<Applied> {
-        let mut command = self.installer();
-        command
-            .arg("--known-hosts")
-            .arg(lab.known_hosts())
-            .arg("apply")
-            .arg("-f")
-            .arg(self.path("Clusterfile"));
+        let mut command = self.on(lab, "apply");
         let out = lab::output(command.args(["--yes", "-o", "json"]))?.ok()?;
         let mut applied = Applied::default();
         for event in out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
@@ -273,14 +290,7 @@ impl Bench {
     }
 
     fn reset(&self, lab: &Lab) -> Result<()> {
-        let mut command = self.installer();
-        command
-            .arg("--known-hosts")
-            .arg(lab.known_hosts())
-            .arg("reset")
-            .arg("-f")
-            .arg(self.path("Clusterfile"));
-        let took = timed(command.arg("--yes"))?;
+        let took = timed(self.on(lab, "reset").arg("--yes"))?;
         println!("{:<34} {:>7.2} s", "reset", took.as_secs_f64());
         Ok(())
     }
