@@ -45,6 +45,7 @@ pub mod render;
 pub mod reset;
 pub mod run;
 pub mod runs;
+pub mod runtime;
 mod script;
 pub mod session;
 mod signed;

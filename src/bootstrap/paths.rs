@@ -43,6 +43,8 @@ pub const RESOLVER: &str = "/etc/resolv.conf";
 /// How every host reaches the API servers.
 pub const LOCAL_API: &str = "https://127.0.0.1:6444";
 
+/// containerd's client for people.
+pub const CTR: &str = "/opt/installer/bin/ctr";
 /// The image's own helm.
 pub const HELM: &str = "/opt/installer/bin/helm";
 

@@ -19,7 +19,7 @@ use crate::{
     effects::{self, Effects},
     hooks, push,
     run::Run,
-    transfer, verify,
+    runtime, transfer, verify,
 };
 use clusterfile::PluginAction;
 use futures::future::BoxFuture;
@@ -171,7 +171,8 @@ pub static PHASES: &[Phase] = &[
         On::Every,
         &[Here("rootfs"), Here("trust"), Here("prepare")],
     )
-    .wants(effects::runtime),
+    .wants(effects::runtime)
+    .does(runtime::start),
     phase(
         "balancer",
         "starting the way to the API servers",

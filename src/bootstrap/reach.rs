@@ -78,6 +78,7 @@ impl Planning<'_> {
     fn config(&self, alias: &Alias, port: Option<u16>) -> ssh::Config {
         let mut config = ssh::Config::new(&alias.host_name, alias.user.as_deref().unwrap_or(self.user));
         config.port = port.or(alias.port).unwrap_or(config.port);
+        alias.limits.apply(&mut config);
         config.host_key = HostKeyPolicy {
             known_hosts: if self.access.known_hosts.is_empty() {
                 alias.known_hosts.clone()

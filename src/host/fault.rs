@@ -1,37 +1,51 @@
 //! Points at which a test may stop a host: between the journal's record of a change (or its knowing of it already) and the change itself,
 //! and between the steps of an undo. Only in builds with debug assertions; others have none of this.
 //!
-//! Nothing happens unless there is the file [`ARMED`]. It holds the number of the point to stop at; `0` stops nowhere. How many points
-//! this process has passed is written to [`PASSED`]. At the chosen one it goes no further as long as the file holds that number.
+//! A point has the name of what is recorded there, and the number of times that this process has come to that name: `1 file /etc/x`.
+//! Nothing happens unless there is the file [`ARMED`]. It holds the points to stop at, a line each. Points that are passed are added to
+//! [`PASSED`], a line each; where it stops, there is a `!` before the line, and it goes no further as long as `ARMED` holds that point.
 
-/// Which point to stop at.
+/// Which points to stop at.
 #[cfg(debug_assertions)]
-const ARMED: &str = "/run/installer-fault";
-/// How many were passed.
+const ARMED: &str = "/run/lock/installer-fault";
+/// Which were passed.
 #[cfg(debug_assertions)]
-const PASSED: &str = "/run/installer-fault.passed";
+const PASSED: &str = "/run/lock/installer-fault.passed";
 
 /// Passes a point, or stops there.
 #[cfg(debug_assertions)]
-pub(crate) fn point() {
+pub(crate) fn point(names: &[String]) {
     use std::{
-        fs,
-        sync::atomic::{AtomicU64, Ordering},
+        collections::HashMap,
+        fs::{self, OpenOptions},
+        io::Write as _,
+        sync::{Mutex, OnceLock, PoisonError},
         time::Duration,
     };
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let armed = || -> Option<u64> { fs::read_to_string(ARMED).ok()?.trim().parse().ok() };
+    static PASSES: OnceLock<Mutex<HashMap<String, u64>>> = OnceLock::new();
+    let armed = || fs::read_to_string(ARMED).ok();
     if armed().is_none() {
         return;
     }
-    let passed = COUNT.fetch_add(1, Ordering::SeqCst) + 1;
-    // Whoever waits for the number cannot do anything about it either.
-    let _ = fs::write(PASSED, passed.to_string());
-    while armed() == Some(passed) {
+    let name = names.join(", ").replace('\n', " ");
+    let mut passes = PASSES
+        .get_or_init(Mutex::default)
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    let count = passes.entry(name.clone()).or_default();
+    *count += 1;
+    let point = format!("{count} {name}");
+    let stops = || armed().is_some_and(|armed| armed.lines().any(|line| line == point));
+    let mark = if stops() { "!" } else { "" };
+    // Whoever waits for it cannot do anything about a failure either.
+    let file = OpenOptions::new().create(true).append(true).open(PASSED);
+    let _ = file.and_then(|mut file| file.write_all(format!("{mark}{point}\n").as_bytes()));
+    drop(passes);
+    while stops() {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
 /// Does nothing.
 #[cfg(not(debug_assertions))]
-pub(crate) fn point() {}
+pub(crate) fn point(_: &[String]) {}

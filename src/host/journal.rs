@@ -374,8 +374,11 @@ impl Journal {
     /// When the disk refuses; then the change must not be made.
     pub fn record(&mut self, entries: impl IntoIterator<Item = Entry>) -> Result<()> {
         let mut text = Vec::new();
+        let mut keys = Vec::new();
         for entry in entries {
-            if !self.keys.insert(entry.key()) {
+            let key = entry.key();
+            keys.push(key.clone());
+            if !self.keys.insert(key) {
                 continue;
             }
             let json = serde_json::to_vec(&entry).map_err(|e| Error::invalid(e.to_string()))?;
@@ -384,14 +387,12 @@ impl Journal {
             text.extend_from_slice(&json);
             text.push(b'\n');
         }
-        if text.is_empty() {
-            fault::point();
-            return Ok(());
+        if !text.is_empty() {
+            let path = self.dir.join("log");
+            self.file.write_all(&text).map_err(Error::io(&path))?;
+            self.file.sync_data().map_err(Error::io(&path))?;
         }
-        let path = self.dir.join("log");
-        self.file.write_all(&text).map_err(Error::io(&path))?;
-        self.file.sync_data().map_err(Error::io(&path))?;
-        fault::point();
+        fault::point(&keys);
         Ok(())
     }
 

@@ -12,6 +12,11 @@ use std::{
 
 use crate::known_hosts::glob;
 
+mod limits;
+
+use limits::Limit;
+pub use limits::Limits;
+
 /// Files that include each other, at most.
 const DEPTH: usize = 16;
 
@@ -39,6 +44,8 @@ pub struct Alias {
     pub known_hosts: Vec<PathBuf>,
     /// `file:line` of a `ProxyCommand`, which we do not run.
     pub command: Option<String>,
+    /// How long it may be silent.
+    pub limits: Limits,
 }
 
 /// A host to go through, as it is written: `[user@]host[:port]`.
@@ -71,6 +78,7 @@ enum Setting {
     ProxyJump(Vec<Hop>),
     ProxyCommand,
     KnownHosts(Vec<String>),
+    Limit(Limit),
 }
 
 /// Patterns of one `Host` line.
@@ -122,6 +130,7 @@ impl Aliases {
                 Setting::Port(value) => alias.port = alias.port.or(Some(*value)),
                 Setting::User(value) => alias.user = alias.user.or_else(|| Some(value.clone())),
                 Setting::IdentityFile(value) => files.push(value),
+                Setting::Limit(limit) => limit.add_to(&mut alias.limits),
                 Setting::KnownHosts(values) => known = known.or(Some(values)),
                 // Of the two ways around, the one said first counts.
                 Setting::ProxyJump(_) | Setting::ProxyCommand if alias.jumps.is_some() || alias.command.is_some() => {}
@@ -358,7 +367,7 @@ fn setting(keyword: &str, words: Vec<String>) -> Result<Option<Setting>, String>
         "proxycommand" if is_none(&words[0]) => Setting::ProxyJump(Vec::new()),
         "proxycommand" => Setting::ProxyCommand,
         "proxyjump" => Setting::ProxyJump(hops(&one(words)?)?),
-        _ => return Ok(None),
+        _ => return Ok(Limit::read(keyword, &words[0])?.map(Setting::Limit)),
     }))
 }
 

@@ -27,7 +27,7 @@ mod quote;
 mod secret;
 mod upload;
 
-pub use aliases::{Alias, AliasError, Aliases, Hop};
+pub use aliases::{Alias, AliasError, Aliases, Hop, Limits};
 pub use config::{Auth, Become, Command, Config, HostKeyPolicy, Pin};
 pub use connection::{Connection, Stream};
 pub use error::{Error, Result};

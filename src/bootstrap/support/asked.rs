@@ -14,7 +14,7 @@ pub(super) const POD_LOGS: &[&str] = &[
     "*.log",
 ];
 
-const CTR: &str = "/opt/installer/bin/ctr";
+const CTR: &str = crate::paths::CTR;
 const SOCKET: &str = crate::paths::CONTAINERD_SOCKET;
 
 /// File of the bundle, and the program whose output is in it.

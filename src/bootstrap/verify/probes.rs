@@ -18,13 +18,7 @@ const AGAIN: Duration = Duration::from_millis(200);
 const PULL_MS: u64 = 30_000;
 
 /// All probes from one node.
-pub(super) async fn from(
-    site: &Site,
-    seat: &Seat,
-    session: &Session,
-    pods: Targets,
-    deadline: Instant,
-) -> Vec<Check> {
+pub(super) async fn from(site: &Site, seat: &Seat, session: &Session, pods: Targets, deadline: Instant) -> Vec<Check> {
     let host = Some(seat.name.as_str());
     let (dns, service, cross, registry) = tokio::join!(
         cluster_dns(site, session, deadline),
@@ -153,7 +147,7 @@ async fn registry(site: &Site, session: &Session, deadline: Instant) -> Result<S
     let name = image.to_string();
     until(deadline, || async {
         let argv = [
-            "/opt/installer/bin/ctr",
+            paths::CTR,
             "--address",
             paths::CONTAINERD_SOCKET,
             "--namespace",

@@ -390,7 +390,11 @@ mod tests {
     fn a_pod_that_is_about_to_go_is_not_asked() {
         let mut state = State::default();
         state.take(pod("stays", "10.0.0.1", &json!({})));
-        state.take(pod("goes", "10.0.0.2", &json!({"deletionTimestamp": "2026-01-01T00:00:00Z"})));
+        state.take(pod(
+            "goes",
+            "10.0.0.2",
+            &json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}),
+        ));
         let targets = targets(&state);
         assert_eq!(names(&targets), ["stays"]);
         assert_eq!(targets[0].url, "http://10.0.0.1:8181/ready");
