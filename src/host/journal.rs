@@ -377,7 +377,11 @@ impl Journal {
         let mut keys = Vec::new();
         for entry in entries {
             let key = entry.key();
-            keys.push(key.clone());
+            keys.push(match entry {
+                // One that is run again is no other work.
+                Entry::Run { .. } | Entry::Ended { .. } => "run".to_owned(),
+                _ => key.clone(),
+            });
             if !self.keys.insert(key) {
                 continue;
             }
@@ -392,7 +396,9 @@ impl Journal {
             self.file.write_all(&text).map_err(Error::io(&path))?;
             self.file.sync_data().map_err(Error::io(&path))?;
         }
-        fault::point(&keys);
+        if !keys.is_empty() {
+            fault::point(&keys);
+        }
         Ok(())
     }
 

@@ -128,7 +128,7 @@ impl Matrix {
         // A cut cable is noticed soon.
         fs::write(
             site.file("ssh-config"),
-            "Host *\n  ServerAliveInterval 2\n  ServerAliveCountMax 3\n",
+            "Host *\n  ServerAliveInterval 1\n  ServerAliveCountMax 2\n",
         )?;
         Ok(Self { site, before })
     }
@@ -526,7 +526,11 @@ fn what_is_stopped_anywhere_ends_well() -> Result<()> {
     let matrix = Matrix::open()?;
     let only = std::env::var("FAULT_ONLY").unwrap_or_default();
     let mut tasks = Vec::new();
-    for work in [Work::Apply, Work::Join, Work::Upgrade, Work::Reset] {
+    let mut works = vec![Work::Apply, Work::Join, Work::Upgrade, Work::Reset];
+    if let Some(one) = works.iter().find(|work| only.starts_with(&format!("{work:?}"))) {
+        works = vec![*one];
+    }
+    for work in works {
         let points = matrix.count(work)?;
         for (host, points) in points {
             println!("{work:?} has {} points on {host}", points.len());
