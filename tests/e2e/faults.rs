@@ -128,7 +128,7 @@ impl Matrix {
         // A cut cable is noticed soon.
         fs::write(
             site.file("ssh-config"),
-            "Host *\n  ServerAliveInterval 1\n  ServerAliveCountMax 2\n",
+            "Host *\n  ConnectTimeout 2\n  ServerAliveInterval 1\n  ServerAliveCountMax 2\n",
         )?;
         Ok(Self { site, before })
     }
