@@ -278,3 +278,26 @@ impl Site {
 
 /// The label and the taint of masters.
 pub const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_is_filled_in_is_what_a_clusterfile_is_warned_of() {
+        let site = crate::testing::site();
+        let filled = site.variables(&site.seats[0]);
+        let own = [
+            "PodCIDR",
+            "SvcCIDR",
+            "DNSDomain",
+            "RestrictOomScoreAdj",
+            "RuntimeOomScore",
+        ];
+        let mut filled: Vec<&str> = filled
+            .keys()
+            .map(String::as_str)
+            .filter(|name| !own.contains(name))
+            .collect();
+        filled.sort_unstable();
+        assert_eq!(filled, clusterfile::names::COMPUTED_VARIABLES);
+    }
+}

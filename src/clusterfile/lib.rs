@@ -6,6 +6,7 @@
 mod cluster;
 mod decode;
 mod extra;
+mod first;
 pub mod kubeadm;
 pub mod kubefile;
 pub mod names;
@@ -14,6 +15,9 @@ mod plugin;
 mod problem;
 mod read;
 mod redact;
+mod sealer;
+#[cfg(test)]
+mod sealer_tests;
 mod secret;
 mod ssh;
 #[cfg(test)]
