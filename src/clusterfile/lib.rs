@@ -5,6 +5,8 @@
 
 mod cluster;
 mod decode;
+#[cfg(test)]
+mod docs_tests;
 mod extra;
 mod first;
 pub mod kubeadm;
