@@ -384,4 +384,44 @@ mod tests {
         site.seats[1].seen = crate::site::Seen::default();
         assert!(bootstraps(&site));
     }
+    /// One master and nodes; the second host is the same however many there are.
+    fn sized(hosts: u32) -> Site {
+        let mut site = site();
+        let more = (3..=hosts).map(|n| {
+            let ip = std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string();
+            crate::testing::seat(&ip, &format!("n{n}"), false)
+        });
+        site.seats.extend(more);
+        site
+    }
+
+    #[test]
+    fn what_one_host_shall_have_does_not_grow_with_the_number_of_hosts() {
+        let of = |hosts: u32| {
+            let site = sized(hosts);
+            let all: Vec<_> = site
+                .seats
+                .iter()
+                .map(|seat| effects(&site, seat, &Learned::default()).unwrap())
+                .collect();
+            assert_eq!(all.len(), hosts as usize);
+            let most = all[1..].iter().map(Vec::len).max().unwrap();
+            assert_eq!(most, all[1].len(), "nodes are alike");
+            let names = all.iter().flatten().filter_map(|(_, effect)| match effect {
+                Effect::Hosts { entries } => Some(entries),
+                _ => None,
+            });
+            let names: Vec<_> = names.collect();
+            // The one thing with a line for each host is one and the same for all of them.
+            assert_eq!((names.len(), names[0].len()), (hosts as usize, hosts as usize + 1));
+            assert!(names.iter().all(|entries| entries.as_ptr() == names[0].as_ptr()));
+            let rest = all[1]
+                .iter()
+                .filter(|(_, effect)| !matches!(effect, Effect::Hosts { .. }));
+            let rest: Vec<_> = rest.map(|(phase, effect)| (*phase, effect.clone())).collect();
+            let blobs = wanted_blobs(&site, &site.seats[1]);
+            (serde_json::to_string(&rest).unwrap(), blobs)
+        };
+        assert_eq!(of(2), of(1000));
+    }
 }

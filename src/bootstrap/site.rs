@@ -2,10 +2,15 @@
 
 use crate::{apps::App, template::Variables};
 use clusterfile::{Env, HostAlias, KubeadmSettings, Networks, Plugin, Taint};
-use host::{Facts, Scope, effect::Rootfs, proto::Blob};
+use host::{
+    Facts, Scope,
+    effect::{HostsEntries, HostsEntry, Rootfs},
+    proto::Blob,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::OnceLock;
 
 /// The cluster image as far as hosts are concerned.
 #[derive(Debug, Clone)]
@@ -173,6 +178,8 @@ pub struct Site {
     pub recorded: bool,
     /// The hosts, in the order of the Clusterfile; the first master is the one that signs.
     pub seats: Vec<Seat>,
+    /// What [`Site::hosts_entries`] has worked out; empty in the beginning.
+    pub names: OnceLock<HostsEntries>,
 }
 
 impl Site {
@@ -189,6 +196,29 @@ impl Site {
     /// Hosts that run the private registry.
     pub fn registries(&self) -> impl Iterator<Item = &Seat> {
         self.seats.iter().filter(|seat| seat.registry)
+    }
+
+    /// The lines that every host gets into its `/etc/hosts`: each node by its name, the private registry by its own, and the user's
+    /// aliases. Worked out once, when it is first asked for: addresses and names do not change after that.
+    pub fn hosts_entries(&self) -> HostsEntries {
+        self.names.get_or_init(|| self.all_names().into()).clone()
+    }
+
+    fn all_names(&self) -> Vec<HostsEntry> {
+        let entry = |ip: String, names: Vec<String>| HostsEntry { ip, names };
+        let nodes = self
+            .seats
+            .iter()
+            .map(|seat| entry(seat.ip.to_string(), vec![seat.name.clone()]));
+        // The name of a registry that somebody else runs is resolved as all others are.
+        let registries = self
+            .registries()
+            .map(|seat| entry(seat.ip.to_string(), vec![self.registry.domain.clone()]));
+        let aliases = self
+            .aliases
+            .iter()
+            .map(|alias| entry(alias.ip.to_string(), alias.hostnames.clone()));
+        nodes.chain(registries).chain(aliases).collect()
     }
 
     /// What templates see on a host: the environment (image < cluster < host) and, over it, what is computed.
@@ -278,3 +308,26 @@ impl Site {
 
 /// The label and the taint of masters.
 pub const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_is_filled_in_is_what_a_clusterfile_is_warned_of() {
+        let site = crate::testing::site();
+        let filled = site.variables(&site.seats[0]);
+        let own = [
+            "PodCIDR",
+            "SvcCIDR",
+            "DNSDomain",
+            "RestrictOomScoreAdj",
+            "RuntimeOomScore",
+        ];
+        let mut filled: Vec<&str> = filled
+            .keys()
+            .map(String::as_str)
+            .filter(|name| !own.contains(name))
+            .collect();
+        filled.sort_unstable();
+        assert_eq!(filled, clusterfile::names::COMPUTED_VARIABLES);
+    }
+}

@@ -6,6 +6,7 @@ use crate::{
 };
 use clusterfile::{Clusterfile, ContainerRuntime, Registry, Strategy, kubefile::kube_version_satisfies};
 use host::{Facts, Scope};
+use std::sync::OnceLock;
 
 /// The version of Kubernetes that the native distribution is.
 pub const KUBERNETES: &str = "1.36.0";
@@ -191,6 +192,7 @@ pub fn site(clusterfile: &Clusterfile, image: Image, found: Vec<(Facts, Seen)>) 
         fence: None,
         recorded: false,
         seats,
+        names: OnceLock::new(),
         image,
     })
 }

@@ -100,11 +100,18 @@ impl Decoder {
     }
 }
 
+/// A name that Sealer or Kubernetes knows and nobody here, and why, or what to write instead.
+pub(crate) type Refused = (&'static str, &'static str);
+
+/// Of more fields than this a message does not repeat all.
+const LISTED: usize = 8;
+
 /// One mapping being decoded.
 pub(crate) struct Object<'n> {
     node: &'n Node,
     path: String,
     asked: Vec<&'static str>,
+    refused: Vec<&'static str>,
 }
 
 impl<'n> Object<'n> {
@@ -118,6 +125,7 @@ impl<'n> Object<'n> {
             node,
             path,
             asked: Vec::new(),
+            refused: Vec::new(),
         }
     }
 
@@ -250,10 +258,26 @@ impl<'n> Object<'n> {
         given.into_iter().next().unwrap_or_default()
     }
 
+    /// Refuses fields that are known to mean nothing here, with the reason. What is empty says nothing, so it may stay.
+    pub(crate) fn refuse(&mut self, decoder: &mut Decoder, fields: &[Refused]) {
+        for (field, why) in fields {
+            self.refused.push(field);
+            if let Some((key, node)) = self.node.entry(field)
+                && !node.is_empty()
+            {
+                decoder.problem(key.at, format!("{} is not supported: {why}", self.name(field)));
+            }
+        }
+    }
+
+    fn is_known(&self, field: &str) -> bool {
+        self.asked.contains(&field) || self.refused.contains(&field)
+    }
+
     /// Ends the object: every field nobody asked for is unknown.
     pub(crate) fn finish(self, decoder: &mut Decoder) {
         for (key, _) in self.node.entries() {
-            if !self.asked.contains(&key.name.as_str()) {
+            if !self.is_known(&key.name) {
                 let hint = did_you_mean(&key.name, self.asked.iter().copied());
                 decoder.problem(key.at, format!("unknown field {:?}{hint}", self.name(&key.name)));
             }
@@ -261,19 +285,26 @@ impl<'n> Object<'n> {
     }
 
     /// Ends an object of a foreign kind: a field nobody asked for has no meaning to `distribution`.
-    pub(crate) fn finish_foreign(self, decoder: &mut Decoder, kind: &str, distribution: &str) {
-        for (key, _) in self.node.entries() {
-            if !self.asked.contains(&key.name.as_str()) {
-                let hint = did_you_mean(&key.name, self.asked.iter().copied());
-                decoder.problem(
-                    key.at,
-                    format!(
-                        "{kind} field {:?} is not honoured by the {distribution} distribution{hint} (honoured here: {})",
-                        self.name(&key.name),
-                        self.asked.join(", ")
-                    ),
-                );
+    /// Where `reasons` knows the field's full name, it says why.
+    pub(crate) fn finish_foreign(self, decoder: &mut Decoder, kind: &str, distribution: &str, reasons: &[Refused]) {
+        for (key, node) in self.node.entries() {
+            if self.asked.contains(&key.name.as_str()) || node.is_empty() {
+                continue;
             }
+            let name = self.name(&key.name);
+            let hint = match reasons.iter().find(|(field, _)| *field == name) {
+                Some((_, why)) => format!(": {why}"),
+                None => did_you_mean(&key.name, self.asked.iter().copied()),
+            };
+            let honoured = match self.asked.len() {
+                0 => String::new(),
+                1..=LISTED => format!(" (honoured here: {})", self.asked.join(", ")),
+                others => format!(" ({others} others are; take it out)"),
+            };
+            decoder.problem(
+                key.at,
+                format!("{kind} field {name:?} is not honoured by the {distribution} distribution{hint}{honoured}"),
+            );
         }
     }
 }

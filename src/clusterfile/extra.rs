@@ -9,6 +9,7 @@ use crate::cluster::Env;
 use crate::decode::{Decoder, Object};
 use crate::names::is_dns_label;
 use crate::read::{env_entries, metadata_name};
+use crate::sealer;
 use crate::yaml::Position;
 
 /// Kind `Config`: a file of the rootfs replaced or merged.
@@ -81,12 +82,17 @@ pub(crate) fn config(decoder: &mut Decoder, mut document: Object<'_>) -> Config 
     };
     if let Some(mut spec) = required_spec(decoder, &mut document) {
         let app = spec.string(decoder, "appName");
+        spec.refuse(decoder, &sealer::CONFIG);
         let (path, strategy, data) = file_fields(decoder, &mut spec);
         config.path = match app.filter(|app| app_name(decoder, spec.at(), app)) {
             Some(app) => format!("application/apps/{app}/{path}"),
             None => path,
         };
         (config.strategy, config.data) = (strategy, data);
+        if let Some((file, why)) = sealer::FILES.iter().find(|(file, _)| *file == config.path) {
+            let message = format!("spec.path: {file} means nothing to the native distribution: {why}");
+            decoder.warning(spec.at(), message);
+        }
         spec.finish(decoder);
     }
     document.finish(decoder);
@@ -122,6 +128,15 @@ fn file_fields(decoder: &mut Decoder, object: &mut Object<'_>) -> (String, Strat
     let strategy = object
         .word(decoder, "strategy", &strategies)
         .unwrap_or(Strategy::Overwrite);
+    if let Some(data) = object.get("data").filter(|data| data.as_str().is_none()) {
+        let message = format!(
+            "{} must be a string, not {}: write it as the text of the file (data: |)",
+            object.name("data"),
+            data.kind()
+        );
+        decoder.problem(data.at, message);
+        return (path, strategy, String::new());
+    }
     (path, strategy, required_string(decoder, object, "data"))
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::decode::{Decoder, Object};
 use crate::names::did_you_mean;
+use crate::sealer;
 use crate::yaml::{self, Node};
 
 /// The kinds read here.
@@ -72,6 +73,47 @@ const SIGNALS: [&str; 6] = [
 ];
 
 const DISTRIBUTION: &str = "native";
+const KUBELET: &str = "KubeletConfiguration";
+
+/// Fields with the one value that the native distribution has; it may be named.
+type Facts = &'static [(&'static str, Fact)];
+
+/// The one value.
+#[derive(Debug, Clone, Copy)]
+enum Fact {
+    Text(&'static str),
+    Flag(bool),
+    Number(u64),
+}
+
+impl From<Fact> for Value {
+    fn from(fact: Fact) -> Self {
+        match fact {
+            Fact::Text(text) => text.into(),
+            Fact::Flag(on) => on.into(),
+            Fact::Number(number) => number.into(),
+        }
+    }
+}
+
+/// Of `KubeletConfiguration`.
+const KUBELET_FACTS: [(&str, Fact); 6] = [
+    ("cgroupDriver", Fact::Text("systemd")),
+    ("staticPodPath", Fact::Text("/etc/kubernetes/manifests")),
+    ("rotateCertificates", Fact::Flag(true)),
+    ("port", Fact::Number(10250)),
+    ("healthzPort", Fact::Number(10248)),
+    ("healthzBindAddress", Fact::Text("127.0.0.1")),
+];
+
+const AUTHENTICATION: [(&str, Facts); 3] = [
+    ("anonymous", &[("enabled", Fact::Flag(false))]),
+    ("webhook", &[("enabled", Fact::Flag(true))]),
+    ("x509", &[("clientCAFile", Fact::Text("/etc/kubernetes/pki/ca.crt"))]),
+];
+const AUTHORIZATION: Facts = &[("mode", Fact::Text("Webhook"))];
+/// Of `InitConfiguration` and `JoinConfiguration`.
+const API_PORT: Facts = &[("bindPort", Fact::Number(6443))];
 
 /// What the kubeadm kinds said that the native distribution honours.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -105,7 +147,7 @@ impl KubeadmSettings {
             "ClusterConfiguration" => self.cluster(decoder, document),
             "KubeletConfiguration" => self.kubelet(decoder, document),
             "KubeProxyConfiguration" => self.proxy(decoder, document),
-            _ => document.finish_foreign(decoder, kind, DISTRIBUTION),
+            _ => member(decoder, document, kind),
         }
     }
 
@@ -115,17 +157,18 @@ impl KubeadmSettings {
             self.pod_subnet = networking.string(decoder, "podSubnet");
             self.service_subnet = networking.string(decoder, "serviceSubnet");
             self.dns_domain = networking.string(decoder, "dnsDomain");
-            networking.finish_foreign(decoder, KIND, DISTRIBUTION);
+            networking.finish_foreign(decoder, KIND, DISTRIBUTION, &sealer::KUBEADM);
         }
         if let Some(mut server) = document.object(decoder, "apiServer") {
             self.cert_sans = server
                 .strings(decoder, "certSANs")
                 .into_iter()
                 .map(|(name, _)| name)
+                .chain(std::mem::take(&mut self.cert_sans))
                 .collect();
-            server.finish_foreign(decoder, KIND, DISTRIBUTION);
+            server.finish_foreign(decoder, KIND, DISTRIBUTION, &sealer::KUBEADM);
         }
-        document.finish_foreign(decoder, KIND, DISTRIBUTION);
+        document.finish_foreign(decoder, KIND, DISTRIBUTION, &sealer::KUBEADM);
     }
 
     fn kubelet(&mut self, decoder: &mut Decoder, mut document: Object<'_>) {
@@ -135,9 +178,15 @@ impl KubeadmSettings {
                 self.kubelet.insert(field.to_string(), node.to_json());
             }
         }
-        // The one driver we run with may be named; another one can't be had.
-        document.word(decoder, "cgroupDriver", &[("systemd", ())]);
-        document.finish_foreign(decoder, "KubeletConfiguration", DISTRIBUTION);
+        accept_facts(decoder, &mut document, &KUBELET_FACTS);
+        if let Some(mut object) = document.object(decoder, "authentication") {
+            for (field, facts) in AUTHENTICATION {
+                inner_facts(decoder, &mut object, field, facts, KUBELET);
+            }
+            object.finish_foreign(decoder, KUBELET, DISTRIBUTION, &sealer::KUBEADM);
+        }
+        inner_facts(decoder, &mut document, "authorization", AUTHORIZATION, KUBELET);
+        document.finish_foreign(decoder, KUBELET, DISTRIBUTION, &sealer::KUBEADM);
     }
 
     fn proxy(&mut self, decoder: &mut Decoder, mut document: Object<'_>) {
@@ -150,8 +199,46 @@ impl KubeadmSettings {
                 format!("mode is {given:?}, but the native proxy works with nftables only"),
             );
         }
-        document.finish_foreign(decoder, "KubeProxyConfiguration", DISTRIBUTION);
+        document.finish_foreign(decoder, "KubeProxyConfiguration", DISTRIBUTION, &sealer::KUBEADM);
     }
+}
+
+/// Accepts fields that say what is so anyway, and refuses them when they say something else.
+fn accept_facts(decoder: &mut Decoder, object: &mut Object<'_>, facts: &[(&'static str, Fact)]) {
+    for (field, fact) in facts {
+        let wanted = Value::from(*fact);
+        if let Some(node) = object.get(field)
+            && node.to_json() != wanted
+        {
+            decoder.problem(node.at, format!("{} can only be {wanted} here", object.name(field)));
+        }
+    }
+}
+
+/// The same in a mapping of `object`, where nothing else is honoured.
+fn inner_facts(decoder: &mut Decoder, object: &mut Object<'_>, field: &'static str, facts: Facts, kind: &str) {
+    if let Some(mut inner) = object.object(decoder, field) {
+        accept_facts(decoder, &mut inner, facts);
+        inner.finish_foreign(decoder, kind, DISTRIBUTION, &sealer::KUBEADM);
+    }
+}
+
+/// `InitConfiguration` and `JoinConfiguration`: nothing in them can be chosen, but what is so may be said.
+fn member(decoder: &mut Decoder, mut document: Object<'_>, kind: &str) {
+    inner_facts(decoder, &mut document, "localAPIEndpoint", API_PORT, kind);
+    if let Some(mut object) = document.object(decoder, "controlPlane") {
+        inner_facts(decoder, &mut object, "localAPIEndpoint", API_PORT, kind);
+        object.finish_foreign(decoder, kind, DISTRIBUTION, &sealer::KUBEADM);
+    }
+    if let Some(registration) = document.object(decoder, "nodeRegistration") {
+        registration.finish_foreign(decoder, kind, DISTRIBUTION, &sealer::KUBEADM);
+    }
+    accept_facts(
+        decoder,
+        &mut document,
+        &[("caCertPath", Fact::Text("/etc/kubernetes/pki/ca.crt"))],
+    );
+    document.finish_foreign(decoder, kind, DISTRIBUTION, &sealer::KUBEADM);
 }
 
 /// What the agent would refuse is better refused here, before it stops on every host.

@@ -5,7 +5,10 @@
 
 mod cluster;
 mod decode;
+#[cfg(test)]
+mod docs_tests;
 mod extra;
+mod first;
 pub mod kubeadm;
 pub mod kubefile;
 pub mod names;
@@ -14,6 +17,9 @@ mod plugin;
 mod problem;
 mod read;
 mod redact;
+mod sealer;
+#[cfg(test)]
+mod sealer_tests;
 mod secret;
 mod ssh;
 #[cfg(test)]

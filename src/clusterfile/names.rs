@@ -56,6 +56,32 @@ pub fn is_label_text(value: &str) -> bool {
             && value.ends_with(|c: char| c.is_ascii_alphanumeric()))
 }
 
+/// Variables that the installer fills for templates and hooks, whatever a Clusterfile says of them. `PodCIDR`, `SvcCIDR` and `DNSDomain`
+/// are not among them: those are asked of the Clusterfile.
+pub const COMPUTED_VARIABLES: [&str; 21] = [
+    "ApiServerFlags",
+    "Arch",
+    "ClusterName",
+    "ContainerRuntime",
+    "DNSSvcIP",
+    "DataRoot",
+    "EtcdInitialCluster",
+    "EtcdInitialClusterState",
+    "HostIP",
+    "HostIPFamily",
+    "HostName",
+    "KubeSvcIP",
+    "LocalRegistryDomain",
+    "LocalRegistryPort",
+    "LocalRegistryURL",
+    "RegisterFlags",
+    "RegistryDomain",
+    "RegistryPort",
+    "RegistryTlsFlags",
+    "RegistryURL",
+    "RootfsDigest",
+];
+
 /// Whether `name` can be an environment variable's and template's name.
 #[must_use]
 pub fn is_env_name(name: &str) -> bool {

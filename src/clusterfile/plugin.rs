@@ -13,6 +13,7 @@ use crate::names::{did_you_mean, is_dns_subdomain};
 use crate::net::expand_range;
 use crate::problem::Problems;
 use crate::read::{check_version, metadata_name};
+use crate::sealer;
 use crate::yaml::{self, Position};
 
 /// A script and when and where it runs.
@@ -145,7 +146,11 @@ pub(crate) fn plugin(decoder: &mut Decoder, mut document: Object<'_>) -> Plugin 
         data: String::new(),
     };
     if let Some(mut spec) = required_spec(decoder, &mut document) {
-        spec.word(decoder, "type", &[("SHELL", ())]);
+        if let Some(why) = refused_type(&mut spec) {
+            decoder.problem(why.0, why.1);
+            return plugin;
+        }
+        spec.refuse(decoder, &sealer::PLUGIN);
         let at = spec.get("action").map_or(spec.at(), |node| node.at);
         let text = required_string(decoder, &mut spec, "action");
         plugin.actions = actions(decoder, at, &text);
@@ -159,14 +164,33 @@ pub(crate) fn plugin(decoder: &mut Decoder, mut document: Object<'_>) -> Plugin 
     plugin
 }
 
+/// Why a plugin's type is none of ours.
+fn refused_type(spec: &mut Object<'_>) -> Option<(Position, String)> {
+    let node = spec.get("type")?;
+    let name = node.as_str().unwrap_or(node.kind());
+    let why = match sealer::PLUGIN_TYPES.iter().find(|(known, _)| *known == name) {
+        Some((_, why)) => why,
+        None if name == "SHELL" => return None,
+        None if name.eq_ignore_ascii_case("SHELL") => "did you mean \"SHELL\"?",
+        None => "write a script, of type SHELL",
+    };
+    Some((node.at, format!("spec.type {name:?} is not supported: {why}")))
+}
+
 fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split([',', '|']).map(str::trim).filter(|word| !word.is_empty())
 }
 
 fn actions(decoder: &mut Decoder, at: Position, text: &str) -> Vec<PluginAction> {
-    let mut actions: Vec<PluginAction> = words(text)
-        .filter_map(|word| crate::decode::pick(decoder, at, "spec.action", word, ACTIONS))
-        .collect();
+    let mut actions = Vec::new();
+    for word in words(text) {
+        match sealer::OLD_ACTIONS.iter().find(|(old, _)| *old == word) {
+            Some((_, instead)) => {
+                decoder.problem(at, format!("spec.action {word:?} is of Sealer before 0.9: {instead}"));
+            }
+            None => actions.extend(crate::decode::pick(decoder, at, "spec.action", word, ACTIONS)),
+        }
+    }
     actions.sort_unstable();
     actions.dedup();
     actions
@@ -185,7 +209,7 @@ fn scope(decoder: &mut Decoder, at: Position, text: &str) -> Vec<Scope> {
             _ if is_dns_subdomain(&word.to_lowercase()) => scope.push(Scope::Name(word.to_lowercase())),
             _ => {
                 let hint = did_you_mean(word, ["master", "node"]);
-                let forms = "a role, an address or a host's name";
+                let forms = "a role, an address or a host's name (several are separated by | or ,)";
                 decoder.problem(at, format!("spec.scope: {word:?} is neither {forms}{hint}"));
             }
         }
@@ -232,7 +256,7 @@ mod tests {
             ),
             (
                 "{type: HOSTNAME, action: pre-join, data: x}",
-                "plugins/p.yaml:4:14: spec.type is \"HOSTNAME\"",
+                "plugins/p.yaml:4:14: spec.type \"HOSTNAME\" is not supported: name the hosts",
             ),
         ] {
             let error = parse(spec).unwrap_err();

@@ -8,12 +8,12 @@ use crate::cluster::{
     HostAlias, LocalRegistry, Registry, Role, Taint,
 };
 use crate::decode::{Decoder, Object, pick};
-use crate::names::{did_you_mean, is_env_name, is_label_text, is_qualified_name};
+use crate::names::{COMPUTED_VARIABLES, did_you_mean, is_env_name, is_label_text, is_qualified_name, nearest};
 use crate::net::expand_range;
 use crate::problem::Problems;
 use crate::ssh::{self, SshOverlay};
 use crate::yaml::{self, Node, Position};
-use crate::{extra, kubeadm, plugin, trust, validate};
+use crate::{extra, first, kubeadm, plugin, sealer, trust, validate};
 
 /// Why a Clusterfile can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -33,9 +33,8 @@ pub enum LoadError {
 
 /// `apiVersion`s of Sealer's v2 kinds; all mean the same.
 const SEALER_VERSIONS: [&str; 2] = ["sealer.io/v2", "sealer.cloud/v2"];
-/// Sealer keeps two of its kinds in this version.
-const SEALER_FIRST: [&str; 2] = ["sealer.io/v1", "sealer.cloud/v1"];
-const FIRST_KINDS: [&str; 2] = ["Config", "Plugin"];
+/// Kinds that look the same in all of Sealer's versions.
+const OLD_KINDS: [&str; 2] = ["Config", "Plugin"];
 const SEALER_KINDS: [&str; 4] = ["Cluster", "Config", "Plugin", "Application"];
 
 impl Clusterfile {
@@ -59,6 +58,13 @@ impl Clusterfile {
     pub fn parse(text: &str, file: &str, base: &Path) -> Result<Self, Problems> {
         let documents = yaml::parse(text).map_err(|error| Problems::one(file, error.at, error.message))?;
         let mut decoder = Decoder::new(file, base);
+        let documents: Vec<Node> = documents
+            .into_iter()
+            .flat_map(|document| match is_first_form(&document) {
+                true => first::to_second(&mut decoder, &document),
+                false => vec![document],
+            })
+            .collect();
         let mut parts = Parts::default();
         for document in &documents {
             parts.read(&mut decoder, document);
@@ -83,6 +89,12 @@ impl Clusterfile {
             ..clusterfile
         })
     }
+}
+
+fn is_first_form(document: &Node) -> bool {
+    let says = |field: &str| document.get(field).and_then(Node::as_str);
+    says("kind") == Some("Cluster")
+        && says("apiVersion").is_some_and(|version| sealer::FIRST_CLUSTER.contains(&version))
 }
 
 #[derive(Default)]
@@ -114,6 +126,10 @@ impl Parts {
             return self.kubeadm.read(decoder, document, &kind, version.as_deref());
         }
         let kind_at = node.get("kind").map_or(node.at, |kind| kind.at);
+        if let Some((_, why)) = sealer::KINDS.iter().find(|(refused, _)| *refused == kind) {
+            decoder.problem(kind_at, format!("kind {kind} is not supported: {why}"));
+            return;
+        }
         if !SEALER_KINDS.contains(&kind.as_str()) {
             let known = SEALER_KINDS.iter().chain(kubeadm::KINDS.iter()).copied();
             let hint = did_you_mean(&kind, known.clone());
@@ -125,6 +141,7 @@ impl Parts {
             return;
         }
         check_version(decoder, node, &kind, version.as_deref());
+        document.refuse(decoder, &sealer::DOCUMENT);
         match kind.as_str() {
             "Config" => self.configs.push(extra::config(decoder, document)),
             "Plugin" => self.plugins.push(plugin::plugin(decoder, document)),
@@ -139,12 +156,16 @@ pub(crate) fn check_version(decoder: &mut Decoder, node: &Node, kind: &str, vers
     let at = node.get("apiVersion").map_or(node.at, |version| version.at);
     match version {
         Some(version) if SEALER_VERSIONS.contains(&version) => {}
-        Some(version) if SEALER_FIRST.contains(&version) && FIRST_KINDS.contains(&kind) => {}
+        Some(version) if sealer::OLD_VERSIONS.contains(&version) && OLD_KINDS.contains(&kind) => {}
         Some(version) => {
             decoder.problem(
                 at,
                 format!("apiVersion {version:?} is not supported (use {})", SEALER_VERSIONS[0]),
             );
+        }
+        // Only a Cluster means something else in another version.
+        None if kind != "Cluster" => {
+            decoder.warning(at, format!("apiVersion is missing; {} is meant", SEALER_VERSIONS[0]));
         }
         None => decoder.problem(at, format!("apiVersion is missing (use {})", SEALER_VERSIONS[0])),
     }
@@ -160,6 +181,7 @@ pub(crate) fn metadata_name(decoder: &mut Decoder, document: &mut Object<'_>) ->
     if name.is_none() {
         decoder.problem(metadata.at(), "metadata.name is missing");
     }
+    metadata.refuse(decoder, &sealer::METADATA);
     metadata.finish(decoder);
     name.unwrap_or_default()
 }
@@ -170,17 +192,34 @@ pub(crate) fn env_entries(decoder: &mut Decoder, object: &mut Object<'_>) -> Env
     for (entry, at) in object.strings(decoder, "env") {
         match entry.split_once('=') {
             Some((name, value)) if is_env_name(name) => {
-                env.insert(name.to_string(), value.to_string());
+                if env.insert(name.to_string(), value.to_string()).is_some() {
+                    let message = "is given twice, but a variable has one value here";
+                    decoder.problem(at, format!("{}: {name} {message}", object.name("env")));
+                }
+                warn_computed(decoder, at, &object.name("env"), name);
             }
             // The value may be a secret, so only the name is repeated.
-            Some((name, _)) => decoder.problem(
-                at,
-                format!("{}: {name:?} can't be a variable's name", object.name("env")),
-            ),
+            Some((name, _)) => {
+                let why = "templates and shells know letters, digits and _ only";
+                decoder.problem(
+                    at,
+                    format!("{}: {name:?} can't be a variable's name: {why}", object.name("env")),
+                );
+            }
             None => decoder.problem(at, format!("{} entries have the form NAME=VALUE", object.name("env"))),
         }
     }
     env
+}
+
+/// A variable that the installer fills itself, as Sealer does, has no other value.
+fn warn_computed(decoder: &mut Decoder, at: Position, field: &str, name: &str) {
+    if COMPUTED_VARIABLES.contains(&name) {
+        decoder.warning(
+            at,
+            format!("{field}: {name} is filled by the installer, so this value is not used"),
+        );
+    }
 }
 
 fn cluster(decoder: &mut Decoder, mut document: Object<'_>) -> (Cluster, Places) {
@@ -271,6 +310,7 @@ fn read_spec(decoder: &mut Decoder, mut spec: Object<'_>, cluster: &mut Cluster,
     let texts = |list: Vec<(String, Position)>| list.into_iter().map(|(text, _)| text).collect();
     cluster.cmd = texts(spec.strings(decoder, "cmd"));
     cluster.app_names = texts(spec.strings(decoder, "appNames"));
+    spec.refuse(decoder, &sealer::SPEC);
     spec.finish(decoder);
 }
 
@@ -414,13 +454,7 @@ fn host_group(decoder: &mut Decoder, mut object: Object<'_>, ssh: &SshOverlay, e
             Err(error) => decoder.problem(at, format!("{}: {error}", object.name("ips"))),
         }
     }
-    let known = [("master", Role::Master), ("node", Role::Node)];
-    let mut roles = Vec::new();
-    for (text, at) in object.strings(decoder, "roles") {
-        roles.extend(pick(decoder, at, &object.name("roles"), &text, &known));
-    }
-    roles.sort_unstable();
-    roles.dedup();
+    let roles = roles(decoder, &mut object);
     if object.get("roles").is_none() {
         decoder.problem(
             object.at(),
@@ -436,6 +470,7 @@ fn host_group(decoder: &mut Decoder, mut object: Object<'_>, ssh: &SshOverlay, e
         .map(|object| ssh::read(decoder, object))
         .unwrap_or_default();
     let ssh = own_ssh.over(ssh).resolve();
+    object.refuse(decoder, &sealer::MACHINE);
     object.finish(decoder);
     addresses
         .into_iter()
@@ -454,6 +489,24 @@ fn host_group(decoder: &mut Decoder, mut object: Object<'_>, ssh: &SshOverlay, e
             )
         })
         .collect()
+}
+
+fn roles(decoder: &mut Decoder, object: &mut Object<'_>) -> Vec<Role> {
+    let known = [("master", Role::Master), ("node", Role::Node)];
+    let mut roles = Vec::new();
+    for (text, at) in object.strings(decoder, "roles") {
+        let is_slip = known.iter().any(|(name, _)| *name == text) || nearest(&text, ["master", "node"]).is_some();
+        if is_slip {
+            roles.extend(pick(decoder, at, &object.name("roles"), &text, &known));
+        } else {
+            let rest =
+                "(known: master, node); mark such hosts by labels, and name them by address in the scope of hooks";
+            decoder.problem(at, format!("{} is {text:?} {rest}", object.name("roles")));
+        }
+    }
+    roles.sort_unstable();
+    roles.dedup();
+    roles
 }
 
 fn labels(decoder: &mut Decoder, object: &mut Object<'_>) -> BTreeMap<String, String> {

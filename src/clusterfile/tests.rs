@@ -303,7 +303,7 @@ fn kinds_and_versions_are_checked() {
         ("", "Clusterfile: there is no document of kind Cluster"),
         (
             "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nstaticPodPath: /x\n",
-            "Clusterfile:3:1: KubeletConfiguration field \"staticPodPath\" is not honoured by the native distribution",
+            "Clusterfile:3:16: staticPodPath can only be \"/etc/kubernetes/manifests\" here",
         ),
         (
             "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nevictionHard: {memory.availble: 1Gi}\n",

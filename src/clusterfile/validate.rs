@@ -6,7 +6,7 @@ use crate::cluster::{
     Clusterfile, Connection, DEFAULT_DNS_DOMAIN, DEFAULT_POD_CIDR, DEFAULT_SERVICE_CIDR, Env, Host, Networks,
 };
 use crate::decode::Decoder;
-use crate::names::is_dns_label;
+use crate::names::{is_dns_label, is_dns_subdomain};
 use crate::net::{AddressError, Cidr};
 use crate::read::Places;
 
@@ -102,11 +102,10 @@ pub(crate) fn networks(file: &Clusterfile, image_env: &Env) -> Result<Networks, 
             }
         }
     }
-    let dns_domain = file
-        .kubeadm
-        .dns_domain
-        .clone()
-        .unwrap_or_else(|| DEFAULT_DNS_DOMAIN.to_string());
+    let (source, dns_domain) = pick(&file.kubeadm.dns_domain, "DNSDomain", DEFAULT_DNS_DOMAIN);
+    if !is_dns_subdomain(&dns_domain) {
+        return Err(AddressError::new(format!("{source}: {dns_domain:?} is no domain")));
+    }
     Ok(Networks {
         pod_cidr,
         service_cidr,

@@ -142,6 +142,17 @@ impl Node {
         }
     }
 
+    /// Whether the node says nothing: null, or a list or mapping without entries.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        match &self.value {
+            Value::Null => true,
+            Value::List(items) => items.is_empty(),
+            Value::Map(entries) => entries.is_empty(),
+            _ => false,
+        }
+    }
+
     /// The same data without places.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {

@@ -5,6 +5,7 @@
 
 use oci::Descriptor;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 mod content;
 pub use content::Content;
@@ -32,7 +33,7 @@ pub enum Effect {
     /// Our managed block of `/etc/hosts`, exactly these lines; no lines: no block.
     Hosts {
         /// `address name [alias…]`.
-        entries: Vec<HostsEntry>,
+        entries: HostsEntries,
     },
     /// A kernel parameter, now. To have it after a reboot write a file of `/etc/sysctl.d` too.
     Sysctl {
@@ -135,6 +136,31 @@ pub struct HostsEntry {
     pub ip: String,
     /// Names, at least one.
     pub names: Vec<String>,
+}
+
+/// Lines of `/etc/hosts`. Every host of a cluster gets the same ones, a line for each host, so they are shared and not copied.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "Vec<HostsEntry>")]
+pub struct HostsEntries(Arc<[HostsEntry]>);
+
+impl From<Vec<HostsEntry>> for HostsEntries {
+    fn from(entries: Vec<HostsEntry>) -> Self {
+        Self(entries.into())
+    }
+}
+
+impl std::ops::Deref for HostsEntries {
+    type Target = [HostsEntry];
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl Serialize for HostsEntries {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
 }
 
 /// See [`Effect::Unit`].

@@ -1,7 +1,8 @@
 //! `bench`: what the product costs, beside what a user would otherwise pick, in one run on one machine.
 //!
 //! It prints ratios and asserts nothing. It needs the release programs and the default image (`make bench` builds them).
-//! `bench registry` compares only the registries, `bench images` only what is done with images, `bench fanout` only one host and several.
+//! `bench registry` compares only the registries, `bench images` only what is done with images, `bench fanout` only one host and several,
+//! `bench plan` only planning.
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Host, Lab, Options};
@@ -17,6 +18,7 @@ use std::{
 mod fanout;
 mod images;
 mod load;
+mod plan;
 mod registry;
 
 const IMAGE: &str = "local/native:dev";
@@ -54,12 +56,15 @@ fn run() -> Result<()> {
         Some("registry") => return bench.registry(),
         Some("images") => return bench.images(),
         Some("fanout") => return bench.hosts(5, Bench::fanout),
+        Some("plan") => return plan::compare(&bench.store),
+        Some(plan::CHILD) => return plan::one(&bench.store, &std::env::args().nth(2).unwrap_or_default()),
         Some(other) => {
-            bail!("there is no benchmark {other}; there are registry, images and fanout, and all without a word")
+            bail!("there is no benchmark {other}; there are registry, images, fanout and plan, and all without a word")
         }
         None => {}
     }
     bench.sizes()?;
+    plan::compare(&bench.store)?;
     bench.images()?;
     bench.registry()?;
     bench.hosts(3, Bench::cluster)?;

@@ -61,15 +61,6 @@ impl Registry {
     }
 }
 
-/// The contents of the document's shell blocks.
-fn blocks(text: &str) -> Vec<String> {
-    let parts = text.split("\n```sh\n").skip(1);
-    parts
-        .filter_map(|part| part.split("\n```").next())
-        .map(str::to_owned)
-        .collect()
-}
-
 #[test]
 fn the_examples_of_moving_images_work_as_they_stand() -> Result<()> {
     run_examples(Registry::debian)
@@ -82,7 +73,7 @@ fn the_examples_of_moving_images_work_with_our_own_registry() -> Result<()> {
 
 fn run_examples(command: fn(&Path, &str) -> Result<Command>) -> Result<()> {
     let text = fs::read_to_string(e2e::repository().join("docs/moving.md"))?;
-    let mut blocks = blocks(&text);
+    let mut blocks: Vec<String> = e2e::examples(&text).into_iter().map(|example| example.script).collect();
     ensure!(blocks.len() >= 9, "docs/moving.md has only {} examples", blocks.len());
     let dir = tempfile::tempdir()?;
     let registry = Registry::start(dir.path(), command)?;

@@ -5,7 +5,7 @@ use crate::{
     Result, overlay, paths, render,
     site::{Seat, Site},
 };
-use host::{Effect, effect::HostsEntry};
+use host::Effect;
 
 /// Kernel, swap and names.
 ///
@@ -34,7 +34,9 @@ pub fn prepare(site: &Site, seat: &Seat, _: &Learned) -> Result<Vec<Effect>> {
         // The runtime copies it into every pod of the host's network and cannot do without; a host that resolves nothing may lack it.
         effects.push(file(paths::RESOLVER, "# This host has no name server.\n", 0o644));
     }
-    effects.push(Effect::Hosts { entries: hosts(site) });
+    effects.push(Effect::Hosts {
+        entries: site.hosts_entries(),
+    });
     Ok(effects)
 }
 
@@ -43,24 +45,6 @@ fn settings(text: &str) -> impl Iterator<Item = &str> {
     text.lines()
         .map(str::trim)
         .filter(|line| !line.is_empty() && !line.starts_with(['#', ';']))
-}
-
-/// Every node by its name, the private registry by its own, and the user's aliases.
-fn hosts(site: &Site) -> Vec<HostsEntry> {
-    let entry = |ip: String, names: Vec<String>| HostsEntry { ip, names };
-    let nodes = site
-        .seats
-        .iter()
-        .map(|seat| entry(seat.ip.to_string(), vec![seat.name.clone()]));
-    // The name of a registry that somebody else runs is resolved as all others are.
-    let registries = site
-        .registries()
-        .map(|seat| entry(seat.ip.to_string(), vec![site.registry.domain.clone()]));
-    let aliases = site
-        .aliases
-        .iter()
-        .map(|alias| entry(alias.ip.to_string(), alias.hostnames.clone()));
-    nodes.chain(registries).chain(aliases).collect()
 }
 
 /// The rootfs, what this cluster has otherwise in it, and the links by which others find what is in it.

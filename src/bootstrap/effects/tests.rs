@@ -286,8 +286,8 @@ fn every_host_knows_all_nodes_and_the_registry() {
         names: vec![name.into()],
     };
     assert_eq!(
-        entries,
-        &[
+        **entries,
+        [
             entry("10.0.0.1", "m1"),
             entry("10.0.0.2", "n1"),
             entry("10.0.0.1", "sea.hub")

@@ -117,6 +117,7 @@ fn effect() -> impl Strategy<Value = Effect> {
                 ip: "10.0.0.1".into(),
                 names: vec![name]
             }]
+            .into()
         }),
         "[0-9]".prop_map(|value| Effect::Sysctl {
             key: "net.x".into(),
