@@ -6,7 +6,9 @@ use crate::{
     Client, ClientError, Effect,
     frame::{Frame, Kind},
     link::{Call, Link},
-    proto::{Answer, CertificateInfo, DriftReport, GiveProgram, KnockAt, Knocked, Listen, Request, RunEnd, RunMark, Undone},
+    proto::{
+        Answer, CertificateInfo, DriftReport, GiveProgram, KnockAt, Knocked, Listen, Request, RunEnd, RunMark, Undone,
+    },
 };
 use std::sync::Arc;
 
