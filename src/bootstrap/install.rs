@@ -435,6 +435,7 @@ impl Prepared {
             }
         })
         .await?;
+        self.tell_pushed();
         let revertible = on_failure == OnFailure::RollBack;
         let fresh = runs::begin(&self.run, &self.who, revertible).await?;
         let ran = run::all(&self.run).await;
@@ -455,6 +456,19 @@ impl Prepared {
             });
         }
         Ok(timings)
+    }
+
+    fn tell_pushed(&self) {
+        for (index, session) in self.run.sessions.iter().enumerate() {
+            if let Some(pushed) = session.pushed {
+                self.run.observer.event(Event::Program {
+                    host: self.run.host_name(index),
+                    bytes: pushed.bytes,
+                    from_peers: if pushed.from_peer { pushed.bytes } else { 0 },
+                    took: pushed.took,
+                });
+            }
+        }
     }
 
     /// What this run changed on hosts is undone; the error tells on which.

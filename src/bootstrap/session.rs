@@ -33,13 +33,15 @@ pub struct Program {
     pub digest: oci::Digest,
 }
 
-/// Who gave `clusterd` to a host.
+/// How `clusterd` was put on a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Giver {
-    /// This machine.
-    Operator,
-    /// Another host.
-    Host,
+pub struct Pushed {
+    /// Whether another host gave it.
+    pub from_peer: bool,
+    /// Its size.
+    pub bytes: u64,
+    /// How long it took, with the waiting for a host to get it from.
+    pub took: Duration,
 }
 
 /// A host we talk to. Cheap to clone.
@@ -55,8 +57,8 @@ pub struct Session {
     pub client: Client,
     /// How one becomes root there.
     pub elevate: Become,
-    /// Who put `clusterd` there just now. Absent: it was there.
-    pub pushed: Option<Giver>,
+    /// How `clusterd` was put there just now. Absent: it was there.
+    pub pushed: Option<Pushed>,
     /// What may be sent to all hosts together.
     pub bandwidth: Option<Bandwidth>,
 }
@@ -103,10 +105,11 @@ impl Session {
                 Err(error) if supply::is_lost(&error) => return Err(error),
                 // Another program, or none that works.
                 _ => {
-                    let from_peer = place
-                        .bring(ip, &connection, &elevate, access.bandwidth.as_ref())
-                        .await?;
-                    pushed = Some(if from_peer { Giver::Host } else { Giver::Operator });
+                    pushed = Some(
+                        place
+                            .bring(ip, &connection, &elevate, access.bandwidth.as_ref())
+                            .await?,
+                    );
                     start(ip, &connection, &elevate).await
                 }
             };

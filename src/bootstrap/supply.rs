@@ -12,7 +12,7 @@ use crate::{
     Error, Result,
     bandwidth::{Bandwidth, Throttled},
     handout::{Ended, Handout},
-    session::Program,
+    session::{Program, Pushed},
     spread::Source,
     swarm,
     way::Connection,
@@ -23,9 +23,9 @@ use host::{
 };
 use ssh::{Become, Command, ExitStatus};
 use std::{
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddrV4},
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{sync::watch, time::timeout};
 
@@ -129,7 +129,7 @@ impl Place<'_> {
         let _ = self.supply.givers[self.index].set(Giver { ip, client });
     }
 
-    /// Puts it on the host; whether it came from another one.
+    /// Puts it on the host.
     ///
     /// # Errors
     /// When it cannot be read, or the host cannot be sent to.
@@ -139,7 +139,15 @@ impl Place<'_> {
         connection: &Connection,
         elevate: &Become,
         bandwidth: Option<&Bandwidth>,
-    ) -> Result<bool> {
+    ) -> Result<Pushed> {
+        let began = Instant::now();
+        let size = tokio::fs::metadata(&self.program().path).await;
+        let size = size.map_err(|source| unreadable(self.program(), source))?.len();
+        let pushed = |from_peer| Pushed {
+            from_peer,
+            bytes: size,
+            took: began.elapsed(),
+        };
         if connection.is_local() {
             // What goes there leaves nothing.
             self.supply.change(|state| state.alone(self.index));
@@ -150,9 +158,9 @@ impl Place<'_> {
                 let sent = send(ip, connection, elevate, self.program(), bandwidth).await;
                 let how = if sent.is_ok() { Ended::Got } else { Ended::Refused };
                 self.supply.change(|state| state.ended(self.index, how));
-                return sent.map(|()| false);
+                return sent.map(|()| pushed(false));
             };
-            let fetched = fetch(ip, connection, elevate, self.program(), giver).await;
+            let fetched = fetch(ip, connection, elevate, self.program(), size, giver).await;
             let how = match &fetched {
                 Ok(()) => Ended::Got,
                 Err(refusal) if is_lost(&refusal.error) => Ended::Lost,
@@ -160,7 +168,7 @@ impl Place<'_> {
             };
             self.supply.change(|state| state.ended(self.index, how));
             match fetched {
-                Ok(()) => return Ok(true),
+                Ok(()) => return Ok(pushed(true)),
                 Err(refusal) if how == Ended::Lost => return Err(refusal.error),
                 Err(refusal) => {
                     tracing::info!(host = %ip, source = %giver.ip, error = %refusal.error, "clusterd did not come from another host");
@@ -188,9 +196,9 @@ fn limit(size: u64) -> Duration {
 }
 
 /// What the host that lacks it runs, and reads.
-fn fetching(giver: Ipv4Addr, port: u16, program: &Program, size: u64, token: &str) -> Command {
+fn fetching(from: SocketAddrV4, digest: &oci::Digest, size: u64, token: &str, to: &str) -> Command {
     let seconds = limit(size).as_secs().to_string();
-    let (port, size) = (port.to_string(), size.to_string());
+    let (address, port, size) = (from.ip().to_string(), from.port().to_string(), size.to_string());
     let argv = [
         "timeout",
         "-k",
@@ -200,11 +208,11 @@ fn fetching(giver: Ipv4Addr, port: u16, program: &Program, size: u64, token: &st
         "-c",
         FETCH,
         "fetch",
-        &giver.to_string(),
+        &address,
         &port,
         &size,
-        program.digest.hex(),
-        CLUSTERD,
+        digest.hex(),
+        to,
     ];
     Command::new(argv).stdin(format!("{token}\n")).max_output(4 << 10)
 }
@@ -214,14 +222,13 @@ async fn fetch(
     connection: &Connection,
     elevate: &Become,
     program: &Program,
+    size: u64,
     giver: &Giver,
 ) -> Result<(), Refusal> {
     let refused = |error| Refusal {
         how: Ended::Refused,
         error,
     };
-    let meta = tokio::fs::metadata(&program.path).await;
-    let size = meta.map_err(|source| refused(unreadable(program, source)))?.len();
     tracing::info!(host = %ip, source = %giver.ip, digest = program.digest.short(), "fetching clusterd");
     let token = swarm::random_text();
     let wish = GiveProgram {
@@ -231,8 +238,8 @@ async fn fetch(
     };
     let given = giver.client.give_program(wish).await;
     let ears = given.map_err(|e| refused(Error::host(giver.ip, "giving clusterd to another host")(e)))?;
-    let port = ears.ports.first().copied().unwrap_or_default();
-    let command = fetching(giver.ip, port, program, size, &token)
+    let from = SocketAddrV4::new(giver.ip, ears.ports.first().copied().unwrap_or_default());
+    let command = fetching(from, &program.digest, size, &token, CLUSTERD)
         .elevate(elevate.clone())
         .timeout(limit(size) + LAST_WORDS);
     let ran = connection.exec(&command).await;
@@ -268,4 +275,120 @@ async fn send(
     let content = Throttled::new(file.map_err(|source| unreadable(program, source))?, bandwidth);
     connection.upload(CLUSTERD, 0o755, content, elevate).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{os::unix::fs::PermissionsExt as _, path::Path};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    const TOKEN: &str = "open sesame";
+
+    /// Content that no shell could hold in a variable.
+    fn content() -> Vec<u8> {
+        (0..300_000_u32).map(|n| (n % 256) as u8).collect()
+    }
+
+    /// Gives `content` to whoever says the token, as often as asked.
+    async fn giver(content: Vec<u8>) -> SocketAddrV4 {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut line = vec![0; TOKEN.len() + 1];
+                if stream.read_exact(&mut line).await.is_ok() && line == format!("{TOKEN}\n").as_bytes() {
+                    // Whoever has enough hangs up.
+                    let _ = stream.write_all(&content).await;
+                }
+            }
+        });
+        SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)
+    }
+
+    /// What the script does with what it gets: its code, and the file.
+    async fn fetched(from: SocketAddrV4, token: &str, to: &Path) -> (Option<i32>, String) {
+        let content = content();
+        let command = fetching(
+            from,
+            &oci::Digest::of(&content),
+            content.len() as u64,
+            token,
+            to.to_str().unwrap(),
+        );
+        let mut child = tokio::process::Command::new(&command.argv()[0])
+            .args(&command.argv()[1..])
+            .stdin(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(command.input()).await.unwrap();
+        let output = child.wait_with_output().await.unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    }
+
+    #[tokio::test]
+    async fn a_shell_fetches_the_file_whole_and_it_can_be_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let to = dir.path().join("new/clusterd");
+        assert_eq!(fetched(giver(content()).await, TOKEN, &to).await.0, Some(0));
+        assert!(std::fs::read(&to).unwrap() == content());
+        assert_eq!(to.metadata().unwrap().permissions().mode() & 0o777, 0o755);
+        assert!(!to.with_extension("part").exists());
+    }
+
+    #[tokio::test]
+    async fn what_is_not_what_was_to_come_never_takes_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let to = dir.path().join("clusterd");
+        std::fs::write(&to, "from before").unwrap();
+        let mut wrong = content();
+        wrong[70_000] ^= 1;
+        let closed = {
+            let free = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            SocketAddrV4::new(Ipv4Addr::LOCALHOST, free.local_addr().unwrap().port())
+        };
+        for (from, token, why) in [
+            (giver(wrong).await, TOKEN, "not what was to come"),
+            (
+                giver(content()[..299_999].to_vec()).await,
+                TOKEN,
+                "not what was to come",
+            ),
+            (giver(content()).await, "another", "not what was to come"),
+            (closed, TOKEN, "cannot be connected to"),
+        ] {
+            let (code, said) = fetched(from, token, &to).await;
+            assert!(code == Some(1) && said.contains(why), "{code:?}: {said}");
+            assert_eq!(std::fs::read(&to).unwrap(), b"from before");
+            assert!(!to.with_extension("part").exists());
+        }
+        // Of one that never ends, no more is taken than there should be.
+        let endless = [content(), content()].concat();
+        assert_eq!(fetched(giver(endless).await, TOKEN, &to).await.0, Some(0));
+    }
+
+    #[tokio::test]
+    async fn a_host_without_the_tools_says_so() {
+        let tools = tempfile::tempdir().unwrap();
+        let status = tokio::process::Command::new("/bin/bash")
+            .args(["-c", FETCH, "fetch", "127.0.0.1", "1", "1", "0", "/nonexistent/x"])
+            .env("PATH", tools.path())
+            .stderr(std::process::Stdio::null())
+            .status();
+        assert_eq!(status.await.unwrap().code(), Some(127));
+    }
+
+    #[test]
+    fn the_token_is_no_argument() {
+        let at = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1);
+        let command = fetching(at, &oci::Digest::of(b""), 1, TOKEN, CLUSTERD);
+        assert!(!command.argv().iter().any(|word| word.contains(TOKEN)));
+    }
 }
