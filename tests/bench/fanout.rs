@@ -12,8 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The rate of every link, this machine's too, as tc has it, and in bytes per second.
-pub(crate) const LINK: (&str, f64) = ("100mbit", 12_500_000.0);
+/// The rate of every link, this machine's too, in megabits a second, unless the user says another.
+pub(crate) const LINK: u64 = 100;
 /// With how many hosts; the last is how many the lab needs.
 pub(crate) const HOSTS: [usize; 3] = [1, 5, 30];
 
@@ -106,8 +106,8 @@ fn jiffies() -> Result<(u64, u64)> {
 impl super::Bench {
     /// Brings all to one host and to more of them, over limited links.
     pub(crate) fn fanout(&self, lab: &Lab) -> Result<()> {
-        println!("\n## clusterd and blobs over links of {}", LINK.0);
-        self.limit(lab, Some(LINK.0))?;
+        println!("\n## clusterd and blobs over links of {} Mbit/s", self.link);
+        self.limit(lab, Some(self.link))?;
         let one = self.bring(lab, &lab.hosts[..HOSTS[0]], &[])?;
         show("1 host", &one, &one);
         for count in &HOSTS[1..] {
@@ -120,8 +120,10 @@ impl super::Bench {
         self.limit(lab, None)
     }
 
-    /// Limits the links of all hosts and this machine's own.
-    pub(crate) fn limit(&self, lab: &Lab, rate: Option<&str>) -> Result<()> {
+    /// Limits the links of all hosts and this machine's own, in megabits a second.
+    pub(crate) fn limit(&self, lab: &Lab, rate: Option<u64>) -> Result<()> {
+        let rate = rate.map(|rate| format!("{rate}mbit"));
+        let rate = rate.as_deref();
         lab.network.limit_uplink(rate)?;
         lab.hosts.iter().try_for_each(|host| lab.network.limit(host, rate))
     }

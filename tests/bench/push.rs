@@ -1,6 +1,6 @@
 //! What is pushed to one host, beside what a user would otherwise push files with: as fast as this machine can, and over a slow link.
 
-use super::{fanout::LINK, mb};
+use super::mb;
 use anyhow::{Context, Result};
 use lab::{Host, Lab};
 use std::{
@@ -21,17 +21,18 @@ impl super::Bench {
         }
         let bytes = fs::metadata(&payload)?.len();
         bring_rsync(lab, &lab.hosts[0])?;
-        for (what, rate) in [("unlimited", None), (LINK.0, Some(LINK.0))] {
+        let limited = format!("{} Mbit/s", self.link);
+        for (what, rate) in [("unlimited", None), (limited.as_str(), Some(self.link))] {
             println!("\n## {:.1} MB to one host, {what}", mb(bytes));
             self.limit(lab, rate)?;
             let ours = self.bring(lab, &lab.hosts[..1], &[])?;
             let ours = ours.bytes as f64 / ours.blobs.as_secs_f64();
-            line("installer", ours, ours, rate.is_some());
+            line("installer", ours, ours, rate);
             let rivals: [(&str, fn(&Lab, &Path, &Host) -> Command); 3] =
                 [("scp", scp), ("rsync", rsync), ("tar | ssh", tar_over_ssh)];
             for (name, how) in rivals {
                 let took = self.copy(lab, &payload, &lab.hosts[..1], how)?;
-                line(name, bytes as f64 / took.as_secs_f64(), ours, rate.is_some());
+                line(name, bytes as f64 / took.as_secs_f64(), ours, rate);
             }
         }
         self.limit(lab, None)?;
@@ -39,10 +40,11 @@ impl super::Bench {
     }
 }
 
-fn line(name: &str, rate: f64, ours: f64, limited: bool) {
+/// `link` in megabits a second.
+fn line(name: &str, rate: f64, ours: f64, link: Option<u64>) {
     print!("{name:<34} {:>7.1} MB/s   {:>5.2} × its rate", rate / 1e6, ours / rate);
-    if limited {
-        print!("   {:.3} of the link's", rate / LINK.1);
+    if let Some(link) = link {
+        print!("   {:.3} of the link's", rate * 8.0 / (link as f64 * 1e6));
     }
     println!();
 }
