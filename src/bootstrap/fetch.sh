@@ -1,8 +1,8 @@
 # Fetches one file from another host with what every host has: bash and coreutils. Run as root by bash -c, see supply.rs.
-# Arguments: address, port, size, sha256, where to. Stdin: the token.
+# Arguments: address, port, size, sha256, where to, and `gzip` if it shall come compressed where that is possible. Stdin: the token.
 # Ends with 127 where something is missing for it, else with another code.
 set -eu
-address=$1 port=$2 size=$3 digest=$4 file=$5
+address=$1 port=$2 size=$3 digest=$4 file=$5 how=$6
 part=$file.part
 for tool in chmod head mkdir mv rm sha256sum timeout; do
     command -v "$tool" >/dev/null || { echo "$tool is not there" >&2; exit 127; }
@@ -17,8 +17,13 @@ trap 'rm -f -- "$part"' EXIT
 mkdir -p -- "${file%/*}"
 rm -f -- "$part"
 exec 3<>"/dev/tcp/$address/$port"
-printf '%s\n' "$token" >&3
-head -c "$size" <&3 >"$part"
+if [ "$how" = gzip ] && command -v gzip >/dev/null; then
+    printf '%s gzip\n' "$token" >&3
+    gzip -dc <&3 | head -c "$size" >"$part"
+else
+    printf '%s\n' "$token" >&3
+    head -c "$size" <&3 >"$part"
+fi
 exec 3>&-
 # Before anybody can run it.
 if ! printf '%s  %s\n' "$digest" "$part" | sha256sum -c >/dev/null 2>&1; then

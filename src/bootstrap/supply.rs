@@ -24,7 +24,10 @@ use host::{
 use ssh::{Become, Command, ExitStatus};
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::{sync::watch, time::timeout};
@@ -35,6 +38,8 @@ const FETCH: &str = include_str!("fetch.sh");
 const STANDSTILL: Duration = Duration::from_secs(30);
 /// Bytes a second that a host must get from another, at least; for the whole file with [`GRACE`].
 const SLOWEST: u64 = 512 << 10;
+/// Bytes a second that a host of today compresses at least, and another one decompresses.
+const FAST: f64 = 40e6;
 /// What connecting, comparing and a busy host may take besides.
 const GRACE: Duration = Duration::from_secs(30);
 /// How much longer the host's own limit is waited for: then nothing goes on there when we go on.
@@ -51,6 +56,8 @@ pub struct Supply<'a> {
     program: &'a Program,
     state: Mutex<Handout>,
     changed: watch::Sender<u64>,
+    /// Whether compressing costs less than it spares, for all that was seen.
+    slow: AtomicBool,
     givers: Vec<OnceLock<Giver>>,
 }
 
@@ -82,6 +89,7 @@ impl<'a> Supply<'a> {
             program,
             state: Mutex::new(Handout::new(hosts, peers)),
             changed: watch::Sender::default(),
+            slow: AtomicBool::new(false),
             givers: (0..hosts).map(|_| OnceLock::new()).collect(),
         }
     }
@@ -155,12 +163,22 @@ impl Place<'_> {
         loop {
             let source = self.supply.turn(self.index).await;
             let Some(giver) = self.giver(source) else {
+                let sending = Instant::now();
                 let sent = send(ip, connection, elevate, self.program(), bandwidth).await;
+                let slow = sent.is_ok() && is_slow(size, sending.elapsed());
+                self.supply
+                    .slow
+                    .fetch_or(slow && !connection.is_local(), Ordering::Relaxed);
                 let how = if sent.is_ok() { Ended::Got } else { Ended::Refused };
                 self.supply.change(|state| state.ended(self.index, how));
                 return sent.map(|()| pushed(false));
             };
-            let fetched = fetch(ip, connection, elevate, self.program(), size, giver).await;
+            let wanted = Wanted {
+                digest: &self.program().digest,
+                size,
+                gzip: self.supply.slow.load(Ordering::Relaxed),
+            };
+            let fetched = fetch(ip, connection, elevate, &wanted, giver).await;
             let how = match &fetched {
                 Ok(()) => Ended::Got,
                 Err(refusal) if is_lost(&refusal.error) => Ended::Lost,
@@ -190,13 +208,26 @@ pub(crate) fn is_lost(error: &Error) -> bool {
     matches!(error, Error::Ssh(error) if matches!(**error, ssh::Error::Sudo { .. } | ssh::Error::Lost { .. }))
 }
 
+/// Whether so many bytes took so long that a gzip of them would come sooner.
+fn is_slow(bytes: u64, took: Duration) -> bool {
+    (bytes as f64) < took.as_secs_f64() * FAST
+}
+
 /// How long a host may take to get so many bytes from another.
 fn limit(size: u64) -> Duration {
     GRACE + Duration::from_secs(size.div_ceil(SLOWEST))
 }
 
+/// What shall come.
+struct Wanted<'a> {
+    digest: &'a oci::Digest,
+    size: u64,
+    gzip: bool,
+}
+
 /// What the host that lacks it runs, and reads.
-fn fetching(from: SocketAddrV4, digest: &oci::Digest, size: u64, token: &str, to: &str) -> Command {
+fn fetching(from: SocketAddrV4, wanted: &Wanted<'_>, token: &str, to: &str) -> Command {
+    let size = wanted.size;
     let seconds = limit(size).as_secs().to_string();
     let (address, port, size) = (from.ip().to_string(), from.port().to_string(), size.to_string());
     let argv = [
@@ -211,8 +242,9 @@ fn fetching(from: SocketAddrV4, digest: &oci::Digest, size: u64, token: &str, to
         &address,
         &port,
         &size,
-        digest.hex(),
+        wanted.digest.hex(),
         to,
+        if wanted.gzip { "gzip" } else { "plain" },
     ];
     Command::new(argv).stdin(format!("{token}\n")).max_output(4 << 10)
 }
@@ -221,27 +253,26 @@ async fn fetch(
     ip: Ipv4Addr,
     connection: &Connection,
     elevate: &Become,
-    program: &Program,
-    size: u64,
+    wanted: &Wanted<'_>,
     giver: &Giver,
 ) -> Result<(), Refusal> {
     let refused = |error| Refusal {
         how: Ended::Refused,
         error,
     };
-    tracing::info!(host = %ip, source = %giver.ip, digest = program.digest.short(), "fetching clusterd");
+    tracing::info!(host = %ip, source = %giver.ip, digest = wanted.digest.short(), gzip = wanted.gzip, "fetching clusterd");
     let token = swarm::random_text();
     let wish = GiveProgram {
         address: giver.ip,
         token: Token::new(token.clone()),
-        timeout_ms: u64::try_from(limit(size).as_millis()).unwrap_or(u64::MAX),
+        timeout_ms: u64::try_from(limit(wanted.size).as_millis()).unwrap_or(u64::MAX),
     };
     let given = giver.client.give_program(wish).await;
     let ears = given.map_err(|e| refused(Error::host(giver.ip, "giving clusterd to another host")(e)))?;
     let from = SocketAddrV4::new(giver.ip, ears.ports.first().copied().unwrap_or_default());
-    let command = fetching(from, &program.digest, size, &token, CLUSTERD)
+    let command = fetching(from, wanted, &token, CLUSTERD)
         .elevate(elevate.clone())
-        .timeout(limit(size) + LAST_WORDS);
+        .timeout(limit(wanted.size) + LAST_WORDS);
     let ran = connection.exec(&command).await;
     if let Err(error) = ears.end().await {
         tracing::debug!(source = %giver.ip, %error, "giving clusterd");
@@ -295,12 +326,16 @@ mod tests {
 
     /// Gives `content` to whoever says the token, as often as asked.
     async fn giver(content: Vec<u8>) -> SocketAddrV4 {
+        giver_to("open sesame\n", content).await
+    }
+
+    async fn giver_to(word: &'static str, content: Vec<u8>) -> SocketAddrV4 {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
-                let mut line = vec![0; TOKEN.len() + 1];
-                if stream.read_exact(&mut line).await.is_ok() && line == format!("{TOKEN}\n").as_bytes() {
+                let mut line = vec![0; word.len()];
+                if stream.read_exact(&mut line).await.is_ok() && line == word.as_bytes() {
                     // Whoever has enough hangs up.
                     let _ = stream.write_all(&content).await;
                 }
@@ -311,14 +346,17 @@ mod tests {
 
     /// What the script does with what it gets: its code, and the file.
     async fn fetched(from: SocketAddrV4, token: &str, to: &Path) -> (Option<i32>, String) {
+        fetched_as(false, from, token, to).await
+    }
+
+    async fn fetched_as(gzip: bool, from: SocketAddrV4, token: &str, to: &Path) -> (Option<i32>, String) {
         let content = content();
-        let command = fetching(
-            from,
-            &oci::Digest::of(&content),
-            content.len() as u64,
-            token,
-            to.to_str().unwrap(),
-        );
+        let wanted = Wanted {
+            digest: &oci::Digest::of(&content),
+            size: content.len() as u64,
+            gzip,
+        };
+        let command = fetching(from, &wanted, token, to.to_str().unwrap());
         let mut child = tokio::process::Command::new(&command.argv()[0])
             .args(&command.argv()[1..])
             .stdin(std::process::Stdio::piped())
@@ -343,6 +381,29 @@ mod tests {
         assert!(!to.with_extension("part").exists());
     }
 
+    #[test]
+    fn only_over_slow_links_compressing_is_worth_its_time() {
+        let second = Duration::from_secs(1);
+        assert!(is_slow(12_500_000, second) && !is_slow(110_000_000, second));
+        assert!(!is_slow(1, Duration::ZERO));
+    }
+
+    #[tokio::test]
+    async fn what_comes_compressed_is_compared_as_it_shall_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let to = dir.path().join("clusterd");
+        std::fs::write(&to, content()).unwrap();
+        let gzip = std::process::Command::new("gzip").arg("-c").arg(&to).output();
+        let packed = gzip.unwrap().stdout;
+        let from = giver_to("open sesame gzip\n", packed.clone()).await;
+        assert_eq!(fetched_as(true, from, TOKEN, &to).await.0, Some(0));
+        assert!(std::fs::read(&to).unwrap() == content());
+        std::fs::remove_file(&to).unwrap();
+        let half = giver_to("open sesame gzip\n", packed[..packed.len() / 2].to_vec()).await;
+        assert_eq!(fetched_as(true, half, TOKEN, &to).await.0, Some(1));
+        assert!(!to.exists());
+    }
+
     #[tokio::test]
     async fn what_is_not_what_was_to_come_never_takes_its_place() {
         let dir = tempfile::tempdir().unwrap();
@@ -361,7 +422,7 @@ mod tests {
                 TOKEN,
                 "not what was to come",
             ),
-            (giver(content()).await, "another", "not what was to come"),
+            (giver(content()).await, "open barley", "not what was to come"),
             (closed, TOKEN, "cannot be connected to"),
         ] {
             let (code, said) = fetched(from, token, &to).await;
@@ -378,7 +439,17 @@ mod tests {
     async fn a_host_without_the_tools_says_so() {
         let tools = tempfile::tempdir().unwrap();
         let status = tokio::process::Command::new("/bin/bash")
-            .args(["-c", FETCH, "fetch", "127.0.0.1", "1", "1", "0", "/nonexistent/x"])
+            .args([
+                "-c",
+                FETCH,
+                "fetch",
+                "127.0.0.1",
+                "1",
+                "1",
+                "0",
+                "/nonexistent/x",
+                "plain",
+            ])
             .env("PATH", tools.path())
             .stderr(std::process::Stdio::null())
             .status();
@@ -388,7 +459,13 @@ mod tests {
     #[test]
     fn the_token_is_no_argument() {
         let at = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1);
-        let command = fetching(at, &oci::Digest::of(b""), 1, TOKEN, CLUSTERD);
+        let digest = oci::Digest::of(b"");
+        let wanted = Wanted {
+            digest: &digest,
+            size: 1,
+            gzip: true,
+        };
+        let command = fetching(at, &wanted, TOKEN, CLUSTERD);
         assert!(!command.argv().iter().any(|word| word.contains(TOKEN)));
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! bare host ──plain TCP──▶ host that has it
-//!    TOKEN\n ──▶
-//!            ◀── the file … end
+//!    TOKEN[ gzip]\n ──▶
+//!            ◀── the file, or a gzip of it … end
 //! ```
 //!
 //! The file is no secret, and the bare host compares it with the digest that it has from the operator, over SSH, before anything runs. So
@@ -16,11 +16,13 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+use flate2::{Compression, read::GzEncoder};
 use tokio::{
-    fs::File,
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{TcpListener, TcpStream},
-    task::JoinSet,
+    sync::mpsc,
+    task::{JoinSet, spawn_blocking},
     time::timeout,
 };
 
@@ -39,8 +41,18 @@ const ASKING: Duration = Duration::from_secs(5);
 const TAKING: Duration = Duration::from_secs(30);
 /// The longest that is listened and given.
 const LONGEST: Duration = Duration::from_secs(3600);
-/// Bytes in memory at once.
+/// Bytes of a piece.
 const PIECE: usize = 256 << 10;
+/// Pieces in memory at once.
+const PIECES: usize = 4;
+/// What follows the token when the file shall be compressed.
+const GZIP: &[u8] = b" gzip";
+
+/// Who is given the file, and how.
+struct Taker {
+    stream: TcpStream,
+    gzip: bool,
+}
 
 /// A port at which the program is given once.
 pub(crate) struct Giving {
@@ -94,7 +106,7 @@ fn bind(address: Ipv4Addr) -> io::Result<TcpListener> {
 }
 
 /// Who shows the token first. Nobody can connect any more then.
-async fn taker(socket: TcpListener, token: &oci::Digest) -> io::Result<TcpStream> {
+async fn taker(socket: TcpListener, token: &oci::Digest) -> io::Result<Taker> {
     let mut asking = JoinSet::new();
     loop {
         tokio::select! {
@@ -114,36 +126,56 @@ async fn taker(socket: TcpListener, token: &oci::Digest) -> io::Result<TcpStream
 }
 
 /// The connection, if it shows the token.
-async fn shown(stream: TcpStream, client: SocketAddr, token: &oci::Digest) -> Option<TcpStream> {
-    let mut line = zeroize::Zeroizing::new(Vec::with_capacity(MAX_TOKEN + 1));
-    let mut reader = BufReader::new(stream.take(MAX_TOKEN as u64 + 1));
+async fn shown(stream: TcpStream, client: SocketAddr, token: &oci::Digest) -> Option<Taker> {
+    let most = MAX_TOKEN + GZIP.len() + 1;
+    let mut line = zeroize::Zeroizing::new(Vec::with_capacity(most));
+    let mut reader = BufReader::new(stream.take(most as u64));
     reader.read_until(b'\n', &mut line).await.ok()?;
-    let right = line
-        .strip_suffix(b"\n")
-        .is_some_and(|text| oci::Digest::of(text) == *token);
-    if !right {
+    let text = line.strip_suffix(b"\n").unwrap_or_default();
+    let (text, gzip) = match text.strip_suffix(GZIP) {
+        Some(text) => (text, true),
+        None => (text, false),
+    };
+    if oci::Digest::of(text) != *token {
         tracing::debug!(%client, "somebody without the token wanted clusterd");
         return None;
     }
-    Some(reader.into_inner().into_inner())
+    let stream = reader.into_inner().into_inner();
+    Some(Taker { stream, gzip })
 }
 
-async fn give(file: &Path, mut taker: TcpStream) -> Result<()> {
-    let mut file = File::open(file).await.map_err(failed)?;
-    file.set_max_buf_size(PIECE);
-    let mut piece = vec![0; PIECE];
-    let late = |_| Error::new(FaultKind::Timeout, "the other host does not take clusterd".to_owned());
+/// Reads all of the file, or of its gzip, into `pieces`, until nobody takes them.
+fn read(file: &Path, gzip: bool, pieces: &mpsc::Sender<Bytes>) -> io::Result<()> {
+    let file = std::fs::File::open(file)?;
+    let mut content: Box<dyn io::Read> = match gzip {
+        true => Box::new(GzEncoder::new(file, Compression::fast())),
+        false => Box::new(file),
+    };
     loop {
-        let bytes = file.read(&mut piece).await.map_err(failed)?;
-        if bytes == 0 {
-            break;
+        let mut piece = Vec::with_capacity(PIECE);
+        let mut rest = io::Read::take(&mut content, PIECE as u64);
+        io::Read::read_to_end(&mut rest, &mut piece)?;
+        if piece.is_empty() || pieces.blocking_send(piece.into()).is_err() {
+            return Ok(());
         }
-        let writing = timeout(TAKING, taker.write_all(&piece[..bytes])).await;
+    }
+}
+
+async fn give(file: &Path, mut taker: Taker) -> Result<()> {
+    let late = |_| Error::new(FaultKind::Timeout, "the other host does not take clusterd".to_owned());
+    let (sender, mut pieces) = mpsc::channel(PIECES);
+    let file = file.to_owned();
+    let reading = spawn_blocking(move || read(&file, taker.gzip, &sender));
+    while let Some(piece) = pieces.recv().await {
+        let writing = timeout(TAKING, taker.stream.write_all(&piece)).await;
         writing.map_err(late)?.map_err(failed)?;
     }
-    timeout(TAKING, taker.shutdown()).await.map_err(late)?.map_err(failed)?;
+    let read = reading.await.map_err(|e| Error::failed(e.to_string()))?;
+    read.map_err(failed)?;
+    let ending = timeout(TAKING, taker.stream.shutdown()).await;
+    ending.map_err(late)?.map_err(failed)?;
     // Closing with something unread would take back what is still on its way.
-    let _ = timeout(TAKING, taker.read(&mut piece)).await;
+    let _ = timeout(TAKING, taker.stream.read(&mut [0; 1])).await;
     Ok(())
 }
 
@@ -190,6 +222,20 @@ mod tests {
         assert!(said(port, "open sesame\n").await == FILE);
         served.await.unwrap().unwrap();
         assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn who_asks_for_it_gets_a_gzip() {
+        let (file, giving) = giving("open sesame");
+        let port = giving.port().unwrap();
+        let path = file.path().to_owned();
+        let served = tokio::spawn(async move { giving.serve(&path, std::future::pending()).await });
+        let got = said(port, "open sesame gzip\n").await;
+        served.await.unwrap().unwrap();
+        assert!(got.len() < FILE.len() / 10);
+        let mut all = Vec::new();
+        io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&got[..]), &mut all).unwrap();
+        assert!(all == FILE);
     }
 
     #[tokio::test]

@@ -2,8 +2,8 @@
 //!
 //! It prints ratios and asserts nothing. It needs the release programs and the default image (`make bench` builds them).
 //! `bench registry` compares only the registries, `bench images` only what is done with images, `bench push` only what brings an image to one host,
-//! `bench fanout` only one host and many. The lab's name and the start of its addresses may be chosen: `BENCH_LAB=name:10.87.0`,
-//! and so may the rate of slow links in Mbit/s: `bench fanout 50`.
+//! `bench fanout` only one host and many. The lab's name and the start of its addresses may be chosen: `BENCH_LAB=name:10.87.0`;
+//! and so may the rate of slow links in Mbit/s: `BENCH_LINK=50`.
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Host, Lab, Options};
@@ -55,9 +55,9 @@ fn run() -> Result<()> {
         bin,
         store,
         dir: tempfile::tempdir_in("target")?,
-        link: match std::env::args().nth(2) {
-            Some(rate) => rate.parse().context("a rate is a number of Mbit/s")?,
-            None => fanout::LINK,
+        link: match std::env::var("BENCH_LINK") {
+            Ok(rate) => rate.parse().context("BENCH_LINK is a number of Mbit/s")?,
+            Err(_) => fanout::LINK,
         },
     };
     match std::env::args().nth(1).as_deref() {

@@ -13,9 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The lab's name and the start of its addresses; the demo uses others, so both can be up.
-const NAME: &str = "e2e";
-const PREFIX: &str = "10.89.0";
+/// The lab's name and the start of its addresses; the demo uses others, so both can be up. With `E2E_LAB` and `E2E_PREFIX` two trees can be
+/// tested on one machine.
+fn place() -> (String, String) {
+    let variable = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
+    (variable("E2E_LAB", "e2e"), variable("E2E_PREFIX", "10.89.0"))
+}
 
 /// How long anything may take that should happen by itself.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -62,9 +65,10 @@ impl Site {
     pub fn up(hosts: &[&str]) -> Result<Self> {
         let hosts = hosts.iter().map(|h| (*h).to_owned()).collect();
         let state = repository().join("target/lab");
+        let (name, prefix) = place();
         let lab = Lab::up(&Options {
-            name: NAME.into(),
-            prefix: PREFIX.into(),
+            name,
+            prefix,
             hosts,
             state,
         })?;
@@ -337,11 +341,11 @@ impl Site {
 impl Drop for Site {
     fn drop(&mut self) {
         if std::env::var_os("E2E_KEEP").is_some() {
-            eprintln!("the hosts of lab {NAME:?} are kept (E2E_KEEP is set)");
+            eprintln!("the hosts of lab {:?} are kept (E2E_KEEP is set)", place().0);
             return;
         }
         if let Err(error) = self.lab.down() {
-            eprintln!("cannot take lab {NAME:?} down: {error:#}");
+            eprintln!("cannot take lab {:?} down: {error:#}", place().0);
         }
     }
 }

@@ -91,6 +91,17 @@ impl Network {
         ))
     }
 
+    /// Keeps a host from other hosts that are kept like this; this machine and it still reach each other. Lasts until its power is cut.
+    ///
+    /// # Errors
+    /// When there is no such host.
+    pub fn isolate(&self, host: &Host) -> Result<()> {
+        run::ip(&format!(
+            "link set dev {} type bridge_slave isolated on",
+            self.veth(host)
+        ))
+    }
+
     /// Limits the host's link in both directions to `rate` (a rate of tc, such as `100mbit`), or lifts the limit.
     ///
     /// # Errors

@@ -61,7 +61,8 @@ pub enum Knocked {
 pub struct GiveProgram {
     /// The host's own address.
     pub address: Ipv4Addr,
-    /// What the one who is given it shows first, on a line of its own: 1 to [`MAX_TOKEN`] bytes.
+    /// What the one who is given it shows first, on a line of its own, and after it ` gzip` if the file shall come compressed:
+    /// 1 to [`MAX_TOKEN`] bytes.
     pub token: Token,
     /// Limit in milliseconds, for waiting and giving together.
     pub timeout_ms: u64,
