@@ -17,6 +17,9 @@ pub(crate) const LINK: u64 = 100;
 /// With how many hosts; the last is how many the lab needs.
 pub(crate) const HOSTS: [usize; 3] = [1, 5, 30];
 
+/// How long a reset is tried after an apply was ended in the middle.
+const FREE: Duration = Duration::from_secs(120);
+
 /// What an apply did to bring `clusterd` and blobs to hosts.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Brought {
@@ -163,13 +166,25 @@ impl super::Bench {
             let last = said.iter().rev().take(5).rev().cloned().collect::<Vec<_>>().join("\n");
             bail!("an apply ended before all blobs were there:\n{last}");
         }
-        self.reset(lab)?;
+        self.reset_when_free(lab)?;
         Ok(Brought {
             wall,
             left,
             busy: (now.0 - busy.0) as f64 / (now.1 - busy.1).max(1) as f64,
             ..watch.brought
         })
+    }
+
+    /// A host that is busy needs a moment to notice that its installer is gone.
+    fn reset_when_free(&self, lab: &Lab) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            match self.reset(lab) {
+                Err(error) if began.elapsed() > FREE => return Err(error),
+                Err(_) => {}
+                Ok(()) => return Ok(()),
+            }
+        }
     }
 }
 
