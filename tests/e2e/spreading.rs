@@ -11,7 +11,7 @@ use std::{
     process::Stdio,
 };
 
-const HOSTS: [&str; 6] = ["m1", "n1", "n2", "n3", "n4", "n5"];
+const HOSTS: [&str; 5] = ["m1", "n1", "n2", "n3", "n4"];
 
 /// What an apply told of where things came from.
 #[derive(Debug, Default)]
