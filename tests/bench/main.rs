@@ -35,6 +35,9 @@ fn main() -> std::process::ExitCode {
     }
 }
 
+/// The command that copies a file to a host.
+type Copying = fn(&Lab, &Path, &Host) -> Command;
+
 struct Bench {
     bin: PathBuf,
     store: PathBuf,
@@ -239,13 +242,7 @@ impl Bench {
         command
     }
 
-    fn copy(
-        &self,
-        lab: &Lab,
-        payload: &Path,
-        hosts: &[Host],
-        how: fn(&Lab, &Path, &Host) -> Command,
-    ) -> Result<Duration> {
+    fn copy(&self, lab: &Lab, payload: &Path, hosts: &[Host], how: Copying) -> Result<Duration> {
         let start = Instant::now();
         let mut children = Vec::new();
         for host in hosts {

@@ -28,8 +28,7 @@ impl super::Bench {
             let ours = self.bring(lab, &lab.hosts[..1], &[])?;
             let ours = ours.bytes as f64 / ours.blobs.as_secs_f64();
             line("installer", ours, ours, rate);
-            let rivals: [(&str, fn(&Lab, &Path, &Host) -> Command); 3] =
-                [("scp", scp), ("rsync", rsync), ("tar | ssh", tar_over_ssh)];
+            let rivals: [(&str, super::Copying); 3] = [("scp", scp), ("rsync", rsync), ("tar | ssh", tar_over_ssh)];
             for (name, how) in rivals {
                 let took = self.copy(lab, &payload, &lab.hosts[..1], how)?;
                 line(name, bytes as f64 / took.as_secs_f64(), ours, rate);
