@@ -44,7 +44,7 @@ target/deps.stamp: Makefile
 
 # The rivals that only the benchmark needs.
 target/bench-deps.stamp: target/deps.stamp
-	$(call install,nginx-light procps buildah)
+	$(call install,nginx-light procps buildah rsync)
 	@touch $@
 
 target/tools/kubectl: | target/deps.stamp

@@ -36,6 +36,19 @@ pub enum Event {
         /// All of it.
         plan: Box<Plan>,
     },
+    /// `clusterd` was put on a host that lacked it, or had another one; told when an apply begins.
+    Program {
+        /// The host.
+        host: String,
+        /// Size of the program.
+        bytes: u64,
+        /// How many of these came from another host: the rest left this machine.
+        #[serde(rename = "fromPeers")]
+        from_peers: u64,
+        /// How long it took, with the waiting for a host to get it from.
+        #[serde(serialize_with = "millis", rename = "ms")]
+        took: Duration,
+    },
     /// A phase began on a host, or for the cluster as a whole.
     PhaseStarted {
         /// Name of the phase.

@@ -17,6 +17,7 @@ use crate::{
     runs,
     session::{self, Access, Session},
     site::{Seen, Site},
+    supply::Supply,
     swarm::Swarm,
     transfer, ways, wish,
 };
@@ -98,7 +99,7 @@ pub async fn prepare(clusterfile: &Clusterfile, options: &Options) -> Result<Pre
     let sessions = connect(&targets, options, Some(&opened.program)).await?;
     let surveyed = survey(clusterfile, options, opened, access, &sessions).await;
     if surveyed.is_err() {
-        leave_bare(&sessions, |session| session.pushed).await;
+        leave_bare(&sessions, |session| session.pushed.is_some()).await;
     }
     let (findings, plan, run) = surveyed?;
     Ok(Prepared {
@@ -245,12 +246,13 @@ pub async fn connect(
     options: &Options,
     program: Option<&session::Program>,
 ) -> Result<Vec<Session>> {
-    let opened = session::open_all(targets, &options.access, program).await;
+    let supply = program.map(|program| Supply::new(program, targets.len(), !options.direct));
+    let opened = session::open_all(targets, &options.access, supply.as_ref()).await;
     let (good, bad): (Vec<_>, Vec<_>) = opened.into_iter().partition(Result::is_ok);
     let sessions: Vec<Session> = good.into_iter().filter_map(Result::ok).collect();
     match Error::merge(bad.into_iter().filter_map(Result::err).collect()) {
         Some(error) => {
-            leave_bare(&sessions, |session| session.pushed).await;
+            leave_bare(&sessions, |session| session.pushed.is_some()).await;
             Err(error)
         }
         None => Ok(sessions),
@@ -433,6 +435,7 @@ impl Prepared {
             }
         })
         .await?;
+        self.tell_pushed();
         let revertible = on_failure == OnFailure::RollBack;
         let fresh = runs::begin(&self.run, &self.who, revertible).await?;
         let ran = run::all(&self.run).await;
@@ -455,6 +458,19 @@ impl Prepared {
         Ok(timings)
     }
 
+    fn tell_pushed(&self) {
+        for (index, session) in self.run.sessions.iter().enumerate() {
+            if let Some(pushed) = session.pushed {
+                self.run.observer.event(Event::Program {
+                    host: self.run.host_name(index),
+                    bytes: pushed.bytes,
+                    from_peers: if pushed.from_peer { pushed.bytes } else { 0 },
+                    took: pushed.took,
+                });
+            }
+        }
+    }
+
     /// What this run changed on hosts is undone; the error tells on which.
     async fn roll_back(&self, error: Error, fresh: &[bool]) -> Error {
         let hosts = runs::roll_back(&self.run, fresh, &self.targets, &self.access, &self.who).await;
@@ -468,7 +484,7 @@ impl Prepared {
     pub async fn leave(&self) {
         let bare = |session: &Session| {
             let seat = self.run.site.seats.iter().find(|seat| seat.ip == session.ip);
-            session.pushed && seat.is_some_and(|seat| seat.facts.installed.is_empty())
+            session.pushed.is_some() && seat.is_some_and(|seat| seat.facts.installed.is_empty())
         };
         leave_bare(&self.run.sessions, bare).await;
     }

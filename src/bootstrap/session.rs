@@ -4,8 +4,9 @@
 
 use crate::{
     Error, Result,
-    bandwidth::{Bandwidth, Throttled},
+    bandwidth::Bandwidth,
     fan, reach,
+    supply::{self, Place, Supply},
     way::{Connection, Way},
 };
 use clusterfile::Ssh;
@@ -32,6 +33,17 @@ pub struct Program {
     pub digest: oci::Digest,
 }
 
+/// How `clusterd` was put on a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pushed {
+    /// Whether another host gave it.
+    pub from_peer: bool,
+    /// Its size.
+    pub bytes: u64,
+    /// How long it took, with the waiting for a host to get it from.
+    pub took: Duration,
+}
+
 /// A host we talk to. Cheap to clone.
 #[derive(Clone)]
 pub struct Session {
@@ -45,8 +57,8 @@ pub struct Session {
     pub client: Client,
     /// How one becomes root there.
     pub elevate: Become,
-    /// Whether we put `clusterd` there just now.
-    pub pushed: bool,
+    /// How `clusterd` was put there just now. Absent: it was there.
+    pub pushed: Option<Pushed>,
     /// What may be sent to all hosts together.
     pub bandwidth: Option<Bandwidth>,
 }
@@ -67,8 +79,13 @@ impl Session {
     /// # Errors
     /// When the host cannot be reached, does not let us in or become root, or cannot run `clusterd`.
     pub async fn open(ip: Ipv4Addr, ssh: &Ssh, access: &Access, program: Option<&Program>) -> Result<Self> {
+        let supply = program.map(|program| Supply::new(program, 1, false));
+        Self::supplied(ip, ssh, access, supply.as_ref().map(|supply| supply.place(0))).await
+    }
+
+    async fn supplied(ip: Ipv4Addr, ssh: &Ssh, access: &Access, place: Option<Place<'_>>) -> Result<Self> {
         let (connection, elevate) = connect(ip, ssh, access).await?;
-        Self::greet(ip, connection, elevate, access, program).await
+        Self::greet(ip, connection, elevate, access, place).await
     }
 
     async fn greet(
@@ -76,22 +93,31 @@ impl Session {
         connection: Connection,
         elevate: Become,
         access: &Access,
-        program: Option<&Program>,
+        place: Option<Place<'_>>,
     ) -> Result<Self> {
         let mut started = start(ip, &connection, &elevate).await;
-        let mut pushed = false;
-        if let Some(program) = program {
+        let mut pushed = None;
+        if let Some(place) = place {
+            let ours = |hello: &Hello| hello.digest.as_ref() == Some(&place.program().digest);
             started = match started {
-                Ok((client, hello)) if hello.digest.as_ref() == Some(&program.digest) => Ok((client, hello)),
+                Ok((client, hello)) if ours(&hello) => Ok((client, hello)),
                 // An error of the transport itself would only repeat.
-                Err(error) if is_lasting(&error) => return Err(error),
+                Err(error) if supply::is_lost(&error) => return Err(error),
                 // Another program, or none that works.
                 _ => {
-                    push(ip, &connection, &elevate, program, access.bandwidth.as_ref()).await?;
-                    pushed = true;
+                    pushed = Some(
+                        place
+                            .bring(ip, &connection, &elevate, access.bandwidth.as_ref())
+                            .await?,
+                    );
                     start(ip, &connection, &elevate).await
                 }
             };
+            if let Ok((client, hello)) = &started
+                && ours(hello)
+            {
+                place.settle(ip, client);
+            }
         }
         let (client, hello) = started?;
         if hello.uid != 0 {
@@ -134,11 +160,6 @@ impl Session {
     pub fn failed(&self, doing: impl Into<String>) -> impl FnOnce(host::ClientError) -> Error {
         Error::host(self.ip, doing)
     }
-}
-
-/// Whether sending another program would not help.
-fn is_lasting(error: &Error) -> bool {
-    matches!(error, Error::Ssh(error) if matches!(**error, ssh::Error::Sudo { .. } | ssh::Error::Lost { .. }))
 }
 
 fn serve(elevate: &Become) -> Command {
@@ -199,32 +220,12 @@ async fn start(ip: Ipv4Addr, connection: &Connection, elevate: &Become) -> Resul
     }
 }
 
-async fn push(
-    ip: Ipv4Addr,
-    connection: &Connection,
-    elevate: &Become,
-    program: &Program,
-    bandwidth: Option<&Bandwidth>,
-) -> Result<()> {
-    tracing::info!(host = %ip, digest = program.digest.short(), "sending clusterd");
-    let file = tokio::fs::File::open(&program.path)
-        .await
-        .map_err(|source| Error::Local {
-            what: format!("cannot read {}", program.path.display()),
-            source,
-        })?;
-    let content = Throttled::new(file, bandwidth);
-    connection.upload(CLUSTERD, 0o755, content, elevate).await?;
-    Ok(())
-}
-
-/// Connects to all hosts at once, bounded. The result is in the order of `hosts`.
-pub async fn open_all(hosts: &[(Ipv4Addr, Ssh)], access: &Access, program: Option<&Program>) -> Vec<Result<Session>> {
-    fan::all(
-        hosts
-            .iter()
-            .map(|(ip, ssh)| Session::open(*ip, ssh, access, program).boxed())
-            .collect(),
-    )
-    .await
+/// Connects to all hosts at once, bounded, and puts what is supplied on those that lack it; without a supply whatever is there must do. The result is
+/// in the order of `hosts`, and that is the order of the supply's places.
+pub async fn open_all(hosts: &[(Ipv4Addr, Ssh)], access: &Access, supply: Option<&Supply<'_>>) -> Vec<Result<Session>> {
+    let open = |(index, (ip, ssh)): (usize, &(Ipv4Addr, Ssh))| {
+        let (ip, ssh) = (*ip, ssh.clone());
+        async move { Session::supplied(ip, &ssh, access, supply.map(|supply| supply.place(index))).await }.boxed()
+    };
+    fan::all(hosts.iter().enumerate().map(open).collect()).await
 }

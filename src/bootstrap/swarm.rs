@@ -286,7 +286,7 @@ impl Swarm {
             return Ok(peer.clone());
         }
         let session = &run.sessions[source];
-        let token = new_token();
+        let token = Token::new(random_text());
         let at = session.client.serve(IpAddr::V4(session.ip), token.clone()).await;
         let at = at.map_err(session.failed("serving blobs to other hosts"))?;
         Ok(serving.insert(Peer { at, token }).clone())
@@ -333,8 +333,8 @@ impl Round<'_> {
 }
 
 /// 256 random bits.
-fn new_token() -> Token {
+pub(crate) fn random_text() -> Zeroizing<String> {
     let mut bytes = Zeroizing::new([0; 32]);
     rand::rng().fill_bytes(&mut *bytes);
-    Token::new(Zeroizing::new(hex::encode(*bytes)))
+    Zeroizing::new(hex::encode(*bytes))
 }

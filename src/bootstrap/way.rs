@@ -106,6 +106,11 @@ impl Connection {
         })
     }
 
+    /// Whether this machine is the host.
+    pub(crate) fn is_local(&self) -> bool {
+        matches!(*self.way, Way::Local(_))
+    }
+
     /// The transport, made anew if it has ended. Absent on this machine.
     async fn transport(&self) -> Result<Option<ssh::Connection>> {
         let Way::Remote(config) = &*self.way else {

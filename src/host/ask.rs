@@ -6,7 +6,9 @@ use crate::{
     Client, ClientError, Effect,
     frame::{Frame, Kind},
     link::{Call, Link},
-    proto::{Answer, CertificateInfo, DriftReport, KnockAt, Knocked, Listen, Request, RunEnd, RunMark, Undone},
+    proto::{
+        Answer, CertificateInfo, DriftReport, GiveProgram, KnockAt, Knocked, Listen, Request, RunEnd, RunMark, Undone,
+    },
 };
 use std::sync::Arc;
 
@@ -63,15 +65,25 @@ impl Client {
 
     /// Listens until the result is [ended](Ears::end) or dropped. Not asked again when the connection is lost. See [`Request::Listen`].
     pub async fn listen(&self, wish: Listen) -> Result<Ears> {
+        self.ears(&Request::Listen(wish)).await
+    }
+
+    /// The host gives its own `clusterd` once, at the one port of the result, until that is [ended](Ears::end) or dropped. Not asked again when the
+    /// connection is lost. See [`Request::GiveProgram`].
+    pub async fn give_program(&self, wish: GiveProgram) -> Result<Ears> {
+        self.ears(&Request::GiveProgram(wish)).await
+    }
+
+    async fn ears(&self, request: &Request) -> Result<Ears> {
         let link = self.link().await?;
-        let mut call = link.begin(&Request::Listen(wish)).await?;
+        let mut call = link.begin(request).await?;
         match call.head().await? {
             Answer::Listening(ports) => Ok(Ears {
                 ports,
                 call,
                 _link: link,
             }),
-            _ => Err(ClientError::Unexpected("listen")),
+            _ => Err(ClientError::Unexpected(request.name())),
         }
     }
 
@@ -96,13 +108,13 @@ impl Ears {
     /// Stops listening: the ports are free when this returns.
     ///
     /// # Errors
-    /// When the connection is lost, which ends the listening too.
+    /// When the connection is lost, which ends the listening too; or why giving failed.
     pub async fn end(mut self) -> Result<()> {
         let end = Frame::new(Kind::End, self.call.id, Bytes::new());
         self.call.send(end).await?;
         match self.call.head().await? {
             Answer::Done => Ok(()),
-            _ => Err(ClientError::Unexpected("listen")),
+            _ => Err(ClientError::Unexpected(self.call.name)),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{Error, Result, fsops::Root, server, system::Real};
+use crate::{Error, Result, fsops::Root, give, server, system::Real};
 
 /// Arguments of `clusterd host`.
 #[derive(Debug, clap::Args)]
@@ -31,6 +31,6 @@ pub async fn run(_args: Args) -> Result<()> {
 
 /// Digest of the running program's file, even when it has been replaced meanwhile.
 fn own_digest() -> Option<oci::Digest> {
-    let mut file = std::fs::File::open("/proc/self/exe").ok()?;
+    let mut file = std::fs::File::open(give::OWN_FILE).ok()?;
     oci::Digest::of_reader(&mut file).ok().map(|(digest, _)| digest)
 }

@@ -28,6 +28,7 @@ mod fence;
 pub mod frame;
 mod fsops;
 pub mod gate;
+mod give;
 pub mod journal;
 mod lines;
 mod link;

@@ -20,7 +20,7 @@ use crate::{
 mod reports;
 mod ways;
 pub use reports::{CertificateInfo, DriftItem, DriftReport, RunEnd, RunMark, RunNote};
-pub use ways::{Door, KnockAt, Knocked, Listen, MAX_DOORS, MAX_PORTS, MAX_TOKEN};
+pub use ways::{Door, GiveProgram, KnockAt, Knocked, Listen, MAX_DOORS, MAX_PORTS, MAX_TOKEN};
 
 /// Version of this protocol. Both sides are built from one tree, so they must be equal.
 pub const VERSION: u32 = 1;
@@ -175,6 +175,10 @@ pub enum Request {
     Listen(Listen),
     /// Whether ports of other hosts can be reached. Legal any time. Changes nothing.
     Knock(KnockAt),
+    /// Gives the file of the running program, once, to whoever connects and shows the token. Legal any time. Changes nothing. Listens on a free
+    /// port, answers which as soon as it does, and ends when the file was given, with the client's end of the request, the limit, or the
+    /// connection. Plain TCP: the file is no secret, and who takes it knows its digest from elsewhere.
+    GiveProgram(GiveProgram),
     /// Is the server there? Legal any time.
     Ping,
 }
@@ -212,6 +216,7 @@ impl Request {
             Self::Verify => "verify",
             Self::Listen(_) => "listen",
             Self::Knock(_) => "knock",
+            Self::GiveProgram(_) => "giveProgram",
             Self::Ping => "ping",
         }
     }
@@ -265,7 +270,7 @@ pub enum Answer {
     Undone(Undone),
     /// To [`Request::Verify`]: what differs.
     Left(Vec<Leftover>),
-    /// To [`Request::Listen`]: the ports. A second answer, [`Answer::Done`], follows when they are free again.
+    /// To [`Request::Listen`] and [`Request::GiveProgram`]: the ports. A second answer, [`Answer::Done`], follows when they are free again.
     Listening(Vec<u16>),
     /// To [`Request::Knock`]: one per door, in order.
     Knocked(Vec<Knocked>),
@@ -360,6 +365,11 @@ impl Token {
     /// For comparing: takes equally long however much of another one is right.
     pub(crate) fn digest(&self) -> oci::Digest {
         oci::Digest::of(self.0.as_bytes())
+    }
+
+    /// How many bytes the text has.
+    pub(crate) fn length(&self) -> usize {
+        self.0.len()
     }
 }
 

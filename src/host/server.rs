@@ -7,6 +7,7 @@
 use std::{
     collections::HashMap,
     io,
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -29,6 +30,7 @@ use crate::{
     frame::{self, Frame, Kind},
     fsops::Root,
     gate::Gate,
+    give::{Giving, OWN_FILE},
     journal,
     lock::HostLock,
     pki, probe,
@@ -206,9 +208,10 @@ async fn begin(server: &Arc<Server>, frame: &Frame, tasks: &mut JoinSet<u32>, ru
             | Request::ReadFile { .. }
             | Request::Listen(_)
             | Request::Knock(_)
+            | Request::GiveProgram(_)
     );
     let (data, chunks) = match request {
-        Request::PutBlob { .. } | Request::Listen(_) => {
+        Request::PutBlob { .. } | Request::Listen(_) | Request::GiveProgram(_) => {
             let (data, chunks) = mpsc::channel(DATA_QUEUE);
             (Some(data), Some(chunks))
         }
@@ -431,6 +434,12 @@ impl Server {
                 let listening = ways::Listening::begin(&wish)?;
                 self.send(id, &Answer::Listening(listening.ports())).await;
                 listening.serve(ended(chunks)).await;
+                Answer::Done
+            }
+            Request::GiveProgram(wish) => {
+                let giving = Giving::begin(&wish)?;
+                self.send(id, &Answer::Listening(vec![giving.port()?])).await;
+                giving.serve(Path::new(OWN_FILE), ended(chunks)).await?;
                 Answer::Done
             }
             Request::Knock(wish) => Answer::Knocked(ways::knock(wish).await?),

@@ -23,6 +23,7 @@ fn name(event: &Event) -> &'static str {
         Event::Started { .. } => "started",
         Event::Finding { .. } => "finding",
         Event::Plan { .. } => "plan",
+        Event::Program { .. } => "program",
         Event::PhaseStarted { .. } => "phaseStarted",
         Event::PhaseDone { .. } => "phaseDone",
         Event::PhaseFailed { .. } => "phaseFailed",
@@ -145,6 +146,12 @@ fn samples(full: bool) -> Vec<Event> {
         Event::Finding { finding },
         Event::Plan {
             plan: Box::new(plan(full)),
+        },
+        Event::Program {
+            host: text("m1"),
+            bytes: 2,
+            from_peers: 2,
+            took: SOME,
         },
         Event::PhaseStarted {
             phase: "blobs",

@@ -225,6 +225,7 @@ impl Story {
             | Event::Warning { .. }
             | Event::Checked { .. }
             | Event::Timing { .. }
+            | Event::Program { .. }
             | Event::Done { .. } => {}
         }
     }

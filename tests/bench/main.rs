@@ -1,8 +1,9 @@
 //! `bench`: what the product costs, beside what a user would otherwise pick, in one run on one machine.
 //!
 //! It prints ratios and asserts nothing. It needs the release programs and the default image (`make bench` builds them).
-//! `bench registry` compares only the registries, `bench images` only what is done with images, `bench fanout` only one host and several,
-//! `bench plan` only planning.
+//! `bench registry` compares only the registries, `bench images` only what is done with images, `bench push` only what brings an image to
+//! one host, `bench fanout` only one host and many, `bench plan` only planning. The lab's name and the start of its addresses may be chosen:
+//! `BENCH_LAB=name:10.87.0`; and so may the rate of slow links in Mbit/s: `BENCH_LINK=50`.
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Host, Lab, Options};
@@ -19,9 +20,11 @@ mod fanout;
 mod images;
 mod load;
 mod plan;
+mod push;
 mod registry;
 
 const IMAGE: &str = "local/native:dev";
+const FANOUT: usize = fanout::HOSTS[fanout::HOSTS.len() - 1];
 
 fn main() -> std::process::ExitCode {
     match run() {
@@ -33,10 +36,15 @@ fn main() -> std::process::ExitCode {
     }
 }
 
+/// The command that copies a file to a host.
+type Copying = fn(&Lab, &Path, &Host) -> Command;
+
 struct Bench {
     bin: PathBuf,
     store: PathBuf,
     dir: tempfile::TempDir,
+    /// The rate of slow links in megabits a second.
+    link: u64,
 }
 
 fn run() -> Result<()> {
@@ -51,24 +59,30 @@ fn run() -> Result<()> {
         bin,
         store,
         dir: tempfile::tempdir_in("target")?,
+        link: match std::env::var("BENCH_LINK") {
+            Ok(rate) => rate.parse().context("BENCH_LINK is a number of Mbit/s")?,
+            Err(_) => fanout::LINK,
+        },
     };
     match std::env::args().nth(1).as_deref() {
         Some("registry") => return bench.registry(),
         Some("images") => return bench.images(),
-        Some("fanout") => return bench.hosts(5, Bench::fanout),
+        Some("push") => return bench.hosts(1, Bench::push),
+        Some("fanout") => return bench.hosts(FANOUT, Bench::fanout),
         Some("plan") => return plan::compare(&bench.store),
         Some(plan::CHILD) => return plan::one(&bench.store, &std::env::args().nth(2).unwrap_or_default()),
-        Some(other) => {
-            bail!("there is no benchmark {other}; there are registry, images, fanout and plan, and all without a word")
-        }
+        Some(other) => bail!(
+            "there is no benchmark {other}; there are registry, images, push, fanout and plan, and all without a word"
+        ),
         None => {}
     }
     bench.sizes()?;
     plan::compare(&bench.store)?;
     bench.images()?;
     bench.registry()?;
+    bench.hosts(1, Bench::push)?;
     bench.hosts(3, Bench::cluster)?;
-    bench.hosts(5, Bench::fanout)
+    bench.hosts(FANOUT, Bench::fanout)
 }
 
 fn timed(command: &mut Command) -> Result<Duration> {
@@ -119,10 +133,12 @@ impl Bench {
 
     /// Does something with a lab of so many hosts.
     fn hosts(&self, count: usize, work: fn(&Self, &Lab) -> Result<()>) -> Result<()> {
+        let chosen = std::env::var("BENCH_LAB").unwrap_or_else(|_| "bench:10.87.0".to_owned());
+        let (name, prefix) = chosen.split_once(':').context("BENCH_LAB is NAME:PREFIX")?;
         let names = ["m1".to_owned()].into_iter().chain((1..count).map(|n| format!("n{n}")));
         let lab = Lab::up(&Options {
-            name: "bench".into(),
-            prefix: "10.87.0".into(),
+            name: name.into(),
+            prefix: prefix.into(),
             hosts: names.collect(),
             state: "target/lab".into(),
         })?;
@@ -181,20 +197,12 @@ impl Bench {
         let payload = self.path("image.tar");
         let bytes = fs::metadata(&payload)?.len();
         println!("\n## Transfer of {:.1} MB", mb(bytes));
-        let one = self.copy(lab, &payload, &lab.hosts[..1], scp)?;
-        let three = self.copy(lab, &payload, &lab.hosts, scp)?;
-        let tar = self.copy(lab, &payload, &lab.hosts[..1], tar_over_ssh)?;
-
-        self.clusterfile(lab, &lab.hosts[..1])?;
-        let single = self.apply(lab)?;
-        self.reset(lab)?;
+        let three = self.copy(lab, &payload, &lab.hosts, push::scp)?;
         self.clusterfile(lab, &lab.hosts)?;
         let start = Instant::now();
         let all = self.apply(lab)?;
         let cold = start.elapsed();
-        push("push to one host", &single, one, "scp", bytes);
-        push("push to one host", &single, tar, "tar | ssh", bytes);
-        push("push to three hosts", &all, three, "scp", bytes * 3);
+        compare("push to three hosts", &all, three, "scp", bytes * 3);
 
         println!("\n## Cold apply on three hosts: {:.1} s", cold.as_secs_f64());
         for (phase, spent) in &all.phases {
@@ -238,13 +246,7 @@ impl Bench {
         command
     }
 
-    fn copy(
-        &self,
-        lab: &Lab,
-        payload: &Path,
-        hosts: &[Host],
-        how: fn(&Lab, &Path, &Host) -> Command,
-    ) -> Result<Duration> {
+    fn copy(&self, lab: &Lab, payload: &Path, hosts: &[Host], how: Copying) -> Result<Duration> {
         let start = Instant::now();
         let mut children = Vec::new();
         for host in hosts {
@@ -341,7 +343,7 @@ struct Spent {
 }
 
 /// Compares rates, because apply sends fewer bytes than the whole image to hosts that serve no images.
-fn push(what: &str, applied: &Applied, rival: Duration, name: &str, rival_bytes: u64) {
+fn compare(what: &str, applied: &Applied, rival: Duration, name: &str, rival_bytes: u64) {
     let sent: u64 = ["blobs", "images"]
         .iter()
         .filter_map(|p| applied.phases.get(*p))
@@ -358,32 +360,4 @@ fn push(what: &str, applied: &Applied, rival: Duration, name: &str, rival_bytes:
         "{what:<34} {ours:>7.1} MB/s   {name} {theirs:>7.1} MB/s   {:>5.2} ×",
         ours / theirs
     );
-}
-
-fn ssh_options(lab: &Lab) -> Vec<String> {
-    let known = format!("UserKnownHostsFile={}", lab.known_hosts().display());
-    ["-q", "-i", &lab.key().display().to_string(), "-o", &known]
-        .map(str::to_owned)
-        .to_vec()
-}
-
-fn scp(lab: &Lab, payload: &Path, host: &Host) -> Command {
-    let mut command = Command::new("scp");
-    command
-        .args(ssh_options(lab))
-        .arg(payload)
-        .arg(format!("root@{}:/var/lib/payload", host.ip));
-    command
-}
-
-fn tar_over_ssh(lab: &Lab, payload: &Path, host: &Host) -> Command {
-    let mut command = Command::new("sh");
-    let script = "dir=$1 file=$2 to=$3; shift 3; tar -C \"$dir\" -c \"$file\" | ssh \"$@\" \"$to\" tar -x -C /var/lib";
-    let file = payload.file_name().unwrap_or_default();
-    command
-        .args(["-c", script, "sh"])
-        .arg(payload.parent().unwrap_or(Path::new(".")))
-        .arg(file);
-    command.arg(format!("root@{}", host.ip)).args(ssh_options(lab));
-    command
 }

@@ -91,27 +91,57 @@ impl Network {
         ))
     }
 
+    /// Keeps a host from other hosts that are kept like this; this machine and it still reach each other. Lasts until its power is cut.
+    ///
+    /// # Errors
+    /// When there is no such host.
+    pub fn isolate(&self, host: &Host) -> Result<()> {
+        run::ip(&format!(
+            "link set dev {} type bridge_slave isolated on",
+            self.veth(host)
+        ))
+    }
+
     /// Limits the host's link in both directions to `rate` (a rate of tc, such as `100mbit`), or lifts the limit.
     ///
     /// # Errors
     /// When tc refuses the rate.
     pub fn limit(&self, host: &Host, rate: Option<&str>) -> Result<()> {
-        let (netns, veth) = (self.netns(&host.name), self.veth(host));
-        for device in [vec!["-n", &netns, "qdisc"], vec!["qdisc"]] {
-            let dev = if device.len() == 3 { "eth0" } else { veth.as_str() };
-            let mut command = Command::new("tc");
-            command.args(&device);
-            match rate {
-                Some(rate) => {
-                    command.args([
-                        "replace", "dev", dev, "root", "tbf", "rate", rate, "burst", "256kb", "latency", "50ms",
-                    ]);
-                    run::check(&mut command)?;
-                }
-                // Deleting what is not there is the wish already fulfilled.
-                None => drop(run::output(command.args(["del", "dev", dev, "root"]))?),
-            }
-        }
-        Ok(())
+        shape(&["-n", &self.netns(&host.name)], "eth0", rate)?;
+        shape(&[], &self.veth(host), rate)
     }
+
+    /// Limits what this machine sends to all hosts together, or lifts the limit.
+    ///
+    /// # Errors
+    /// When tc refuses the rate.
+    pub fn limit_uplink(&self, rate: Option<&str>) -> Result<()> {
+        shape(&[], &self.bridge(), rate)
+    }
+
+    /// Bytes that this machine has sent to the hosts, headers of its packets and all. What they send each other is not among them.
+    ///
+    /// # Errors
+    /// When the lab has no network.
+    pub fn sent(&self) -> Result<u64> {
+        let path = format!("/sys/class/net/{}/statistics/tx_bytes", self.bridge());
+        Ok(fs::read_to_string(path)?.trim().parse()?)
+    }
+}
+
+/// Limits what leaves a device.
+fn shape(netns: &[&str], device: &str, rate: Option<&str>) -> Result<()> {
+    let mut command = Command::new("tc");
+    command.args(netns).arg("qdisc");
+    match rate {
+        Some(rate) => {
+            command.args([
+                "replace", "dev", device, "root", "tbf", "rate", rate, "burst", "256kb", "latency", "50ms",
+            ]);
+            run::check(&mut command)?;
+        }
+        // Deleting what is not there is the wish already fulfilled.
+        None => drop(run::output(command.args(["del", "dev", device, "root"]))?),
+    }
+    Ok(())
 }

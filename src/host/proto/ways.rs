@@ -1,5 +1,6 @@
 //! Whether one host reaches another: what is listened on for a moment, and what became of knocking there.
 
+use super::Token;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -52,6 +53,19 @@ pub enum Knocked {
     Other,
     /// The system said no, in its words.
     Failed(String),
+}
+
+/// Giving the file of the running program to one host that has none yet.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GiveProgram {
+    /// The host's own address.
+    pub address: Ipv4Addr,
+    /// What the one who is given it shows first, on a line of its own, and after it ` gzip` if the file shall come compressed:
+    /// 1 to [`MAX_TOKEN`] bytes.
+    pub token: Token,
+    /// Limit in milliseconds, for waiting and giving together.
+    pub timeout_ms: u64,
 }
 
 /// Longest token.

@@ -1,7 +1,5 @@
 //! Client and server over a pipe in memory, on a host in a folder.
 
-use std::path::Path;
-
 use super::*;
 use crate::{
     Client, ClientError, Effect,

@@ -1,0 +1,471 @@
+//! Brings `clusterd` to the hosts that lack it: carries out what [`crate::handout`] says.
+//!
+//! ```text
+//! operator ──SSH──▶ a host that has it: give your own file once, to who shows this token ──▶ port
+//!          ──SSH──▶ the host that lacks it: bash fetches from there; sha256sum compares with the digest in its arguments; then it is in place
+//! ```
+//!
+//! The digest comes over SSH and is compared before the file can be run, and the file is no secret: so between the hosts plain TCP will do.
+//! Whatever goes wrong there, the host is sent to directly in the end.
+
+use crate::{
+    Error, Result,
+    bandwidth::{Bandwidth, Throttled},
+    handout::{Ended, Handout},
+    session::{Program, Pushed},
+    spread::Source,
+    swarm,
+    way::Connection,
+};
+use host::{
+    CLUSTERD, Client,
+    proto::{GiveProgram, Token},
+};
+use ssh::{Become, Command, ExitStatus};
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    sync::{
+        Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::{sync::watch, time::timeout};
+
+/// What bash does on a host that lacks `clusterd`.
+const FETCH: &str = include_str!("fetch.sh");
+/// So long nothing may change anywhere before one that waits for other hosts is sent to directly.
+const STANDSTILL: Duration = Duration::from_secs(30);
+/// Bytes a second that a host must get from another, at least; for the whole file with [`GRACE`].
+const SLOWEST: u64 = 512 << 10;
+/// Bytes a second that a host of today compresses at least, and another one decompresses.
+const FAST: f64 = 40e6;
+/// What connecting, comparing and a busy host may take besides.
+const GRACE: Duration = Duration::from_secs(30);
+/// How much longer the host's own limit is waited for: then nothing goes on there when we go on.
+const LAST_WORDS: Duration = Duration::from_secs(15);
+
+/// A host that has it.
+struct Giver {
+    ip: Ipv4Addr,
+    client: Client,
+}
+
+/// See the head of this file.
+pub struct Supply<'a> {
+    program: &'a Program,
+    state: Mutex<Handout>,
+    changed: watch::Sender<u64>,
+    /// Whether compressing costs less than it spares, for all that was seen.
+    slow: AtomicBool,
+    givers: Vec<OnceLock<Giver>>,
+}
+
+/// A host's place among those that are supplied. One that is dropped before it was [settled](Place::settle) has nothing to give.
+pub(crate) struct Place<'a> {
+    supply: &'a Supply<'a>,
+    index: usize,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.supply.change(|state| {
+            let has = self.supply.givers[self.index].get().is_some();
+            state.settle(self.index, has);
+        });
+    }
+}
+
+/// Why a host did not get it from another.
+struct Refusal {
+    how: Ended,
+    error: Error,
+}
+
+impl<'a> Supply<'a> {
+    /// What so many hosts shall have. With `peers` false, none fetches from another.
+    pub fn new(program: &'a Program, hosts: usize, peers: bool) -> Self {
+        Self {
+            program,
+            state: Mutex::new(Handout::new(hosts, peers)),
+            changed: watch::Sender::default(),
+            slow: AtomicBool::new(false),
+            givers: (0..hosts).map(|_| OnceLock::new()).collect(),
+        }
+    }
+
+    /// The place of one host.
+    pub(crate) fn place(&self, index: usize) -> Place<'_> {
+        Place { supply: self, index }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Handout> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Handout) -> T) -> T {
+        let result = change(&mut self.state());
+        self.changed.send_modify(|count| *count = count.wrapping_add(1));
+        result
+    }
+
+    /// Waits until there is somebody to get it from.
+    async fn turn(&self, index: usize) -> Source {
+        let mut changed = self.changed.subscribe();
+        let mut patient = true;
+        loop {
+            changed.borrow_and_update();
+            let next = self.state().next(index, patient);
+            if let Some(source) = next {
+                self.change(|_| ());
+                return source;
+            }
+            patient = timeout(STANDSTILL, changed.changed()).await.is_ok();
+        }
+    }
+}
+
+impl Place<'_> {
+    /// What the host shall have.
+    pub(crate) fn program(&self) -> &Program {
+        self.supply.program
+    }
+
+    /// The host has it, and gives it to others from now on.
+    pub(crate) fn settle(self, ip: Ipv4Addr, client: &Client) {
+        let client = client.clone();
+        let _ = self.supply.givers[self.index].set(Giver { ip, client });
+    }
+
+    /// Puts it on the host.
+    ///
+    /// # Errors
+    /// When it cannot be read, or the host cannot be sent to.
+    pub(crate) async fn bring(
+        &self,
+        ip: Ipv4Addr,
+        connection: &Connection,
+        elevate: &Become,
+        bandwidth: Option<&Bandwidth>,
+    ) -> Result<Pushed> {
+        let began = Instant::now();
+        let size = tokio::fs::metadata(&self.program().path).await;
+        let size = size.map_err(|source| unreadable(self.program(), source))?.len();
+        let pushed = |from_peer| Pushed {
+            from_peer,
+            bytes: size,
+            took: began.elapsed(),
+        };
+        if connection.is_local() {
+            // What goes there leaves nothing.
+            self.supply.change(|state| state.alone(self.index));
+        }
+        loop {
+            let source = self.supply.turn(self.index).await;
+            let Some(giver) = self.giver(source) else {
+                let sending = Instant::now();
+                let sent = send(ip, connection, elevate, self.program(), bandwidth).await;
+                let slow = sent.is_ok() && is_slow(size, sending.elapsed());
+                self.supply
+                    .slow
+                    .fetch_or(slow && !connection.is_local(), Ordering::Relaxed);
+                let how = if sent.is_ok() { Ended::Got } else { Ended::Refused };
+                self.supply.change(|state| state.ended(self.index, how));
+                return sent.map(|()| pushed(false));
+            };
+            let wanted = Wanted {
+                digest: &self.program().digest,
+                size,
+                gzip: self.supply.slow.load(Ordering::Relaxed),
+            };
+            let fetched = fetch(ip, connection, elevate, &wanted, giver).await;
+            let how = match &fetched {
+                Ok(()) => Ended::Got,
+                Err(refusal) if is_lost(&refusal.error) => Ended::Lost,
+                Err(refusal) => refusal.how,
+            };
+            self.supply.change(|state| state.ended(self.index, how));
+            match fetched {
+                Ok(()) => return Ok(pushed(true)),
+                Err(refusal) if how == Ended::Lost => return Err(refusal.error),
+                Err(refusal) => {
+                    tracing::info!(host = %ip, source = %giver.ip, error = %refusal.error, "clusterd did not come from another host");
+                }
+            }
+        }
+    }
+
+    fn giver(&self, source: Source) -> Option<&Giver> {
+        match source {
+            Source::Operator => None,
+            Source::Host(giver) => self.supply.givers[giver].get(),
+        }
+    }
+}
+
+/// Whether the host itself cannot be talked to: putting a program there would fail as well.
+pub(crate) fn is_lost(error: &Error) -> bool {
+    matches!(error, Error::Ssh(error) if matches!(**error, ssh::Error::Sudo { .. } | ssh::Error::Lost { .. }))
+}
+
+/// Whether so many bytes took so long that a gzip of them would come sooner.
+fn is_slow(bytes: u64, took: Duration) -> bool {
+    (bytes as f64) < took.as_secs_f64() * FAST
+}
+
+/// How long a host may take to get so many bytes from another.
+fn limit(size: u64) -> Duration {
+    GRACE + Duration::from_secs(size.div_ceil(SLOWEST))
+}
+
+/// What shall come.
+struct Wanted<'a> {
+    digest: &'a oci::Digest,
+    size: u64,
+    gzip: bool,
+}
+
+/// What the host that lacks it runs, and reads.
+fn fetching(from: SocketAddrV4, wanted: &Wanted<'_>, token: &str, to: &str) -> Command {
+    let size = wanted.size;
+    let seconds = limit(size).as_secs().to_string();
+    let (address, port, size) = (from.ip().to_string(), from.port().to_string(), size.to_string());
+    let argv = [
+        "timeout",
+        "-k",
+        "5",
+        &seconds,
+        "bash",
+        "-c",
+        FETCH,
+        "fetch",
+        &address,
+        &port,
+        &size,
+        wanted.digest.hex(),
+        to,
+        if wanted.gzip { "gzip" } else { "plain" },
+    ];
+    Command::new(argv).stdin(format!("{token}\n")).max_output(4 << 10)
+}
+
+async fn fetch(
+    ip: Ipv4Addr,
+    connection: &Connection,
+    elevate: &Become,
+    wanted: &Wanted<'_>,
+    giver: &Giver,
+) -> Result<(), Refusal> {
+    let refused = |error| Refusal {
+        how: Ended::Refused,
+        error,
+    };
+    tracing::info!(host = %ip, source = %giver.ip, digest = wanted.digest.short(), gzip = wanted.gzip, "fetching clusterd");
+    let token = swarm::random_text();
+    let wish = GiveProgram {
+        address: giver.ip,
+        token: Token::new(token.clone()),
+        timeout_ms: u64::try_from(limit(wanted.size).as_millis()).unwrap_or(u64::MAX),
+    };
+    let given = giver.client.give_program(wish).await;
+    let ears = given.map_err(|e| refused(Error::host(giver.ip, "giving clusterd to another host")(e)))?;
+    let from = SocketAddrV4::new(giver.ip, ears.ports.first().copied().unwrap_or_default());
+    let command = fetching(from, wanted, &token, CLUSTERD)
+        .elevate(elevate.clone())
+        .timeout(limit(wanted.size) + LAST_WORDS);
+    let ran = connection.exec(&command).await;
+    if let Err(error) = ears.end().await {
+        tracing::debug!(source = %giver.ip, %error, "giving clusterd");
+    }
+    let output = ran.map_err(refused)?;
+    let how = match output.status {
+        ExitStatus::Code(0) => return Ok(()),
+        ExitStatus::Code(126 | 127) => Ended::Unable,
+        _ => Ended::Refused,
+    };
+    let error = Error::on(ip, format!("fetching clusterd: {}: {}", output.status, output.stderr));
+    Err(Refusal { how, error })
+}
+
+fn unreadable(program: &Program, source: std::io::Error) -> Error {
+    Error::Local {
+        what: format!("cannot read {}", program.path.display()),
+        source,
+    }
+}
+
+async fn send(
+    ip: Ipv4Addr,
+    connection: &Connection,
+    elevate: &Become,
+    program: &Program,
+    bandwidth: Option<&Bandwidth>,
+) -> Result<()> {
+    tracing::info!(host = %ip, digest = program.digest.short(), "sending clusterd");
+    let file = tokio::fs::File::open(&program.path).await;
+    let content = Throttled::new(file.map_err(|source| unreadable(program, source))?, bandwidth);
+    connection.upload(CLUSTERD, 0o755, content, elevate).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{os::unix::fs::PermissionsExt as _, path::Path};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    const TOKEN: &str = "open sesame";
+
+    /// Content that no shell could hold in a variable.
+    fn content() -> Vec<u8> {
+        (0..300_000_u32).map(|n| (n % 256) as u8).collect()
+    }
+
+    /// Gives `content` to whoever says the token, as often as asked.
+    async fn giver(content: Vec<u8>) -> SocketAddrV4 {
+        giver_to("open sesame\n", content).await
+    }
+
+    async fn giver_to(word: &'static str, content: Vec<u8>) -> SocketAddrV4 {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut line = vec![0; word.len()];
+                if stream.read_exact(&mut line).await.is_ok() && line == word.as_bytes() {
+                    // Whoever has enough hangs up.
+                    let _ = stream.write_all(&content).await;
+                }
+            }
+        });
+        SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)
+    }
+
+    /// What the script does with what it gets: its code, and the file.
+    async fn fetched(from: SocketAddrV4, token: &str, to: &Path) -> (Option<i32>, String) {
+        fetched_as(false, from, token, to).await
+    }
+
+    async fn fetched_as(gzip: bool, from: SocketAddrV4, token: &str, to: &Path) -> (Option<i32>, String) {
+        let content = content();
+        let wanted = Wanted {
+            digest: &oci::Digest::of(&content),
+            size: content.len() as u64,
+            gzip,
+        };
+        let command = fetching(from, &wanted, token, to.to_str().unwrap());
+        let mut child = tokio::process::Command::new(&command.argv()[0])
+            .args(&command.argv()[1..])
+            .stdin(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(command.input()).await.unwrap();
+        let output = child.wait_with_output().await.unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    }
+
+    #[tokio::test]
+    async fn a_shell_fetches_the_file_whole_and_it_can_be_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let to = dir.path().join("new/clusterd");
+        assert_eq!(fetched(giver(content()).await, TOKEN, &to).await.0, Some(0));
+        assert!(std::fs::read(&to).unwrap() == content());
+        assert_eq!(to.metadata().unwrap().permissions().mode() & 0o777, 0o755);
+        assert!(!to.with_extension("part").exists());
+    }
+
+    #[test]
+    fn only_over_slow_links_compressing_is_worth_its_time() {
+        let second = Duration::from_secs(1);
+        assert!(is_slow(12_500_000, second) && !is_slow(110_000_000, second));
+        assert!(!is_slow(1, Duration::ZERO));
+    }
+
+    #[tokio::test]
+    async fn what_comes_compressed_is_compared_as_it_shall_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let to = dir.path().join("clusterd");
+        std::fs::write(&to, content()).unwrap();
+        let gzip = std::process::Command::new("gzip").arg("-c").arg(&to).output();
+        let packed = gzip.unwrap().stdout;
+        let from = giver_to("open sesame gzip\n", packed.clone()).await;
+        assert_eq!(fetched_as(true, from, TOKEN, &to).await.0, Some(0));
+        assert!(std::fs::read(&to).unwrap() == content());
+        std::fs::remove_file(&to).unwrap();
+        let half = giver_to("open sesame gzip\n", packed[..packed.len() / 2].to_vec()).await;
+        assert_eq!(fetched_as(true, half, TOKEN, &to).await.0, Some(1));
+        assert!(!to.exists());
+    }
+
+    #[tokio::test]
+    async fn what_is_not_what_was_to_come_never_takes_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let to = dir.path().join("clusterd");
+        std::fs::write(&to, "from before").unwrap();
+        let mut wrong = content();
+        wrong[70_000] ^= 1;
+        let closed = {
+            let free = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            SocketAddrV4::new(Ipv4Addr::LOCALHOST, free.local_addr().unwrap().port())
+        };
+        for (from, token, why) in [
+            (giver(wrong).await, TOKEN, "not what was to come"),
+            (
+                giver(content()[..299_999].to_vec()).await,
+                TOKEN,
+                "not what was to come",
+            ),
+            (giver(content()).await, "open barley", "not what was to come"),
+            (closed, TOKEN, "cannot be connected to"),
+        ] {
+            let (code, said) = fetched(from, token, &to).await;
+            assert!(code == Some(1) && said.contains(why), "{code:?}: {said}");
+            assert_eq!(std::fs::read(&to).unwrap(), b"from before");
+            assert!(!to.with_extension("part").exists());
+        }
+        // Of one that never ends, no more is taken than there should be.
+        let endless = [content(), content()].concat();
+        assert_eq!(fetched(giver(endless).await, TOKEN, &to).await.0, Some(0));
+    }
+
+    #[tokio::test]
+    async fn a_host_without_the_tools_says_so() {
+        let tools = tempfile::tempdir().unwrap();
+        let status = tokio::process::Command::new("/bin/bash")
+            .args([
+                "-c",
+                FETCH,
+                "fetch",
+                "127.0.0.1",
+                "1",
+                "1",
+                "0",
+                "/nonexistent/x",
+                "plain",
+            ])
+            .env("PATH", tools.path())
+            .stderr(std::process::Stdio::null())
+            .status();
+        assert_eq!(status.await.unwrap().code(), Some(127));
+    }
+
+    #[test]
+    fn the_token_is_no_argument() {
+        let at = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1);
+        let digest = oci::Digest::of(b"");
+        let wanted = Wanted {
+            digest: &digest,
+            size: 1,
+            gzip: true,
+        };
+        let command = fetching(at, &wanted, TOKEN, CLUSTERD);
+        assert!(!command.argv().iter().any(|word| word.contains(TOKEN)));
+    }
+}
