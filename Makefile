@@ -61,7 +61,7 @@ build: target/deps.stamp ## Build the programs (static).
 .PHONY: image
 image: build target/tools/kubectl ## Build the default cluster image into the store.
 	images/debian.sh target/debian
-	@mkdir -p target/image-bin && strip -o target/image-bin/clusterd $(BIN)/clusterd
+	@mkdir -p target/image-bin && for name in clusterd clusterd-host; do strip -o target/image-bin/$$name $(BIN)/$$name; done
 	$(INSTALLER) build -t $(IMAGE) -f rootfs/Kubefile --build-context bin=target/image-bin --build-context tools=target/tools --build-context debian=target/debian .
 	$(INSTALLER) build -t local/e2e:dev --build-context debian=target/debian tests/e2e/image
 

@@ -14,8 +14,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Where hosts find `clusterd` in the rootfs.
-const CLUSTERD: &str = "bin/clusterd";
+/// Where the rootfs has what is put on hosts first: the part of `clusterd` that this takes, or in images without it the whole.
+const CLUSTERD: [&str; 2] = ["bin/clusterd-host", "bin/clusterd"];
 /// Folders of the rootfs whose text files become configuration.
 const TEXTS: [&str; 7] = [
     "etc",
@@ -42,7 +42,7 @@ struct Extract {
 pub struct Opened {
     /// What hosts get.
     pub image: site::Image,
-    /// `clusterd` of the image, or the one beside this program.
+    /// [`CLUSTERD`] of the image, or the `clusterd` beside this program.
     pub program: Program,
     /// The store's blobs.
     pub blobs: oci::BlobStore,
@@ -196,12 +196,22 @@ fn is_below(path: &str, folder: &str) -> bool {
     path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
 }
 
-/// Where in the rootfs `clusterd` itself lies, and its digest; one link on the way is followed.
+/// Where in the rootfs [`CLUSTERD`] lies, and its digest.
 fn clusterd(image: &ClusterImage) -> Result<Option<(String, Digest)>, image::Error> {
+    for path in CLUSTERD {
+        if let Some(found) = file(image, path)? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+/// A file of the rootfs, and its digest; one link on the way is followed.
+fn file(image: &ClusterImage, path: &str) -> Result<Option<(String, Digest)>, image::Error> {
     let find = |path: &str| Ok::<_, image::Error>(image.list(path)?.into_iter().find(|entry| entry.path == path));
-    let entry = match find(CLUSTERD)? {
+    let entry = match find(path)? {
         Some(entry) => match &entry.kind {
-            FileKind::Link { target } => find(&resolve(CLUSTERD, target))?,
+            FileKind::Link { target } => find(&resolve(path, target))?,
             _ => Some(entry),
         },
         None => None,
@@ -229,7 +239,7 @@ fn resolve(path: &str, target: &str) -> String {
     parts.join("/")
 }
 
-/// The image's own `clusterd`, else the one beside this program.
+/// What the image has for it, else the `clusterd` beside this program.
 fn program(
     image: &ClusterImage,
     cache: &Path,

@@ -3,6 +3,7 @@
 //! This file only tells roles apart. A role's flags and its `run` are its crate's.
 
 mod pause;
+mod start;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -42,37 +43,9 @@ enum Role {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    // The client of the API server tells every answer that is no success; who asked says what it means.
-    let level = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,kube_client=off"));
-    tracing_subscriber::fmt()
-        .with_env_filter(level)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    match start(cli.role) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("clusterd: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn start(role: Role) -> anyhow::Result<()> {
-    // What only waits needs one thread; each further one costs memory in every pod.
+    let role = Cli::parse().role;
     let small = matches!(role, Role::Pause | Role::Lb(_) | Role::Network(_) | Role::Proxy(_));
-    let mut builder = if small {
-        tokio::runtime::Builder::new_current_thread()
-    } else {
-        tokio::runtime::Builder::new_multi_thread()
-    };
-    let runtime = builder.enable_all().build()?;
-    let result = runtime.block_on(run(role));
-    runtime.shutdown_background();
-    result
+    start::run(small, run(role))
 }
 
 async fn run(role: Role) -> anyhow::Result<()> {
