@@ -178,6 +178,7 @@ impl Server {
         let run = Run {
             swarm: crate::swarm::Swarm::new(&site, &[], false),
             site,
+            rolling: crate::rolling::Rolling::default(),
             sessions: Vec::new(),
             observer: told.clone(),
             blobs: store.blobs().clone(),

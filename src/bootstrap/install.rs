@@ -13,6 +13,7 @@ use crate::{
     plan::Plan,
     preflight::{self, Finding},
     push,
+    rolling::{self, Care, Rolling},
     run::{self, Run, Timing},
     runs,
     session::{self, Access, Session},
@@ -50,6 +51,8 @@ pub struct Options {
     pub launch_limit: Duration,
     /// Whether hosts count and refuse what would leave the cluster's addresses.
     pub prove_airgap: bool,
+    /// How careful it is with pods of hosts that change.
+    pub care: Care,
 }
 
 /// A site that was looked at: what is wrong with it, and what there is to do.
@@ -146,6 +149,7 @@ async fn survey(
     let learned = learned(&site, &access).await?;
     let cluster = tokio::sync::OnceCell::new();
     let record = clusterfile.without_secrets();
+    let mut rolling = Rolling::default();
     let plan = if preflight::refuses(&findings) {
         None
     } else {
@@ -155,10 +159,12 @@ async fn survey(
         let known = compared.is_some();
         let compared = compared.unwrap_or_default();
         site.recorded = compared.recorded;
+        rolling = Rolling::of(&site.seats, &hosts, options.care);
         Some(Plan {
             cluster: site.scope.cluster.clone(),
             image: site.image.reference.clone(),
             digest: site.image.digest.clone(),
+            turns: rolling.told(&site.seats),
             hosts,
             objects: known.then_some(compared.objects),
             images: access.push.as_ref().map(push::Push::images).unwrap_or_default(),
@@ -168,6 +174,7 @@ async fn survey(
     let run = Run {
         swarm: Swarm::new(&site, &missing, options.direct),
         site,
+        rolling,
         sessions: sessions.to_vec(),
         observer: Arc::clone(&options.observer),
         blobs: opened.blobs,
@@ -444,6 +451,7 @@ impl Prepared {
             Ok(timings) => timings,
             Err(error) if revertible => return Err(self.roll_back(error, &fresh).await),
             Err(error) => {
+                rolling::work::tell_held(&self.run).await;
                 runs::failed(&self.run).await;
                 return Err(error);
             }
@@ -474,6 +482,7 @@ impl Prepared {
     /// What this run changed on hosts is undone; the error tells on which.
     async fn roll_back(&self, error: Error, fresh: &[bool]) -> Error {
         let hosts = runs::roll_back(&self.run, fresh, &self.targets, &self.access, &self.who).await;
+        rolling::work::let_all_go(&self.run).await;
         Error::RolledBack {
             source: Box::new(error),
             hosts,

@@ -11,13 +11,16 @@
 //! cluster:       api ──▶ manifests ──▶ nodes ──▶ verify ──▶ applications ──▶ record
 //! ```
 //!
+//! A host that runs pods goes that way when it is its turn, between `drain` and `settle` ([`crate::rolling`]); what is before `drain` in the
+//! list is done on all hosts before.
+//!
 //! Hooks ([`crate::hooks`]) are phases too; where a cluster has none of a moment, that phase happens nowhere and nobody waits for it.
 //! The control plane is placed when its images can be had: on a host that runs already it is replaced at once.
 
 use crate::{
     Result, cluster,
     effects::{self, Effects},
-    hooks, push,
+    hooks, push, rolling,
     run::Run,
     runtime, transfer, verify,
 };
@@ -40,6 +43,8 @@ pub enum On {
     Cluster,
     /// Once, on this machine, where somebody else runs the registry.
     External,
+    /// On the hosts that are worked on one after the other, because they run pods ([`crate::rolling`]).
+    Rolling,
     /// On the hosts that have hooks of this moment.
     Hooks(PluginAction),
 }
@@ -51,8 +56,10 @@ pub enum Need {
     Here(&'static str),
     /// That phase on the first master, or for the cluster.
     First(&'static str),
-    /// That phase wherever it happens.
+    /// That phase wherever it happens; but a host that is a node already does not wait for what others do in their turns.
     Everywhere(&'static str),
+    /// That phase, which is told later, on the hosts whose turn comes before.
+    Turn(&'static str),
 }
 
 /// What a phase did.
@@ -86,7 +93,7 @@ pub struct Phase {
     pub work: Option<Work>,
 }
 
-use Need::{Everywhere, First, Here};
+use Need::{Everywhere, First, Here, Turn};
 
 const fn phase(name: &'static str, title: &'static str, on: On, needs: &'static [Need]) -> Phase {
     Phase {
@@ -120,7 +127,33 @@ pub static PHASES: &[Phase] = &[
     phase("blobs", "sending the rootfs", On::Every, &[]).does(transfer::host_blobs),
     phase("images", "sending container images", On::Registries, &[Here("blobs")]).does(transfer::registry_blobs),
     phase("push", "bringing container images to the registry", On::External, &[]).does(push::images),
-    phase("rootfs", "unpacking the rootfs", On::Every, &[Here("blobs")]).wants(effects::rootfs),
+    phase(
+        "unpack",
+        "unpacking the rootfs beside the one in use",
+        On::Rolling,
+        &[Here("blobs")],
+    )
+    .does(rolling::work::unpack),
+    phase(
+        "drain",
+        "moving its pods elsewhere",
+        On::Rolling,
+        &[
+            Everywhere("blobs"),
+            Everywhere("images"),
+            Everywhere("unpack"),
+            First("push"),
+            Turn("settle"),
+        ],
+    )
+    .does(rolling::work::drain),
+    phase(
+        "rootfs",
+        "unpacking the rootfs",
+        On::Every,
+        &[Here("blobs"), Here("drain")],
+    )
+    .wants(effects::rootfs),
     phase(
         "pre-install",
         "running hooks before the cluster is made",
@@ -218,6 +251,13 @@ pub static PHASES: &[Phase] = &[
     .wants(effects::agent),
     phase("api", "waiting for the API server", On::Cluster, &[First("agent")]).does(cluster::api::come_up),
     phase(
+        "settle",
+        "waiting until the node works again",
+        On::Rolling,
+        &[Here("agent"), First("api")],
+    )
+    .does(rolling::work::settle),
+    phase(
         "manifests",
         "applying the image's manifests",
         On::Cluster,
@@ -228,7 +268,7 @@ pub static PHASES: &[Phase] = &[
         "nodes",
         "waiting for the nodes",
         On::Cluster,
-        &[First("api"), Everywhere("agent")],
+        &[First("api"), Everywhere("agent"), Everywhere("settle")],
     )
     .does(cluster::nodes::join),
     phase(
@@ -268,6 +308,12 @@ pub static PHASES: &[Phase] = &[
     .does(cluster::record::store),
 ];
 
+/// Whether a phase is done on all hosts at once before the first turn begins.
+pub(crate) fn is_beforehand(name: &str) -> bool {
+    let at = |name: &str| PHASES.iter().position(|phase| phase.name == name);
+    at(name) < at("drain")
+}
+
 /// The phase called `name`.
 pub fn named(name: &str) -> Option<&'static Phase> {
     PHASES.iter().find(|phase| phase.name == name)
@@ -281,9 +327,14 @@ mod tests {
     fn every_need_is_a_phase_told_before() {
         for (index, phase) in PHASES.iter().enumerate() {
             for need in phase.needs {
-                let (Here(name) | First(name) | Everywhere(name)) = need;
+                let (Here(name) | First(name) | Everywhere(name) | Turn(name)) = need;
                 let at = PHASES.iter().position(|other| other.name == *name);
-                assert!(at.is_some_and(|at| at < index), "{} needs {name}", phase.name);
+                let is_later = matches!(need, Turn(_));
+                assert!(
+                    at.is_some_and(|at| (at > index) == is_later),
+                    "{} needs {name}",
+                    phase.name
+                );
             }
             assert!(
                 phase.effects.is_some() || phase.work.is_some(),

@@ -8,6 +8,7 @@ use crate::{
     effects::Learned,
     fan, hooks,
     phases::{On, PHASES, Phase},
+    rolling::{PlannedTurn, hold},
     session::Session,
     site::{Seat, Site},
     transfer,
@@ -38,6 +39,9 @@ pub struct Plan {
     pub digest: oci::Digest,
     /// Host by host, in the order of the Clusterfile.
     pub hosts: Vec<HostPlan>,
+    /// Hosts that are worked on one after the other because they run pods, in that order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub turns: Vec<PlannedTurn>,
     /// Objects of the cluster that are made or changed; absent while there is no cluster to compare with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub objects: Option<Vec<ObjectChange>>,
@@ -132,7 +136,7 @@ fn happens(phase: &Phase, site: &Site, seat: &Seat) -> bool {
         On::Masters => seat.master,
         On::Registries => seat.registry,
         On::First => site.seats[site.first_master()].ip == seat.ip,
-        On::Cluster | On::External | On::Hooks(_) => false,
+        On::Cluster | On::External | On::Rolling | On::Hooks(_) => false,
     }
 }
 
@@ -316,10 +320,12 @@ pub async fn cluster(site: &Site, cluster: &Cluster, record: &serde_json::Value)
     for node in &nodes.items {
         let name = node.metadata.name.clone().unwrap_or_default();
         match site.seats.iter().find(|seat| seat.name == name) {
-            Some(seat) if nodes::metadata_patch(node, seat).is_some() => changes.push(ObjectChange {
-                object: format!("node {name}"),
-                action: "modify",
-            }),
+            Some(seat) if nodes::metadata_patch(node, seat).is_some() || hold::is_held(node) => {
+                changes.push(ObjectChange {
+                    object: format!("node {name}"),
+                    action: "modify",
+                })
+            }
             Some(_) => {}
             None => leaving.push(leaving_node(site, name, nodes::internal_ip(node))),
         }

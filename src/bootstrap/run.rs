@@ -1,13 +1,15 @@
-//! Runs the phases: each on each of its hosts as soon as what it needs is done, all at once.
+//! Runs the phases: each on each of its hosts as soon as what it needs is done ([`crate::order`]), all at once.
 
 use crate::{
     Error, Result,
     cluster::Cluster,
     effects::Learned,
     event::{Event, Observer},
-    fan, hooks,
-    phases::{Need, On, Outcome, PHASES, Phase},
+    fan,
+    order::{Order, Place},
+    phases::{Outcome, PHASES, Phase},
     push,
+    rolling::Rolling,
     session::Session,
     site::Site,
     swarm::Swarm,
@@ -23,6 +25,8 @@ use tokio::{sync::watch, task::JoinSet};
 pub struct Run {
     /// The wish and the hosts.
     pub site: Site,
+    /// Which hosts are worked on one after the other.
+    pub rolling: Rolling,
     /// The hosts' connections, in the order of [`Site::seats`].
     pub sessions: Vec<Session>,
     /// Who is told.
@@ -98,6 +102,13 @@ impl Run {
         });
     }
 
+    fn order(&self) -> Order<'_> {
+        Order {
+            site: &self.site,
+            rolling: &self.rolling,
+        }
+    }
+
     /// How hosts are called in events.
     pub fn host_name(&self, index: usize) -> String {
         self.site.seats[index].name.clone()
@@ -126,42 +137,7 @@ pub struct Timing {
     pub from_peers: u64,
 }
 
-type Place = (&'static str, Option<usize>);
 type Signals = HashMap<Place, watch::Receiver<Option<bool>>>;
-
-/// Where a phase happens on this site.
-fn places(site: &Site, phase: &Phase) -> Vec<Option<usize>> {
-    let hosts = |wanted: fn(&crate::site::Seat) -> bool| {
-        let all = site.seats.iter().enumerate();
-        all.filter(|(_, seat)| wanted(seat))
-            .map(|(index, _)| Some(index))
-            .collect()
-    };
-    match phase.on {
-        On::Every => hosts(|_| true),
-        On::Masters => hosts(|seat| seat.master),
-        On::Registries => hosts(|seat| seat.registry),
-        On::First => vec![Some(site.first_master())],
-        On::Cluster => vec![None],
-        On::External if site.registry.external => vec![None],
-        On::External => Vec::new(),
-        On::Hooks(action) => hooks::places(site, action).into_iter().map(Some).collect(),
-    }
-}
-
-/// The signals a phase waits for at a place.
-fn awaited(site: &Site, phase: &Phase, place: Option<usize>, signals: &Signals) -> Vec<watch::Receiver<Option<bool>>> {
-    let mut awaited = Vec::new();
-    for need in phase.needs {
-        let keys: Vec<Place> = match *need {
-            Need::Here(name) => vec![(name, place)],
-            Need::First(name) => vec![(name, Some(site.first_master())), (name, None)],
-            Need::Everywhere(name) => signals.keys().filter(|(other, _)| *other == name).copied().collect(),
-        };
-        awaited.extend(keys.iter().filter_map(|key| signals.get(key)).cloned());
-    }
-    awaited
-}
 
 /// Runs every phase. Hosts do not hinder each other; what depends on a failed phase is left out.
 ///
@@ -171,8 +147,9 @@ pub async fn all(run: &Arc<Run>) -> Result<Vec<Timing>> {
     let start = Instant::now();
     let mut senders = HashMap::new();
     let mut signals = Signals::new();
+    let order = run.order();
     for phase in PHASES {
-        for place in places(&run.site, phase) {
+        for place in order.places(phase) {
             let (sender, receiver) = watch::channel(None);
             senders.insert((phase.name, place), sender);
             signals.insert((phase.name, place), receiver);
@@ -180,8 +157,9 @@ pub async fn all(run: &Arc<Run>) -> Result<Vec<Timing>> {
     }
     let mut tasks = JoinSet::new();
     for phase in PHASES {
-        for place in places(&run.site, phase) {
-            let needs = awaited(&run.site, phase, place, &signals);
+        for place in order.places(phase) {
+            let needed = order.needed(phase, place).into_iter();
+            let needs = needed.filter_map(|key| signals.get(&key)).cloned().collect();
             let (Some(sender), run) = (senders.remove(&(phase.name, place)), Arc::clone(run)) else {
                 continue;
             };

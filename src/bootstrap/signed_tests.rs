@@ -144,6 +144,7 @@ impl Bench {
             store: self.store.root().to_path_buf(),
             ignored: Vec::new(),
             prove_airgap: false,
+            care: crate::rolling::Care::default(),
             direct: false,
             observer: self.told.clone(),
             launch_limit: std::time::Duration::from_secs(60),

@@ -51,6 +51,7 @@ fn options() -> Options {
         store: "/nonexistent".into(),
         ignored: Vec::new(),
         prove_airgap: false,
+        care: crate::rolling::Care::default(),
         direct: false,
         observer: Arc::new(Silent),
         who: "a test".into(),

@@ -1,7 +1,7 @@
 //! `installer apply`: makes the cluster what the Clusterfile says. Also the way of `join`, which only adds hosts to the wish.
 
 use crate::{
-    cluster_args::{ClusterArgs, PreflightArgs, confirm},
+    cluster_args::{CareArgs, ClusterArgs, PreflightArgs, confirm},
     context::Context,
     failure::Exit,
     output::FormatArg,
@@ -13,6 +13,7 @@ use bootstrap::{
     install::{self, OnFailure, Prepared},
     plan::{Plan, PlanFile},
     reset,
+    rolling::Care,
 };
 use clusterfile::Clusterfile;
 use std::{
@@ -38,6 +39,9 @@ pub struct Args {
     /// What preflight may pass over.
     #[command(flatten)]
     pub preflight: PreflightArgs,
+    /// How careful it is with pods.
+    #[command(flatten)]
+    pub care: CareArgs,
     /// Remove nodes that are not in the Clusterfile without asking
     #[arg(short, long)]
     pub yes: bool,
@@ -73,6 +77,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
             OnFailure::Keep
         },
         prove_airgap: args.prove_airgap,
+        care: (&args.care).into(),
         plan: args.plan.as_deref().or(args.plan_file.as_deref()),
     };
     bring_up(&args.cluster, &args.preflight, context, &clusterfile, &how).await
@@ -88,6 +93,8 @@ pub struct How<'h> {
     pub on_failure: OnFailure,
     /// Whether hosts count and refuse what would leave the cluster's addresses.
     pub prove_airgap: bool,
+    /// How careful it is with pods of hosts that change.
+    pub care: Care,
     /// The file of the plan that is applied; absent: what is found is planned and applied.
     pub plan: Option<&'h Path>,
 }
@@ -106,6 +113,7 @@ pub async fn bring_up(
     let file = how.plan.map(PlanFile::read).transpose()?;
     let options = install::Options {
         prove_airgap: how.prove_airgap,
+        care: how.care,
         ..cluster.options(context, how.command, &clusterfile.cluster.name, Some(preflight))
     };
     let prepared = install::prepare(clusterfile, &options).await?;

@@ -6,10 +6,11 @@ use bootstrap::{
     event::Event,
     install::Options,
     preflight,
+    rolling::Care,
     session::{Access, Aliases},
 };
 use clusterfile::Clusterfile;
-use std::{io::IsTerminal as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{io::IsTerminal as _, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
 
 /// Flags of every command about a cluster.
 #[derive(Debug, Clone, clap::Args)]
@@ -31,6 +32,30 @@ pub struct PreflightArgs {
     /// How long launching an application, or a launch command, may take
     #[arg(long, default_value_t = DEFAULT_LAUNCH.as_secs(), value_name = "SECONDS")]
     pub launch_timeout: u64,
+}
+
+/// Flags of commands that may restart what runs pods.
+#[derive(Debug, Clone, clap::Args)]
+pub struct CareArgs {
+    /// How many nodes may be worked on at once when that restarts their agent or runtime; masters go one by one
+    #[arg(long, default_value = "1", value_name = "N")]
+    pub max_unavailable: NonZeroUsize,
+    /// How long pods get to leave a node before it is changed
+    #[arg(long, default_value_t = Care::default().patience.as_secs(), value_name = "SECONDS", conflicts_with = "no_drain")]
+    pub drain_timeout: u64,
+    /// Let pods stay on nodes that are changed
+    #[arg(long)]
+    pub no_drain: bool,
+}
+
+impl From<&CareArgs> for Care {
+    fn from(args: &CareArgs) -> Self {
+        Self {
+            max_unavailable: args.max_unavailable,
+            drain: !args.no_drain,
+            patience: Duration::from_secs(args.drain_timeout),
+        }
+    }
 }
 
 /// How long launching something may take unless the user says otherwise.
@@ -76,6 +101,7 @@ impl ClusterArgs {
             store: context.store.clone(),
             ignored: preflight.map(|args| args.ignore_preflight.clone()).unwrap_or_default(),
             prove_airgap: false,
+            care: Care::default(),
             direct: preflight.is_some_and(|args| args.direct),
             launch_limit: preflight.map_or(DEFAULT_LAUNCH, |args| Duration::from_secs(args.launch_timeout)),
             observer: Arc::clone(&context.observer),

@@ -8,6 +8,7 @@ use bootstrap::{
     plan::{HostPlan, Leaving, Moved, ObjectChange, PhaseChange, Plan, Restart},
     preflight::{Finding, Severity},
     reset::{HostReset, Removed},
+    rolling::PlannedTurn,
     verify::Check,
 };
 use serde_json::Value;
@@ -86,6 +87,14 @@ fn plan(full: bool) -> Plan {
                 how: "restart",
             }],
         }],
+        turns: if full {
+            vec![PlannedTurn {
+                host: text("m1"),
+                drain: true,
+            }]
+        } else {
+            Vec::new()
+        },
         objects: full.then(|| {
             vec![ObjectChange {
                 object: text("node m1"),

@@ -106,6 +106,7 @@ fn options(context: &Context) -> Options {
         store: context.store.clone(),
         ignored: Vec::new(),
         prove_airgap: false,
+        care: bootstrap::rolling::Care::default(),
         direct: false,
         observer: Arc::clone(&context.observer),
         who: "installer gen".to_owned(),

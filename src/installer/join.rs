@@ -2,7 +2,7 @@
 
 use crate::{
     apply,
-    cluster_args::{ClusterArgs, PreflightArgs},
+    cluster_args::{CareArgs, ClusterArgs, PreflightArgs},
     context::Context,
     failure::Exit,
     output::FormatArg,
@@ -30,6 +30,9 @@ pub struct Args {
     /// What preflight may pass over.
     #[command(flatten)]
     pub preflight: PreflightArgs,
+    /// How careful it is with pods.
+    #[command(flatten)]
+    pub care: CareArgs,
     /// The report.
     #[command(flatten)]
     pub report: ReportArg,
@@ -74,6 +77,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
             OnFailure::Keep
         },
         prove_airgap: args.prove_airgap,
+        care: (&args.care).into(),
         plan: None,
     };
     let exit = apply::bring_up(&args.cluster, &args.preflight, context, &clusterfile, &how).await?;

@@ -11,6 +11,7 @@ use bootstrap::{
     event::Event,
     plan::{HostPlan, Plan, Restart},
     preflight::{Finding, Severity},
+    rolling::PlannedTurn,
     run::Timing,
     verify::Check,
 };
@@ -58,6 +59,7 @@ pub fn plan(out: &Output, plan: &Plan, diff: bool) {
     for host in plan.hosts.iter().filter(|host| !host.is_empty()) {
         host_plan(out, host, diff);
     }
+    turns(out, plan);
     match &plan.objects {
         None => out.result("the cluster itself: created, with the image's manifests"),
         Some(objects) => {
@@ -75,6 +77,16 @@ pub fn plan(out: &Output, plan: &Plan, diff: bool) {
     } else {
         out.result(summary(plan));
     }
+}
+
+/// In which order hosts are worked on that run pods.
+fn turns(out: &Output, plan: &Plan) {
+    if plan.turns.is_empty() {
+        return;
+    }
+    let turn = |turn: &PlannedTurn| format!("{} ({})", turn.host, if turn.drain { "drained" } else { "pods stay" });
+    let told: Vec<String> = plan.turns.iter().map(turn).collect();
+    out.result(format!("one after the other: {}", told.join(", ")));
 }
 
 /// Nodes that nobody wishes any more; they are only removed when that is confirmed.

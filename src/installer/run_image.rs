@@ -135,6 +135,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         yes: args.yes,
         on_failure: OnFailure::Keep,
         prove_airgap: false,
+        care: bootstrap::rolling::Care::default(),
         plan: None,
     };
     apply::bring_up(&cluster, &args.preflight, context, &clusterfile, &how).await

@@ -92,7 +92,7 @@ fn place(seat: &Seat) -> String {
 }
 
 /// Why a static pod is not yet the one that was placed and Ready.
-fn unsettled(shown: Option<&Pod>, digest: &str) -> Option<String> {
+pub(crate) fn unsettled(shown: Option<&Pod>, digest: &str) -> Option<String> {
     let Some(pod) = shown else {
         return Some("the API server does not show it".to_owned());
     };

@@ -4,6 +4,7 @@ use super::api;
 use crate::{
     Error, Result, fan, paths,
     phases::{Outcome, Phase},
+    rolling,
     run::Run,
     site::{CONTROL_PLANE, Seat},
 };
@@ -92,8 +93,10 @@ async fn one(run: &Arc<Run>, index: usize, deadline: Instant) -> Result<usize> {
         node.is_some_and(is_ready)
     })
     .await?;
+    // What an interrupted apply has cordoned has nobody else to let it go.
+    let released = rolling::work::release(&nodes, &seat.name).await?;
     run.note(Some(index), "node is Ready");
-    Ok(changes)
+    Ok(changes + usize::from(released))
 }
 
 async fn wait(
@@ -134,6 +137,13 @@ async fn wait(
 pub fn is_ready(node: &Node) -> bool {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.is_some_and(|list| list.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+}
+
+/// When the node's agent last said how it is, by the host's clock.
+pub(crate) fn heard(node: &Node) -> Option<jiff::Timestamp> {
+    let conditions = node.status.as_ref()?.conditions.as_ref()?;
+    let ready = conditions.iter().find(|c| c.type_ == "Ready")?;
+    ready.last_heartbeat_time.as_ref().map(|time| time.0)
 }
 
 /// Why it is not, in its own words.

@@ -352,6 +352,7 @@ mod tests {
             image: site.image.reference.clone(),
             digest: site.image.digest.clone(),
             hosts: site.seats.iter().map(host).collect(),
+            turns: vec![],
             objects: Some(vec![object("configmap a")]),
             images: vec![],
             leaving: vec![],

@@ -75,12 +75,36 @@ pub(super) async fn nodes(
     Ok(())
 }
 
-/// Moves the pods of a node elsewhere.
+/// How pods leave a node.
+pub(crate) struct Leaving<'l> {
+    /// How long they get.
+    pub(crate) patience: Duration,
+    /// What can be done when that is not enough.
+    pub(crate) hint: &'l str,
+    /// Which of them stay, of those that could leave.
+    pub(crate) stays: &'l (dyn Fn(&Pod) -> bool + Sync),
+}
+
+/// Moves all pods of a node elsewhere that are not bound to it.
 ///
 /// # Errors
-/// When the API server refuses, or something is still in the way when `patience` ends: then all of that is named.
+/// As [`evict`].
 pub(crate) async fn drain(cluster: &Cluster, node: &str, patience: Duration) -> Result<()> {
+    let leaving = Leaving {
+        patience,
+        hint: "--drain-timeout gives them longer, --force goes on without waiting",
+        stays: &|_| false,
+    };
+    evict(cluster, node, &leaving).await.map(drop)
+}
+
+/// Moves pods of a node elsewhere; how many there were.
+///
+/// # Errors
+/// When the API server refuses, or something is still in the way when their time ends: then all of that is named.
+pub(crate) async fn evict(cluster: &Cluster, node: &str, leaving: &Leaving<'_>) -> Result<usize> {
     let client = &cluster.client;
+    let patience = leaving.patience;
     let deadline = Instant::now() + patience;
     let evicts = serves_evictions(client).await?;
     let all: Api<Pod> = Api::all(client.clone());
@@ -89,21 +113,22 @@ pub(crate) async fn drain(cluster: &Cluster, node: &str, patience: Duration) -> 
         .list(&params)
         .await
         .map_err(Error::api(format!("listing the pods of {node}")))?;
-    let moving = pods.items.into_iter().filter(moves);
+    let moving = pods.items.into_iter().filter(|pod| moves(pod) && !(leaving.stays)(pod));
     let blockers = fan::all_good(
         moving
             .map(|pod| leave(cluster, pod, evicts, deadline).boxed())
             .collect(),
     )
     .await?;
+    let count = blockers.len();
     let blockers: String = blockers.into_iter().flatten().map(|why| format!("\n  {why}")).collect();
     if blockers.is_empty() {
-        return Ok(());
+        return Ok(count);
     }
     Err(Error::Timeout {
         what: format!("node {node}: the leaving of all its pods"),
         seconds: patience.as_secs(),
-        last: format!("in the way:{blockers}\n(--drain-timeout gives them longer, --force goes on without waiting)"),
+        last: format!("in the way:{blockers}\n({})", leaving.hint),
     })
 }
 

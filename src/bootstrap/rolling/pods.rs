@@ -1,0 +1,89 @@
+//! Which pods leave a node that is about to be changed. Those stay that would not run anywhere else meanwhile: containers outlive a restart
+//! of their agent and their runtime, so staying costs them less than leaving.
+
+use crate::cluster::nodes;
+use component::placement::{node_allowed, untolerated};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::ResourceExt as _;
+
+use super::hold::is_cordoned;
+
+/// Why a pod stays though it could be evicted from `here`; nothing if it leaves.
+pub(crate) fn stays(pod: &Pod, nodes: &[Node], here: &str) -> Option<&'static str> {
+    let owners = pod.owner_references().iter();
+    if !owners.into_iter().any(|owner| owner.controller == Some(true)) {
+        return Some("nobody would make it anew");
+    }
+    let elsewhere = nodes.iter().filter(|node| node.name_any() != here);
+    let takes_it = elsewhere.into_iter().any(|node| takes(node, pod));
+    (!takes_it).then_some("no other node takes it")
+}
+
+/// Whether a pod that has ended: there is nothing to be moved.
+pub(crate) fn has_ended(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// Whether a node may be given the pod, as far as that does not depend on how full it is.
+fn takes(node: &Node, pod: &Pod) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref());
+    let tolerations = spec.tolerations.as_deref().unwrap_or_default();
+    nodes::is_ready(node)
+        && !is_cordoned(node)
+        && untolerated(taints.unwrap_or_default(), tolerations, &["NoSchedule", "NoExecute"]).is_none()
+        && node_allowed(spec, node)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn node(name: &str, spec: &Value, ready: &str) -> Node {
+        let object = json!({"metadata": {"name": name, "labels": {"disk": name}}, "spec": spec,
+            "status": {"conditions": [{"type": "Ready", "status": ready}]}});
+        serde_json::from_value(object).unwrap()
+    }
+
+    fn pod(more: &Value) -> Pod {
+        let mut spec = json!({"containers": []});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            spec[key] = value.clone();
+        }
+        let owner =
+            json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "1", "controller": true}]);
+        serde_json::from_value(json!({"metadata": {"name": "p", "ownerReferences": owner}, "spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn a_pod_leaves_only_where_another_node_takes_it() {
+        let master = json!({"taints": [{"key": "m", "effect": "NoSchedule"}]});
+        let here = || node("n1", &json!({"unschedulable": true}), "True");
+        let plain = json!({});
+        let tolerant = json!({"tolerations": [{"key": "m", "operator": "Exists"}]});
+        let bound = json!({"nodeSelector": {"disk": "n1"}});
+        // the other node, the pod → whether it leaves
+        for (other, pod_spec, leaves) in [
+            (node("n2", &json!({}), "True"), &plain, true),
+            (node("n2", &json!({}), "False"), &plain, false),
+            (node("n2", &json!({"unschedulable": true}), "True"), &plain, false),
+            (node("m1", &master, "True"), &plain, false),
+            (node("m1", &master, "True"), &tolerant, true),
+            (node("n2", &json!({}), "True"), &bound, false),
+        ] {
+            let reason = stays(&pod(pod_spec), &[here(), other.clone()], "n1");
+            assert_eq!(reason.is_none(), leaves, "{other:?} {pod_spec}: {reason:?}");
+        }
+        assert!(stays(&pod(&plain), &[here()], "n1").is_some(), "a cluster of one node");
+    }
+
+    #[test]
+    fn a_pod_that_nobody_would_make_anew_stays() {
+        let mut alone = pod(&json!({}));
+        alone.metadata.owner_references = None;
+        let nodes = [node("n2", &json!({}), "True")];
+        assert_eq!(stays(&alone, &nodes, "n1"), Some("nobody would make it anew"));
+    }
+}
