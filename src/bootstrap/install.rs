@@ -99,12 +99,26 @@ pub async fn prepare(clusterfile: &Clusterfile, options: &Options) -> Result<Pre
     wish::check_image(clusterfile, &opened.image)?;
     let access = registry_access(clusterfile, &opened).await?;
     let targets = targets(clusterfile);
-    let sessions = connect(&targets, options, Some(&opened.program)).await?;
-    let surveyed = survey(clusterfile, options, opened, access, &sessions).await;
-    if surveyed.is_err() {
-        leave_bare(&sessions, |session| session.pushed.is_some()).await;
+    let (sessions, lost) = reach(&targets, options, Some(&opened.program)).await;
+    let present = without(clusterfile, &lost);
+    if !lost.is_empty() && present.masters().next().is_none() {
+        // Without a master nothing can be said of the others.
+        return Err(give_up(&sessions, lost).await);
     }
-    let (findings, plan, run) = surveyed?;
+    let surveyed = survey(&present, options, opened, access, &sessions).await;
+    let (mut findings, mut plan, run) = match surveyed {
+        Ok(surveyed) => surveyed,
+        Err(_) if !lost.is_empty() => return Err(give_up(&sessions, lost).await),
+        Err(error) => {
+            leave_bare(&sessions, |session| session.pushed.is_some()).await;
+            return Err(error);
+        }
+    };
+    if !lost.is_empty() {
+        plan = None;
+        findings.extend(lost.iter().map(|(ip, error)| preflight::lost(*ip, error)));
+        findings.sort();
+    }
     Ok(Prepared {
         findings,
         plan,
@@ -253,17 +267,49 @@ pub async fn connect(
     options: &Options,
     program: Option<&session::Program>,
 ) -> Result<Vec<Session>> {
+    let (sessions, lost) = reach(targets, options, program).await;
+    if lost.is_empty() {
+        return Ok(sessions);
+    }
+    Err(give_up(&sessions, lost).await)
+}
+
+/// Hosts that cannot be talked to, and why.
+type Lost = Vec<(Ipv4Addr, Error)>;
+
+/// Connects to hosts; those that can be talked to in their order, and those that cannot.
+async fn reach(
+    targets: &[(Ipv4Addr, clusterfile::Ssh)],
+    options: &Options,
+    program: Option<&session::Program>,
+) -> (Vec<Session>, Lost) {
     let supply = program.map(|program| Supply::new(program, targets.len(), !options.direct));
     let opened = session::open_all(targets, &options.access, supply.as_ref()).await;
-    let (good, bad): (Vec<_>, Vec<_>) = opened.into_iter().partition(Result::is_ok);
-    let sessions: Vec<Session> = good.into_iter().filter_map(Result::ok).collect();
-    match Error::merge(bad.into_iter().filter_map(Result::err).collect()) {
-        Some(error) => {
-            leave_bare(&sessions, |session| session.pushed.is_some()).await;
-            Err(error)
+    let (mut sessions, mut lost) = (Vec::new(), Lost::new());
+    for ((ip, _), opened) in targets.iter().zip(opened) {
+        match opened {
+            Ok(session) => sessions.push(session),
+            Err(error) => lost.push((*ip, error)),
         }
-        None => Ok(sessions),
     }
+    (sessions, lost)
+}
+
+/// The error of hosts that cannot be talked to; the others are left as they were.
+async fn give_up(sessions: &[Session], lost: Lost) -> Error {
+    leave_bare(sessions, |session| session.pushed.is_some()).await;
+    let errors = lost.into_iter().map(|(_, error)| error).collect();
+    Error::merge(errors).unwrap_or(Error::Interrupted("connecting"))
+}
+
+/// The wish for the hosts that can be talked to.
+fn without(clusterfile: &Clusterfile, lost: &Lost) -> Clusterfile {
+    let mut present = clusterfile.clone();
+    present
+        .cluster
+        .hosts
+        .retain(|host| !lost.iter().any(|(ip, _)| *ip == host.ip));
+    present
 }
 
 /// Takes `clusterd` off hosts that were only looked at. That it stays where the connection is lost does no harm.

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! A host that runs pods goes that way when it is its turn, between `drain` and `settle` ([`crate::rolling`]); what is before `drain` in the
-//! list is done on all hosts before.
+//! list is done on all hosts before, and `prepare`, `pki` and `trust`, which disturb nobody, may be.
 //!
 //! Hooks ([`crate::hooks`]) are phases too; where a cluster has none of a moment, that phase happens nowhere and nobody waits for it.
 //! The control plane is placed when its images can be had: on a host that runs already it is replaced at once.

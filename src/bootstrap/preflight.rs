@@ -101,6 +101,19 @@ pub fn look(site: &Site, looked: &Looked, ignored: &[String]) -> Vec<Finding> {
     findings
 }
 
+/// That a host cannot be talked to. Nothing passes over it.
+pub(crate) fn lost(ip: std::net::Ipv4Addr, error: &crate::Error) -> Finding {
+    Finding {
+        host: ip.to_string(),
+        name: ip.to_string(),
+        check: "reach",
+        severity: Severity::Error,
+        cause: error.to_string(),
+        remedy: "see to it that the host runs and lets this machine in by SSH, or take it out of the Clusterfile"
+            .to_owned(),
+    }
+}
+
 /// Whether anything stops us.
 pub fn refuses(findings: &[Finding]) -> bool {
     findings.iter().any(|finding| finding.severity == Severity::Error)

@@ -12,6 +12,23 @@ const ARMED: &str = "/run/lock/installer-fault";
 #[cfg(debug_assertions)]
 const PASSED: &str = "/run/lock/installer-fault.passed";
 
+/// By how many milliseconds the clock is said to be wrong: hosts of one machine share its clock.
+#[cfg(debug_assertions)]
+const CLOCK: &str = "/run/installer-fault.clock";
+
+/// What the test says the clock is wrong by, in milliseconds.
+#[cfg(debug_assertions)]
+pub(crate) fn clock_ms() -> i64 {
+    let said = std::fs::read_to_string(CLOCK).ok();
+    said.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+/// The clock is what it is.
+#[cfg(not(debug_assertions))]
+pub(crate) fn clock_ms() -> i64 {
+    0
+}
+
 /// Passes a point, or stops there.
 #[cfg(debug_assertions)]
 pub(crate) fn point(names: &[String]) {

@@ -7,6 +7,7 @@ use e2e::Site;
 use lab::{Output, PASSWORD, diff};
 use serde_json::Value;
 use std::{
+    collections::BTreeMap,
     fs,
     path::Path,
     process::{Command, Stdio},
@@ -334,10 +335,72 @@ fn all_that_is_wrong_with_all_hosts_is_told_at_once_and_nothing_is_touched() -> 
     }
     // One that cannot be reached is named too, and the others are left alone.
     site.lab.kill(site.host("n1"))?;
-    let out = code(&site, &["apply", "--yes"], 1)?;
-    ensure!(out.stderr.contains(&site.ip("n1")), "{}", out.stderr);
+    let out = code(&site, &["apply", "--yes"], 3)?;
+    let said = format!("{}{}", out.stdout, out.stderr);
+    for part in [site.ip("n1").as_str(), "[reach]", "port 6443", "/etc/kubernetes"] {
+        ensure!(said.contains(part), "{part:?} is not told: {said}");
+    }
     site.on("m1", "systemctl stop squatter; rmdir /data")?;
     let touched = diff(&before, &site.lab.snapshot(site.host("m1"))?);
     ensure!(touched.is_empty(), "m1 was touched: {touched:#?}");
+    Ok(())
+}
+
+#[test]
+fn four_hosts_with_a_fault_each_are_told_together_with_what_to_do_and_none_is_touched() -> Result<()> {
+    let site = Site::up(&["m1", "n1", "n2", "n3"])?;
+    site.write_clusterfile(&["m1"], &["n1", "n2", "n3"], "dataRoot: /data/installer")?;
+    // Lab hosts have one kernel and so one clock; programs of the debug profile believe this file.
+    site.on("m1", "echo 600000 > /run/installer-fault.clock")?;
+    site.on("n1", "mkdir /data && mount -t tmpfs -o size=64m tmpfs /data")?;
+    let closed = site.file("closed.nft");
+    let rule = "table inet closed { chain input { type filter hook input priority 0; tcp dport 10250 drop; }; }\n";
+    fs::write(&closed, rule)?;
+    let pid = site.lab.init_pid(site.host("n2")).context("n2 runs")?.to_string();
+    let mut nft = Command::new("nsenter");
+    nft.args(["--target", &pid, "--net", "--", "nft", "-f"]).arg(&closed);
+    lab::output(&mut nft)?.ok()?;
+    site.lab.kill(site.host("n3"))?;
+
+    let snapshots = || -> Result<Vec<_>> {
+        let hosts = ["m1", "n1", "n2"].into_iter();
+        hosts.map(|host| site.lab.snapshot(site.host(host))).collect()
+    };
+    let before = snapshots()?;
+    let out = code(&site, &["apply", "--yes", "-o", "json"], 3)?;
+    let mut found = BTreeMap::new();
+    for line in out.stdout.lines() {
+        let event: Value = serde_json::from_str(line)?;
+        let finding = &event["finding"];
+        if finding["severity"] == "error" {
+            ensure!(
+                finding["remedy"].as_str().is_some_and(|text| !text.is_empty()),
+                "{line}"
+            );
+            let text = |field: &str| finding[field].as_str().unwrap_or_default().to_owned();
+            found.insert((text("host"), text("check")), text("cause"));
+        }
+    }
+    let expected = [
+        ("m1", "clock", "600"),
+        ("n1", "disk", "MiB free below /data"),
+        ("n2", "firewall", "10250"),
+        ("n3", "reach", ""),
+    ];
+    for (host, check, part) in expected {
+        let cause = found.get(&(site.ip(host), check.to_owned()));
+        ensure!(
+            cause.is_some_and(|cause| cause.contains(part)),
+            "{host} {check}: {found:?}"
+        );
+    }
+    ensure!(
+        found.len() == expected.len(),
+        "more is wrong than was made wrong: {found:?}"
+    );
+    for (before, after) in before.iter().zip(snapshots()?) {
+        let touched = diff(before, &after);
+        ensure!(touched.is_empty(), "a host was touched: {touched:#?}");
+    }
     Ok(())
 }
