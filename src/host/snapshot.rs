@@ -68,6 +68,9 @@ pub(crate) const RUNTIME_DIRS: &[&str] = &[
     "/var/log/pods",
 ];
 
+/// Where containerd's shims let runc keep its containers, a folder for each containerd namespace: all containerds of a host share it.
+pub(crate) const RUNC_STATE: &str = "/run/containerd/runc";
+
 /// Larger files are told apart by size and time.
 const MAX_HASHED: u64 = 1 << 20;
 

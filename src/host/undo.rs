@@ -12,7 +12,7 @@ use crate::{
     gate::{Gate, OF_INSTALLATION, names_in},
     journal::{self, Entry, Old},
     proto::Undone,
-    snapshot::{self, RUNTIME_DIRS, Snapshot},
+    snapshot::{self, RUNC_STATE, RUNTIME_DIRS, Snapshot},
     system::{System, must},
 };
 
@@ -270,6 +270,17 @@ impl Player<'_> {
             if !matches!(fsops::look(&at), Ok(There::Nothing)) {
                 report.note(format!("removed {dir}"), fsops::remove_tree(&at));
             }
+        }
+        // Somebody else's containerd may keep its containers there as well by now, so it goes only when it is empty.
+        if before.files.contains_key(RUNC_STATE) {
+            return;
+        }
+        let Ok(at) = self.gate.root.path(RUNC_STATE) else {
+            return;
+        };
+        if names_in(&at).is_ok_and(|names| names.is_empty()) && matches!(fsops::look(&at), Ok(There::Dir(_))) {
+            let removed = fs::remove_dir(&at).map_err(Error::io(&at));
+            report.note(format!("removed {RUNC_STATE}"), removed);
         }
     }
 

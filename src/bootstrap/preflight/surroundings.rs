@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 /// etcd's documentation asks for durable writes below this, in microseconds; slower ones lose it its leadership.
 const FSYNC_US: u64 = 10_000;
+/// What shows that Docker runs, and is not only installed.
+const DOCKER: &str = "/run/docker.sock";
 /// Kernels from 5.6 on have 256 bits as soon as they have any.
 const ENTROPY: u32 = 128;
 /// glibc asks no more name servers than these, and drops the others without a word.
@@ -61,6 +63,20 @@ pub(super) fn look(site: &Site, seat: &Seat, findings: &mut Vec<Finding>) {
         );
         findings.push(warning(seat, "firewall", cause, remedy));
     }
+    if !installed && facts.runtimes.get("docker").is_some_and(|shown| shown == DOCKER) {
+        findings.push(docker(site, seat));
+    }
+}
+
+/// Docker accepts only its own packets of those that are forwarded, if it was Docker that switched forwarding on. What it drops nobody else
+/// can accept, but it leaves one chain to others.
+fn docker(site: &Site, seat: &Seat) -> Finding {
+    let pods = site.networks.pod_cidr;
+    let cause = "Docker runs, which drops what it does not forward itself, also packets of pods, unless forwarding was on before it started";
+    let remedy = format!(
+        "see `iptables -S FORWARD`; where the policy is DROP, let pods pass now and after each start of Docker: iptables -I DOCKER-USER -s {pods} -j ACCEPT; iptables -I DOCKER-USER -d {pods} -j ACCEPT"
+    );
+    warning(seat, "firewall", cause, remedy)
 }
 
 /// Names the hosts that are not as most are.

@@ -88,6 +88,12 @@ fn each_trouble_is_found_by_its_name() {
         ("entropy", |s| s.seats[1].facts.entropy = 60),
         ("dns", |s| s.seats[1].facts.nameservers = vec!["10.0.0.53".into(); 4]),
         ("firewall", |s| s.seats[1].facts.firewalls.push("ufw".into())),
+        ("firewall", |s| {
+            let _ = s.seats[1]
+                .facts
+                .runtimes
+                .insert("docker".into(), "/run/docker.sock".into());
+        }),
         ("time-zone", |s| {
             for (seat, zone) in s.seats.iter_mut().zip(["UTC", "Europe/Paris"]) {
                 seat.facts.time_zone = zone.into();
@@ -185,4 +191,15 @@ fn closed_ways_are_told_with_all_else_and_may_be_ignored() {
         checks(&["firewall".to_owned()])[1..],
         [told("m1", "firewall", Warning), told("n1", "firewall", Warning)]
     );
+}
+
+#[test]
+fn a_docker_that_is_installed_and_does_not_run_is_no_trouble() {
+    let installed = |site: &mut Site| {
+        let _ = site.seats[1]
+            .facts
+            .runtimes
+            .insert("docker".into(), "/usr/bin/dockerd".into());
+    };
+    assert_eq!(found(installed), []);
 }
