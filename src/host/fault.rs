@@ -14,7 +14,7 @@ const PASSED: &str = "/run/lock/installer-fault.passed";
 
 /// By how many milliseconds the clock is said to be wrong: hosts of one machine share its clock.
 #[cfg(debug_assertions)]
-const CLOCK: &str = "/run/installer-fault.clock";
+const CLOCK: &str = "/run/lock/installer-fault.clock";
 
 /// What the test says the clock is wrong by, in milliseconds.
 #[cfg(debug_assertions)]

@@ -54,8 +54,8 @@ fn install(site: &Site, host: &str) -> Result<()> {
         export DEBIAN_FRONTEND=noninteractive
         mkdir -p /root/debs /etc/docker
         tar xf /root/docker.tar -C /root/debs
-        # The disks of lab hosts are overlays already.
-        echo '{"storage-driver": "vfs", "log-driver": "json-file", "debug": false}' > /etc/docker/daemon.json
+        # The disks of lab hosts are overlays already. Groups that systemd does not know of it tidies up itself when nobody needs their controller.
+        echo '{"storage-driver": "vfs", "log-driver": "json-file", "exec-opts": ["native.cgroupdriver=systemd"]}' > /etc/docker/daemon.json
         dpkg -i /root/debs/*.deb > /root/dpkg.log 2>&1 || { tail -20 /root/dpkg.log >&2; exit 1; }
         rm -r /root/debs /root/docker.tar
         mkdir /root/image/www && echo kept > /root/image/www/index.html

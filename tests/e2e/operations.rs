@@ -351,7 +351,7 @@ fn four_hosts_with_a_fault_each_are_told_together_with_what_to_do_and_none_is_to
     let site = Site::up(&["m1", "n1", "n2", "n3"])?;
     site.write_clusterfile(&["m1"], &["n1", "n2", "n3"], "dataRoot: /data/installer")?;
     // Lab hosts have one kernel and so one clock; programs of the debug profile believe this file.
-    site.on("m1", "echo 600000 > /run/installer-fault.clock")?;
+    site.on("m1", "echo 600000 > /run/lock/installer-fault.clock")?;
     site.on("n1", "mkdir /data && mount -t tmpfs -o size=64m tmpfs /data")?;
     let closed = site.file("closed.nft");
     let rule = "table inet closed { chain input { type filter hook input priority 0; tcp dport 10250 drop; }; }\n";

@@ -432,3 +432,28 @@ fn a_folder_taken_away_in_a_run_that_was_undone_may_be_taken_away_again_in_parts
     assert_eq!(undone.failed, Vec::<String>::new());
     assert_eq!(tree(dir.path()), first);
 }
+
+#[test]
+fn where_all_runtimes_keep_their_containers_only_what_is_empty_and_new_goes() {
+    // before, beside ours → whether the folder goes
+    for (before, beside, goes) in [(false, false, true), (false, true, false), (true, false, false)] {
+        let dir = host();
+        let runc = dir.path().join("run/containerd/runc");
+        fs::create_dir_all(if before { &runc } else { runc.parent().unwrap() }).unwrap();
+        let mut gate = open(dir.path());
+        gate.apply(&Effect::Dir(Dir {
+            path: "/etc/new".into(),
+            mode: 0o700,
+            owned: true,
+        }))
+        .unwrap();
+        fs::create_dir_all(runc.join("k8s.io/x")).unwrap();
+        if beside {
+            fs::create_dir_all(runc.join("moby/x")).unwrap();
+        }
+        undo(&mut gate).unwrap();
+        assert_eq!(!runc.exists(), goes, "before {before}, beside {beside}");
+        assert!(!runc.join("k8s.io").exists());
+        assert!(!beside || runc.join("moby/x").exists());
+    }
+}
