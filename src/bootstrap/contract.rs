@@ -165,9 +165,11 @@ impl Server {
     async fn wait_for_namespaces(&self) {
         let deadline = Instant::now() + Duration::from_secs(30);
         let namespaces: kube::Api<k8s_openapi::api::core::v1::Namespace> = kube::Api::all(self.client.clone());
-        while !matches!(namespaces.get_opt("kube-system").await, Ok(Some(_))) {
-            assert!(Instant::now() < deadline, "the API server did not come up");
-            tokio::time::sleep(Duration::from_millis(50)).await;
+        for name in ["kube-system", "default"] {
+            while !matches!(namespaces.get_opt(name).await, Ok(Some(_))) {
+                assert!(Instant::now() < deadline, "the API server did not come up");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
         }
     }
 

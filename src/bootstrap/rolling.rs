@@ -173,7 +173,8 @@ mod tests {
     #[test]
     fn pods_leave_when_what_carries_them_restarts_and_at_nothing_else() {
         let pods = Some(Disturbance::Pods);
-        let table: [(&[(&str, &'static str)], Option<Disturbance>); 8] = [
+        type Restarts = &'static [(&'static str, &'static str)];
+        let table: [(Restarts, Option<Disturbance>); 8] = [
             (&[], None),
             (&[(AGENT, "restart")], pods),
             (&[(RUNTIME, "restart")], pods),

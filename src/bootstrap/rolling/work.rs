@@ -133,7 +133,7 @@ pub fn settle(run: Arc<Run>, _: &'static Phase, place: Option<usize>) -> BoxFutu
             ticks.tick().await;
             let agent = session.client.unit_status(paths::unit::AGENT, 0).await;
             let agent = agent.map_err(session.failed("looking at the node agent"))?;
-            let since = (agent.active_since_us > 0).then(|| agent.active_since_us / 1_000_000);
+            let since = (agent.active_since_us > 0).then_some(agent.active_since_us / 1_000_000);
             // While the control plane is replaced the API server does not answer.
             let looked = tokio::time::timeout(ANSWER, look(&run, cluster, seat, since)).await;
             let waiting = match looked {
