@@ -8,6 +8,7 @@ mod cgroup;
 mod net;
 mod run;
 mod snapshot;
+mod watches;
 
 pub use net::Network;
 pub use run::{Output, output};
@@ -80,6 +81,7 @@ impl Lab {
         lab.down()?;
         let base = base::ensure(&absolute(&options.state)?)?;
         fs::create_dir_all(&lab.dir)?;
+        watches::raise(&lab.dir, lab.hosts.len())?;
         lab.make_key()?;
         lab.network.create()?;
         for host in &lab.hosts {
@@ -112,6 +114,7 @@ impl Lab {
         self.network.remove()?;
         cgroup::remove_all(&self.name)?;
         if self.dir.exists() {
+            watches::restore(&self.dir)?;
             fs::remove_dir_all(&self.dir).with_context(|| format!("cannot remove {}", self.dir.display()))?;
         }
         Ok(())
