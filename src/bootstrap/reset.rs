@@ -19,7 +19,7 @@ use clusterfile::{Clusterfile, Ssh};
 use futures::FutureExt as _;
 use host::{Mode, proto::Leftover};
 use serde::Serialize;
-use std::{net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 
 /// How long an API server may take to answer before a node is taken away without asking it.
 const ANSWER: Duration = Duration::from_secs(15);
@@ -87,9 +87,10 @@ pub async fn reset(clusterfile: &Clusterfile, options: &Options, request: &Reque
             "hosts cannot be reached; nothing was done. With --force the others are reset; reset --nodes IP --force-remove takes a host that is gone for good out of the cluster:{list}"
         )));
     }
-    if !request.nodes.is_empty() {
-        leave(clusterfile, options, request, &targets).await?;
-    }
+    let left = match request.nodes.is_empty() {
+        true => None,
+        false => leave(clusterfile, options, request, &targets).await?,
+    };
     let work = targets.iter().zip(opened).map(|((ip, _), opened)| {
         async move {
             let host = ip.to_string();
@@ -107,7 +108,38 @@ pub async fn reset(clusterfile: &Clusterfile, options: &Options, request: &Reque
         }
         .boxed()
     });
-    Ok(fan::all(work.collect()).await)
+    let results = fan::all(work.collect()).await;
+    if let Some(left) = left {
+        let clean = targets.iter().zip(&results).filter(|(_, result)| result.clean());
+        left.finish(clean.map(|((ip, _), _)| *ip).collect(), &*options.observer)
+            .await;
+    }
+    Ok(results)
+}
+
+/// Nodes that were taken out of a cluster, and the cluster.
+struct Left {
+    cluster: Cluster,
+    nodes: Vec<(String, Ipv4Addr)>,
+}
+
+impl Left {
+    /// What the cluster keeps of hosts on which nothing runs any more goes too: pods that are bound to their nodes, and a node that its agent
+    /// has registered again before it was stopped. Nobody else would end these pods before long.
+    async fn finish(self, clean: Vec<Ipv4Addr>, observer: &dyn Observer) {
+        let known = remove::with_addresses(&self.cluster, &clean).await.unwrap_or_default();
+        let nodes = self.nodes.into_iter().filter(|(_, ip)| clean.contains(ip));
+        let names: BTreeSet<String> = nodes.map(|(name, _)| name).chain(known).collect();
+        let names: Vec<String> = names.into_iter().collect();
+        for removed in remove::nodes(&self.cluster, &names).await {
+            if let Some(failed) = removed.failed {
+                observer.event(Event::Warning {
+                    host: Some(removed.node),
+                    message: format!("something of it is left in the cluster: {failed}"),
+                });
+            }
+        }
+    }
 }
 
 /// Whether a host merely has no `clusterd`: it was reset already, or never installed.
@@ -144,7 +176,7 @@ async fn leave(
     options: &Options,
     request: &Request,
     targets: &[(Ipv4Addr, Ssh)],
-) -> Result<()> {
+) -> Result<Option<Left>> {
     let left = match open_cluster(clusterfile, options).await {
         Ok(cluster) => {
             let ips: Vec<Ipv4Addr> = targets.iter().map(|(ip, _)| *ip).collect();
@@ -152,7 +184,8 @@ async fn leave(
                 drain: request.drain,
                 force: request.force,
             };
-            drain::nodes(&cluster, &ips, patience, &*options.observer).await
+            let nodes = drain::nodes(&cluster, &ips, patience, &*options.observer).await;
+            nodes.map(|nodes| Some(Left { cluster, nodes }))
         }
         Err(error) => Err(error),
     };
@@ -162,7 +195,7 @@ async fn leave(
                 host: None,
                 message: format!("nodes could not be drained: {error}"),
             });
-            Ok(())
+            Ok(None)
         }
         other => other,
     }
@@ -175,7 +208,7 @@ pub(crate) async fn take_out(
     patience: Patience,
     observer: &dyn Observer,
 ) -> Result<()> {
-    drain::nodes(cluster, ips, patience, observer).await
+    drain::nodes(cluster, ips, patience, observer).await.map(drop)
 }
 
 /// Takes the nodes of hosts that are gone for good out of the cluster; the hosts are not asked, and keep what is on them.

@@ -52,6 +52,8 @@ fn a_cluster_comes_up_grows_shrinks_and_leaves_nothing() -> Result<()> {
         site.kubectl(&["get", "node", "n1"])?.code != 0,
         "the node is gone from the cluster"
     );
+    let bound = site.kubectl_ok(&["get", "pods", "-A", "--field-selector=spec.nodeName=n1", "-o", "name"])?;
+    ensure!(bound.is_empty(), "pods are left on the node that is gone: {bound}");
     ensure!(
         left_over(&site, &before, "n1")?.is_empty(),
         "reset of n1 left {:#?}",

@@ -27,32 +27,32 @@ const AGAIN: Duration = Duration::from_secs(1);
 const NOT_FOUND: u16 = 404;
 const TOO_MANY_REQUESTS: u16 = 429;
 
-/// Drains and deletes the nodes with these addresses. Those that the cluster does not know have left already.
+/// Drains and deletes the nodes with these addresses, and says which they are. Those that the cluster does not know have left already.
 pub(super) async fn nodes(
     cluster: &Cluster,
     ips: &[Ipv4Addr],
     patience: Patience,
     observer: &dyn Observer,
-) -> Result<()> {
+) -> Result<Vec<(String, Ipv4Addr)>> {
     let api: Api<Node> = Api::all(cluster.client.clone());
     let list = api
         .list(&ListParams::default())
         .await
         .map_err(Error::api("listing nodes"))?;
-    let leaving: Vec<String> = list
+    let leaving: Vec<(String, Ipv4Addr)> = list
         .items
         .iter()
-        .filter(|node| nodes::internal_ip(node).is_some_and(|ip| ips.contains(&ip)))
-        .map(kube::ResourceExt::name_any)
+        .filter_map(|node| Some((node.name_any(), nodes::internal_ip(node)?)))
+        .filter(|(_, ip)| ips.contains(ip))
         .collect();
     // All are cordoned first, so that pods do not move from one leaving node to the next.
-    for name in &leaving {
+    for (name, _) in &leaving {
         let patch = Patch::Merge(json!({"spec": {"unschedulable": true}}));
         api.patch(name, &PatchParams::default(), &patch)
             .await
             .map_err(Error::api(format!("cordoning {name}")))?;
     }
-    for name in &leaving {
+    for (name, _) in &leaving {
         observer.event(Event::PhaseStarted {
             phase: "drain",
             title: "moving its pods elsewhere",
@@ -72,7 +72,7 @@ pub(super) async fn nodes(
             Err(error) => return Err(Error::api(format!("deleting node {name}"))(error)),
         }
     }
-    Ok(())
+    Ok(leaving)
 }
 
 /// How pods leave a node.
