@@ -49,6 +49,13 @@ impl Config {
         }
     }
 
+    /// How long a host may be silent, in milliseconds: the keep-alives and the wait after the last of them.
+    pub(crate) fn silence_ms(&self) -> u32 {
+        let waits = u32::try_from(self.keepalive_max.saturating_add(1)).unwrap_or(u32::MAX);
+        let silence = self.keepalive_interval.saturating_mul(waits);
+        u32::try_from(silence.as_millis()).unwrap_or(u32::MAX)
+    }
+
     /// `host`, or `[host]:port` when the port is not 22: how OpenSSH writes it.
     pub fn target(&self) -> String {
         crate::known_hosts::host_token(&self.host, self.port)

@@ -392,6 +392,9 @@ async fn tcp(config: &Config) -> Result<TcpStream> {
             Ok(Ok(stream)) => {
                 // Without it every small frame waits for an acknowledgement.
                 let _ = stream.set_nodelay(true);
+                // While a write waits for a host that takes nothing, no sign of life is missed: the kernel has to lose patience, and its own
+                // lasts for a quarter of an hour (tcp(7), TCP_USER_TIMEOUT).
+                let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, config.silence_ms());
                 return Ok(stream);
             }
             Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused => Error::Refused { host: config.target() },
@@ -456,5 +459,39 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
         Pin::new(&mut self.writer).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn a_host_that_takes_nothing_any_more_is_given_up() {
+        let host = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut config = Config::new("127.0.0.1", "root");
+        config.port = host.local_addr().unwrap().port();
+        config.keepalive_interval = Duration::from_millis(200);
+        config.keepalive_max = 1;
+        let mut stream = tcp(&config).await.unwrap();
+        let (_silent, _) = host.accept().await.unwrap();
+        let writing = async {
+            loop {
+                if let Err(error) = stream.write_all(&[0; 64 << 10]).await {
+                    return error;
+                }
+            }
+        };
+        let error = timeout(Duration::from_secs(60), writing).await.unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+    }
+
+    #[test]
+    fn silence_has_a_bound_whatever_is_configured() {
+        let mut config = Config::new("h", "root");
+        assert_eq!(config.silence_ms(), 40_000);
+        config.keepalive_max = usize::MAX;
+        assert_eq!(config.silence_ms(), u32::MAX);
     }
 }
