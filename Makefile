@@ -84,7 +84,7 @@ test: ## Unit, contract and lab tests.
 	fi
 
 .PHONY: test-faults
-test-faults: ## Stop apply, join, upgrade and reset at every point, in every way. Takes hours; FAULT_SHARD=1/8 runs a part.
+test-faults: ## Stop apply, join, upgrade and reset at every point, in every way. Takes an hour or two; FAULT_SHARD=1/8 runs a part.
 	@$(MAKE) --no-print-directory PROFILE=dev image
 	@trap '$(MAKE) --no-print-directory clean-lab' EXIT; \
 	cargo test --locked --workspace --test faults -- --ignored --nocapture --test-threads=1

@@ -521,7 +521,7 @@ fn what_is_stopped_anywhere_ends_well_a_sample() -> Result<()> {
 }
 
 #[test]
-#[ignore = "takes hours: make test-faults"]
+#[ignore = "takes an hour or two: make test-faults"]
 fn what_is_stopped_anywhere_ends_well() -> Result<()> {
     let matrix = Matrix::open()?;
     let only = std::env::var("FAULT_ONLY").unwrap_or_default();
