@@ -88,11 +88,12 @@ fn pids(groups: &[PathBuf]) -> Vec<u32> {
 fn kill(lab: &str, host: Option<&str>) -> Result<()> {
     let start = Instant::now();
     loop {
-        let alive: Vec<String> = pids(&groups(lab, host)?)
-            .iter()
-            .filter(|p| **p != 0)
-            .map(u32::to_string)
-            .collect();
+        let groups = groups(lab, host)?;
+        // runc freezes what it begins; where control groups are of version 1, that cannot even be killed.
+        for group in groups.iter().filter(|group| group.join("freezer.state").exists()) {
+            let _ = fs::write(group.join("freezer.state"), "THAWED");
+        }
+        let alive: Vec<String> = pids(&groups).iter().filter(|p| **p != 0).map(u32::to_string).collect();
         if alive.is_empty() {
             return Ok(());
         }
