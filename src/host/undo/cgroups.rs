@@ -56,6 +56,17 @@ fn processes(at: &Path, out: &mut Vec<i32>) {
     }
 }
 
+/// Lets go on what is frozen: runc freezes what it begins, and where control groups are of version 1 the frozen cannot be killed
+/// (Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst of the kernel).
+fn thaw(at: &Path) {
+    let state = at.join("freezer.state");
+    if state.exists() {
+        // Whoever stays frozen is named as a process that does not end.
+        let _ = fs::write(state, "THAWED");
+    }
+    folders(at).for_each(|folder| thaw(&folder));
+}
+
 /// Kills every process in our groups and waits until they are gone. A process that forks while it is killed is caught by the next round.
 ///
 /// # Errors
@@ -66,7 +77,10 @@ pub(super) fn kill() -> Result<usize> {
     let mut killed = 0;
     loop {
         let mut pids = Vec::new();
-        ours().iter().for_each(|group| processes(group, &mut pids));
+        for group in ours() {
+            thaw(&group);
+            processes(&group, &mut pids);
+        }
         pids.retain(|pid| *pid != own && *pid > 1);
         pids.sort_unstable();
         pids.dedup();
@@ -107,5 +121,27 @@ fn remove_below(group: &Path) -> Result<()> {
             }
             Err(e) => return Err(Error::io(group)(e)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_that_are_frozen_are_let_go_on_at_every_depth() {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join("kubepods/pod/container");
+        fs::create_dir_all(&inner).unwrap();
+        for at in [inner.as_path(), dir.path().join("kubepods").as_path()] {
+            fs::write(at.join("freezer.state"), "FROZEN").unwrap();
+        }
+        thaw(dir.path());
+        assert_eq!(fs::read_to_string(inner.join("freezer.state")).unwrap(), "THAWED");
+        assert_eq!(
+            fs::read_to_string(dir.path().join("kubepods/freezer.state")).unwrap(),
+            "THAWED"
+        );
+        assert!(!dir.path().join("kubepods/pod/freezer.state").exists());
     }
 }
