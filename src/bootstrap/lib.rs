@@ -13,6 +13,7 @@
 pub mod airgap;
 pub mod apps;
 pub mod bandwidth;
+mod board;
 pub mod certs;
 pub mod check;
 pub mod cluster;

@@ -129,7 +129,7 @@ impl Left {
     async fn finish(self, clean: Vec<Ipv4Addr>, observer: &dyn Observer) {
         let known = remove::with_addresses(&self.cluster, &clean).await.unwrap_or_default();
         let nodes = self.nodes.into_iter().filter(|(_, ip)| clean.contains(ip));
-        let names: BTreeSet<String> = nodes.map(|(name, _)| name).chain(known).collect();
+        let names: BTreeSet<String> = nodes.chain(known).map(|(name, _)| name).collect();
         let names: Vec<String> = names.into_iter().collect();
         for removed in remove::nodes(&self.cluster, &names).await {
             if let Some(failed) = removed.failed {
@@ -223,7 +223,8 @@ pub async fn force_remove(clusterfile: &Clusterfile, options: &Options, hosts: &
     };
     targets(clusterfile, &request)?;
     let cluster = open_cluster(clusterfile, options).await?;
-    let names = remove::with_addresses(&cluster, hosts).await?;
+    let nodes = remove::with_addresses(&cluster, hosts).await?;
+    let names: Vec<String> = nodes.into_iter().map(|(name, _)| name).collect();
     Ok(remove::nodes(&cluster, &names).await)
 }
 

@@ -11,6 +11,7 @@
 use crate::{
     Error, Result,
     bandwidth::{Bandwidth, Throttled},
+    board::Board,
     handout::{Ended, Handout},
     session::{Program, Pushed},
     spread::Source,
@@ -25,12 +26,12 @@ use ssh::{Become, Command, ExitStatus};
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
     sync::{
-        Mutex, MutexGuard, OnceLock, PoisonError,
+        OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
-use tokio::{sync::watch, time::timeout};
+use tokio::time::timeout;
 
 /// What bash does on a host that lacks `clusterd`.
 const FETCH: &str = include_str!("fetch.sh");
@@ -54,8 +55,7 @@ struct Giver {
 /// See the head of this file.
 pub struct Supply<'a> {
     program: &'a Program,
-    state: Mutex<Handout>,
-    changed: watch::Sender<u64>,
+    board: Board<Handout>,
     /// Whether compressing costs less than it spares, for all that was seen.
     slow: AtomicBool,
     givers: Vec<OnceLock<Giver>>,
@@ -69,7 +69,7 @@ pub(crate) struct Place<'a> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.supply.change(|state| {
+        self.supply.board.change(|state| {
             let has = self.supply.givers[self.index].get().is_some();
             state.settle(self.index, has);
         });
@@ -87,8 +87,7 @@ impl<'a> Supply<'a> {
     pub fn new(program: &'a Program, hosts: usize, peers: bool) -> Self {
         Self {
             program,
-            state: Mutex::new(Handout::new(hosts, peers)),
-            changed: watch::Sender::default(),
+            board: Board::new(Handout::new(hosts, peers)),
             slow: AtomicBool::new(false),
             givers: (0..hosts).map(|_| OnceLock::new()).collect(),
         }
@@ -99,25 +98,13 @@ impl<'a> Supply<'a> {
         Place { supply: self, index }
     }
 
-    fn state(&self) -> MutexGuard<'_, Handout> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn change<T>(&self, change: impl FnOnce(&mut Handout) -> T) -> T {
-        let result = change(&mut self.state());
-        self.changed.send_modify(|count| *count = count.wrapping_add(1));
-        result
-    }
-
     /// Waits until there is somebody to get it from.
     async fn turn(&self, index: usize) -> Source {
-        let mut changed = self.changed.subscribe();
+        let mut changed = self.board.changes();
         let mut patient = true;
         loop {
             changed.borrow_and_update();
-            let next = self.state().next(index, patient);
-            if let Some(source) = next {
-                self.change(|_| ());
+            if let Some(source) = self.board.try_change(|state| state.next(index, patient)) {
                 return source;
             }
             patient = timeout(STANDSTILL, changed.changed()).await.is_ok();
@@ -158,7 +145,7 @@ impl Place<'_> {
         };
         if connection.is_local() {
             // What goes there leaves nothing.
-            self.supply.change(|state| state.alone(self.index));
+            self.supply.board.change(|state| state.alone(self.index));
         }
         loop {
             let source = self.supply.turn(self.index).await;
@@ -170,7 +157,7 @@ impl Place<'_> {
                     .slow
                     .fetch_or(slow && !connection.is_local(), Ordering::Relaxed);
                 let how = if sent.is_ok() { Ended::Got } else { Ended::Refused };
-                self.supply.change(|state| state.ended(self.index, how));
+                self.supply.board.change(|state| state.ended(self.index, how));
                 return sent.map(|()| pushed(false));
             };
             let wanted = Wanted {
@@ -184,7 +171,7 @@ impl Place<'_> {
                 Err(refusal) if is_lost(&refusal.error) => Ended::Lost,
                 Err(refusal) => refusal.how,
             };
-            self.supply.change(|state| state.ended(self.index, how));
+            self.supply.board.change(|state| state.ended(self.index, how));
             match fetched {
                 Ok(()) => return Ok(pushed(true)),
                 Err(refusal) if how == Ended::Lost => return Err(refusal.error),

@@ -5,6 +5,7 @@
 
 use crate::{
     Result,
+    board::Board,
     event::Event,
     plan,
     run::Run,
@@ -22,12 +23,8 @@ use rand::RngCore as _;
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
 };
-use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 /// Blobs on their way to one host at the same time: enough that small ones do not wait for each other's answers.
@@ -37,8 +34,7 @@ const IN_FLIGHT_TOTAL: usize = 64;
 
 /// See the head of this file.
 pub struct Swarm {
-    state: Mutex<Spread>,
-    changed: watch::Sender<u64>,
+    board: Board<Spread>,
     /// Where each host serves, once one shall fetch from it.
     serving: Vec<tokio::sync::Mutex<Option<Peer>>>,
     /// How often blobs will still be brought to a host.
@@ -55,7 +51,7 @@ struct Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         if !self.served {
-            self.swarm.change(|state| state.leave(self.index));
+            self.swarm.board.change(|state| state.leave(self.index));
         }
     }
 }
@@ -103,21 +99,10 @@ impl Swarm {
         }
         let registries = site.seats.iter().filter(|seat| seat.registry).count();
         Self {
-            state: Mutex::new(state),
-            changed: watch::Sender::default(),
+            board: Board::new(state),
             serving: (0..hosts).map(|_| tokio::sync::Mutex::default()).collect(),
             rounds: AtomicUsize::new(hosts + registries),
         }
-    }
-
-    fn state(&self) -> MutexGuard<'_, Spread> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn change<T>(&self, change: impl FnOnce(&mut Spread) -> T) -> T {
-        let result = change(&mut self.state());
-        self.changed.send_modify(|count| *count = count.wrapping_add(1));
-        result
     }
 
     /// Brings a host what it lacks; how many bytes of it came from other hosts.
@@ -130,7 +115,7 @@ impl Swarm {
             index,
             served: false,
         };
-        self.change(|state| {
+        self.board.change(|state| {
             for missing in &missing {
                 state.want(index, &missing.blob.digest, missing.blob.size);
             }
@@ -159,18 +144,14 @@ impl Swarm {
     }
 
     async fn all(&self, round: &Round<'_>) -> Result<()> {
-        let mut changed = self.changed.subscribe();
+        let mut changed = self.board.changes();
         let mut flights: FuturesUnordered<BoxFuture<'_, Result<()>>> = FuturesUnordered::new();
         loop {
             changed.borrow_and_update();
-            // One statement each: the lock is not held while something begins.
-            loop {
-                let next = self.state().next(round.index);
-                let Some(next) = next else { break };
-                self.change(|_| ());
+            while let Some(next) = self.board.try_change(|state| state.next(round.index)) {
                 flights.push(self.fly(round, next).boxed());
             }
-            if self.state().is_served(round.index) {
+            if self.board.state().is_served(round.index) {
                 return Ok(());
             }
             tokio::select! {
@@ -213,13 +194,13 @@ impl Swarm {
             };
             transfer::deliver(session, &path, missing, told).await?;
         }
-        self.change(|state| state.done(round.index, digest));
+        self.board.change(|state| state.done(round.index, digest));
         Ok(())
     }
 
     fn moved(&self, index: usize, digest: &Digest) {
         // Nobody waits for that, so nobody is woken.
-        self.state().moved(index, digest);
+        self.board.state().moved(index, digest);
     }
 
     async fn fetch(&self, round: &Round<'_>, meter: &Meter, source: usize) -> Result<()> {
@@ -242,7 +223,7 @@ impl Swarm {
         let fetched = session.client.fetch_blob(meter.blob.clone(), peer.clone(), told).await;
         let (blame, error) = match fetched {
             Ok(()) => {
-                self.change(|state| state.done(index, digest));
+                self.board.change(|state| state.done(index, digest));
                 return Ok(());
             }
             Err(ClientError::Fault(fault)) => match fault.kind {
@@ -267,7 +248,7 @@ impl Swarm {
         let (run, index, digest) = (round.run, round.index, &meter.blob.digest);
         let (host, source) = (run.host_name(index), run.host_name(source));
         tracing::info!(%host, %source, %error, blob = digest.short(), "a blob did not come from another host");
-        let (was, is) = self.change(|state| {
+        let (was, is) = self.board.change(|state| {
             let was = state.is_alone(index);
             state.failed(index, digest, blame);
             (was, state.is_alone(index))

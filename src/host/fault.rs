@@ -31,7 +31,7 @@ pub(crate) fn clock_ms() -> i64 {
 
 /// Passes a point, or stops there.
 #[cfg(debug_assertions)]
-pub(crate) fn point(names: &[String]) {
+pub(crate) fn point(names: impl FnOnce() -> Vec<String>) {
     use std::{
         collections::HashMap,
         fs::{self, OpenOptions},
@@ -44,7 +44,7 @@ pub(crate) fn point(names: &[String]) {
     if armed().is_none() {
         return;
     }
-    let name = names.join(", ").replace('\n', " ");
+    let name = names().join(", ").replace('\n', " ");
     let mut passes = PASSES
         .get_or_init(Mutex::default)
         .lock()
@@ -65,4 +65,4 @@ pub(crate) fn point(names: &[String]) {
 
 /// Does nothing.
 #[cfg(not(debug_assertions))]
-pub(crate) fn point(_: &[String]) {}
+pub(crate) fn point(_: impl FnOnce() -> Vec<String>) {}

@@ -373,19 +373,13 @@ impl Journal {
     /// # Errors
     /// When the disk refuses; then the change must not be made.
     pub fn record(&mut self, entries: impl IntoIterator<Item = Entry>) -> Result<()> {
+        let entries: Vec<Entry> = entries.into_iter().collect();
         let mut text = Vec::new();
-        let mut keys = Vec::new();
-        for entry in entries {
-            let key = entry.key();
-            keys.push(match entry {
-                // One that is run again is no other work.
-                Entry::Run { .. } | Entry::Ended { .. } => "run".to_owned(),
-                _ => key.clone(),
-            });
-            if !self.keys.insert(key) {
+        for entry in &entries {
+            if !self.keys.insert(entry.key()) {
                 continue;
             }
-            let json = serde_json::to_vec(&entry).map_err(|e| Error::invalid(e.to_string()))?;
+            let json = serde_json::to_vec(entry).map_err(|e| Error::invalid(e.to_string()))?;
             text.extend_from_slice(checksum(&json).as_bytes());
             text.push(b' ');
             text.extend_from_slice(&json);
@@ -396,8 +390,8 @@ impl Journal {
             self.file.write_all(&text).map_err(Error::io(&path))?;
             self.file.sync_data().map_err(Error::io(&path))?;
         }
-        if !keys.is_empty() {
-            fault::point(&keys);
+        if !entries.is_empty() {
+            fault::point(|| entries.iter().map(point_name).collect());
         }
         Ok(())
     }
@@ -430,6 +424,14 @@ impl Journal {
         let name = self.fresh_name();
         fsops::copy_atomic(path, &self.saved_path(&name), 0o600, None)?;
         Ok(Old::Saved(name))
+    }
+}
+
+/// What tests call the point after an entry's record: one that is run again is no other work.
+fn point_name(entry: &Entry) -> String {
+    match entry {
+        Entry::Run { .. } | Entry::Ended { .. } => "run".to_owned(),
+        _ => entry.key(),
     }
 }
 

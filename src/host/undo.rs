@@ -84,7 +84,7 @@ pub(crate) fn undo(gate: &mut Gate) -> Result<Undone> {
         home: &home,
     };
     for entry in entries.iter().rev() {
-        fault::point(&["undo".to_owned(), entry.key()]);
+        fault::point(|| vec!["undo".to_owned(), entry.key()]);
         let result = player.revert(entry);
         if !entry.is_mark() && !matches!(entry, Entry::Unit { .. }) {
             report.note(format!("undid: {}", entry.describe()), result);
@@ -97,7 +97,7 @@ pub(crate) fn undo(gate: &mut Gate) -> Result<Undone> {
     player.restore_units(&entries, &mut report);
     let now = snapshot::take(&gate.root, gate.system.as_ref());
     let left = snapshot::compare(&before, &now, &home);
-    fault::point(&["undone".to_owned()]);
+    fault::point(|| vec!["undone".to_owned()]);
     if report.failed.is_empty() {
         drop(gate.take_journal());
         farewell(gate, &entries, &mut report);

@@ -115,6 +115,17 @@ impl fmt::Display for Chain {
     }
 }
 
+/// An installer at work. It ends with this: one that a failed case left behind would go on with the hosts of the next.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // One that has ended cannot be killed: that is fine.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 struct Matrix {
     site: Site,
     before: BTreeMap<&'static str, Snapshot>,
@@ -204,7 +215,7 @@ impl Matrix {
         }
     }
 
-    fn start(&self, work: Work) -> Result<Child> {
+    fn start(&self, work: Work) -> Result<Running> {
         let verb = if work == Work::Reset { "reset" } else { "apply" };
         let log = fs::File::create(self.site.file("stopped.log"))?;
         let mut command = self.site.installer_command()?;
@@ -212,7 +223,7 @@ impl Matrix {
             .args([verb, "-f", "Clusterfile", "--yes", "--ssh-config", "ssh-config"])
             .env("RUST_LOG", "bootstrap=info")
             .stdin(Stdio::null());
-        Ok(command.stdout(log.try_clone()?).stderr(log).spawn()?)
+        Ok(Running(command.stdout(log.try_clone()?).stderr(log).spawn()?))
     }
 
     /// The points that the work passes on each host when nothing stops it, in this order.
@@ -222,7 +233,7 @@ impl Matrix {
         for host in HOSTS {
             self.arm(host, [])?;
         }
-        let status = self.start(work)?.wait()?;
+        let status = self.start(work)?.0.wait()?;
         ensure!(status.success(), "{work:?} without a fault: {}", self.log());
         let points = HOSTS.into_iter().map(|host| (host, self.passed(host))).collect();
         self.disarm()?;
@@ -238,8 +249,9 @@ impl Matrix {
         self.prepare(case.work)?;
         let points = BTreeSet::from([case.point.clone()]);
         self.arm(case.host, &points)?;
-        let mut child = self.start(case.work)?;
-        match self.stopped(case.host, &points, &mut child)? {
+        let mut running = self.start(case.work)?;
+        let child = &mut running.0;
+        match self.stopped(case.host, &points, child)? {
             Stopped::At(_) => {}
             Stopped::Ended(status) => bail!("the point was not reached ({status}): {}", self.log()),
         }
@@ -247,11 +259,11 @@ impl Matrix {
             // What the installer would do when it notices is not wanted.
             child.kill()?;
         }
-        self.stop(case.host, case.stop, &mut child, &BTreeSet::new())?;
+        self.stop(case.host, case.stop, child, &BTreeSet::new())?;
         if case.then == Then::Reset {
             child.wait()?;
         } else {
-            self.wait(&mut child)?;
+            self.wait(child)?;
             self.look(case.work)?;
         }
         self.end()
@@ -279,14 +291,15 @@ impl Matrix {
         self.arm(chain.host, &*left)?;
         let mut fruitless = 0;
         loop {
-            let mut child = self.start(chain.work)?;
+            let mut running = self.start(chain.work)?;
+            let child = &mut running.0;
             let mut stops = 0;
             let status = loop {
-                match self.stopped(chain.host, left, &mut child)? {
+                match self.stopped(chain.host, left, child)? {
                     Stopped::Ended(status) => break status,
                     Stopped::At(points) => {
                         left.retain(|point| !points.contains(point));
-                        self.stop(chain.host, chain.stop, &mut child, left)?;
+                        self.stop(chain.host, chain.stop, child, left)?;
                         stops += 1;
                     }
                 }
@@ -468,6 +481,26 @@ enum Stopped {
     Ended(ExitStatus),
 }
 
+/// The case of a host's point so far on its way.
+fn sampled(
+    points: &BTreeMap<&'static str, Vec<Point>>,
+    work: Work,
+    host: &'static str,
+    (part, of): (usize, usize),
+    stop: Stop,
+    then: Then,
+) -> Task {
+    let points = &points[host];
+    let point = points[(points.len() - 1) * part / of].clone();
+    Task::Case(Case {
+        work,
+        host,
+        point,
+        stop,
+        then,
+    })
+}
+
 #[test]
 fn what_is_stopped_anywhere_ends_well_a_sample() -> Result<()> {
     let matrix = Matrix::open()?;
@@ -475,48 +508,29 @@ fn what_is_stopped_anywhere_ends_well_a_sample() -> Result<()> {
     let counts: Vec<usize> = points.values().map(Vec::len).collect();
     println!("points of an apply: {counts:?}");
     ensure!(counts.iter().all(|count| *count > 20), "too few points: {counts:?}");
-    let case = |work, host: &'static str, (part, of): (usize, usize), stop, then| {
-        let points = &points[host];
-        let point = points[(points.len() - 1) * part / of].clone();
-        Task::Case(Case {
-            work,
-            host,
-            point,
-            stop,
-            then,
-        })
-    };
     let mut tasks = vec![
-        case(Work::Apply, "m1", (0, 1), Stop::Installer, Then::Reset),
-        case(Work::Apply, "m1", (1, 3), Stop::Power, Then::Again),
-        case(Work::Apply, "m1", (2, 3), Stop::Daemon, Then::Again),
-        case(Work::Apply, "n1", (1, 2), Stop::Link, Then::Again),
-        case(Work::Apply, "n1", (1, 1), Stop::Installer, Then::Reset),
-        case(Work::Join, "n1", (2, 3), Stop::Daemon, Then::Again),
+        sampled(&points, Work::Apply, "m1", (0, 1), Stop::Installer, Then::Reset),
+        sampled(&points, Work::Apply, "m1", (1, 3), Stop::Power, Then::Again),
+        sampled(&points, Work::Apply, "m1", (2, 3), Stop::Daemon, Then::Again),
+        sampled(&points, Work::Apply, "n1", (1, 2), Stop::Link, Then::Again),
+        sampled(&points, Work::Apply, "n1", (1, 1), Stop::Installer, Then::Reset),
+        sampled(&points, Work::Join, "n1", (2, 3), Stop::Daemon, Then::Again),
     ];
     let points = matrix.count(Work::Reset)?;
-    let case = |host: &'static str, (part, of): (usize, usize), stop| {
-        let points = &points[host];
-        let point = points[(points.len() - 1) * part / of].clone();
-        Task::Case(Case {
-            work: Work::Reset,
-            host,
-            point,
-            stop,
-            then: Then::Reset,
-        })
-    };
-    tasks.push(case("m1", (1, 2), Stop::Power));
-    tasks.push(case("n1", (1, 3), Stop::Installer));
+    tasks.extend([
+        sampled(&points, Work::Reset, "m1", (1, 2), Stop::Power, Then::Reset),
+        sampled(&points, Work::Reset, "n1", (1, 3), Stop::Installer, Then::Reset),
+    ]);
     let points = matrix.count(Work::Upgrade)?;
-    let first = points["m1"].first().context("an upgrade changes nothing")?;
-    tasks.push(Task::Case(Case {
-        work: Work::Upgrade,
-        host: "m1",
-        point: first.clone(),
-        stop: Stop::Installer,
-        then: Then::Again,
-    }));
+    ensure!(!points["m1"].is_empty(), "an upgrade changes nothing");
+    tasks.push(sampled(
+        &points,
+        Work::Upgrade,
+        "m1",
+        (0, 1),
+        Stop::Installer,
+        Then::Again,
+    ));
     matrix.run(&tasks)
 }
 

@@ -3,10 +3,10 @@
 //! Evictions respect disruption budgets, and it is the API server that judges them: what it says of a budget is told when it was in the
 //! way until the end. Where a server has no evictions pods are deleted with their own grace.
 
-use super::Patience;
+use super::{Patience, remove};
 use crate::{
     Error, Result,
-    cluster::{Cluster, nodes},
+    cluster::{Cluster, wait::until},
     event::{Event, Observer},
     fan,
 };
@@ -16,7 +16,7 @@ use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams},
     core::Status,
-    runtime::{conditions::is_deleted, wait::await_condition},
+    runtime::conditions::is_deleted,
 };
 use serde_json::json;
 use std::{net::Ipv4Addr, time::Duration};
@@ -35,16 +35,7 @@ pub(super) async fn nodes(
     observer: &dyn Observer,
 ) -> Result<Vec<(String, Ipv4Addr)>> {
     let api: Api<Node> = Api::all(cluster.client.clone());
-    let list = api
-        .list(&ListParams::default())
-        .await
-        .map_err(Error::api("listing nodes"))?;
-    let leaving: Vec<(String, Ipv4Addr)> = list
-        .items
-        .iter()
-        .filter_map(|node| Some((node.name_any(), nodes::internal_ip(node)?)))
-        .filter(|(_, ip)| ips.contains(ip))
-        .collect();
+    let leaving = remove::with_addresses(cluster, ips).await?;
     // All are cordoned first, so that pods do not move from one leaving node to the next.
     for (name, _) in &leaving {
         let patch = Patch::Merge(json!({"spec": {"unschedulable": true}}));
@@ -175,10 +166,9 @@ async fn leave(cluster: &Cluster, pod: Pod, evicts: bool, deadline: Instant) -> 
         }
     }
     let uid = pod.uid().unwrap_or_default();
-    let gone = await_condition(api, &name, is_deleted(&uid));
+    let gone = until(api, &name, is_deleted(&uid));
     match tokio::time::timeout_at(deadline, gone).await {
-        Ok(Ok(_)) => Ok(None),
-        Ok(Err(error)) => Err(Error::Wish(format!("watching {title}: {error}"))),
+        Ok(_) => Ok(None),
         Err(_) => Ok(Some(format!("{title}: it is told to end and has not ended yet"))),
     }
 }

@@ -33,21 +33,17 @@ pub struct Removed {
     pub failed: Option<String>,
 }
 
-/// The nodes with these addresses.
+/// The nodes with these addresses, and which address each has.
 ///
 /// # Errors
 /// When the API server does not answer.
-pub(crate) async fn with_addresses(cluster: &Cluster, ips: &[Ipv4Addr]) -> Result<Vec<String>> {
+pub(crate) async fn with_addresses(cluster: &Cluster, ips: &[Ipv4Addr]) -> Result<Vec<(String, Ipv4Addr)>> {
     let api: Api<Node> = Api::all(cluster.client.clone());
     let listed = api.list(&ListParams::default()).await;
     let listed = listed.map_err(Error::api("listing nodes"))?;
-    let wanted = |node: &&Node| nodes::internal_ip(node).is_some_and(|ip| ips.contains(&ip));
-    Ok(listed
-        .items
-        .iter()
-        .filter(wanted)
-        .map(kube::ResourceExt::name_any)
-        .collect())
+    let known = listed.items.iter();
+    let known = known.filter_map(|node| Some((node.name_any(), nodes::internal_ip(node)?)));
+    Ok(known.filter(|(_, ip)| ips.contains(ip)).collect())
 }
 
 /// Removes nodes and what belongs to them; one that fails hinders no other.
