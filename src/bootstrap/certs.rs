@@ -7,7 +7,7 @@
 
 use crate::{
     Error, Result,
-    cluster::{Cluster, api, nodes},
+    cluster::{Cluster, api, nodes, wait::until},
     control_plane::{self, ControlPlane},
     effects,
     event::Event,
@@ -26,7 +26,7 @@ use host::{
     proto::{CertificateInfo, RunEnd, RunMark},
 };
 use k8s_openapi::api::core::v1::Node;
-use kube::{Api, runtime::wait::await_condition};
+use kube::Api;
 use serde::Serialize;
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -252,9 +252,9 @@ impl Renewal<'_> {
         let cluster = Cluster::open(self.signer).await?;
         let api: Api<Node> = Api::all(cluster.client.clone());
         let ready = |node: Option<&Node>| node.is_some_and(nodes::is_ready);
-        match tokio::time::timeout(READY, await_condition(api.clone(), name, ready)).await {
-            Ok(Ok(_)) => Ok(()),
-            _ => {
+        match tokio::time::timeout(READY, until(api.clone(), name, ready)).await {
+            Ok(_) => Ok(()),
+            Err(_) => {
                 let last = match api.get_opt(name).await {
                     Ok(Some(node)) => nodes::not_ready_because(&node),
                     Ok(None) => "the API server knows no such node".to_owned(),

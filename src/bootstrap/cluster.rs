@@ -17,6 +17,7 @@ pub mod record;
 mod rollout;
 mod token;
 mod tunnel;
+pub(crate) mod wait;
 
 pub use apply::{Applied, Applier, drifted, title};
 pub use tunnel::Tunnel;

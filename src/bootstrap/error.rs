@@ -80,12 +80,12 @@ pub enum Error {
         blockers: Vec<String>,
     },
     /// The API server would not do it.
-    #[error("{doing}: {source}")]
+    #[error("{doing}: {}", component::plain(error))]
     Api {
         /// What was asked.
         doing: String,
-        /// Why not.
-        source: Box<kube::Error>,
+        /// Why not. No `source`: what is to be told of it is in the message.
+        error: Box<kube::Error>,
     },
     /// It did not happen in time.
     #[error("{what} did not happen within {seconds} s{}", if .last.is_empty() { String::new() } else { format!(": {}", .last) })]
@@ -171,9 +171,9 @@ impl Error {
 
     /// For `map_err`: an API failure while `doing`.
     pub fn api(doing: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
-        move |source| Self::Api {
+        move |error| Self::Api {
             doing: doing.into(),
-            source: Box::new(source),
+            error: Box::new(error),
         }
     }
 

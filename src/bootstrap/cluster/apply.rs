@@ -96,7 +96,7 @@ impl Applier {
         let api = match self.api(object, &title).await {
             Ok(api) => api,
             // With its kind all its objects are gone.
-            Err(Error::Api { source, .. }) if matches!(&*source, kube::Error::Discovery(_)) => return Ok(None),
+            Err(Error::Api { error, .. }) if matches!(&*error, kube::Error::Discovery(_)) => return Ok(None),
             Err(error) => return Err(error),
         };
         let live = api
@@ -117,7 +117,7 @@ impl Applier {
         let api = match self.api(object, &title).await {
             Ok(api) => api,
             // With its kind all its objects are gone.
-            Err(Error::Api { source, .. }) if matches!(&*source, kube::Error::Discovery(_)) => return Ok(false),
+            Err(Error::Api { error, .. }) if matches!(&*error, kube::Error::Discovery(_)) => return Ok(false),
             Err(error) => return Err(error),
         };
         match api.delete(name, &DeleteParams::background()).await {

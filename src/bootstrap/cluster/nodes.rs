@@ -1,6 +1,6 @@
 //! Nodes: that they appear, carry the labels and taints that were wished, become Ready; and how they leave.
 
-use super::api;
+use super::{api, wait::until};
 use crate::{
     Error, Result, fan, paths,
     phases::{Outcome, Phase},
@@ -8,13 +8,13 @@ use crate::{
     run::Run,
     site::{CONTROL_PLANE, Seat},
 };
+use component::ApiErrorExt as _;
 use futures::{FutureExt as _, future::BoxFuture};
 use host::Effect;
 use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api,
     api::{Patch, PatchParams},
-    runtime::wait::await_condition,
 };
 use serde_json::{Value, json};
 use std::{
@@ -25,6 +25,8 @@ use std::{
 
 /// How long a node may take from its agent's start to Ready.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// How often others may be faster than we in changing a node.
+const RACES: usize = 20;
 /// Keys of the labels we set, so that one that leaves the Clusterfile leaves the node.
 const OUR_LABELS: &str = "installer.internal/labels";
 /// `key:effect` of the taints we set.
@@ -81,14 +83,7 @@ async fn one(run: &Arc<Run>, index: usize, deadline: Instant) -> Result<usize> {
         node.is_some()
     })
     .await?;
-    let patch = metadata_patch(&node, seat);
-    let changes = usize::from(patch.is_some());
-    if let Some(patch) = patch {
-        nodes
-            .patch(&seat.name, &PatchParams::default(), &Patch::Merge(&patch))
-            .await
-            .map_err(Error::api(format!("labelling node {}", seat.name)))?;
-    }
+    let given = give_metadata(&nodes, node, seat).await?;
     wait(run, index, &nodes, deadline, "become Ready", |node| {
         node.is_some_and(is_ready)
     })
@@ -96,7 +91,34 @@ async fn one(run: &Arc<Run>, index: usize, deadline: Instant) -> Result<usize> {
     // What an interrupted apply has cordoned has nobody else to let it go.
     let released = rolling::work::release(&nodes, &seat.name).await?;
     run.note(Some(index), "node is Ready");
-    Ok(changes + usize::from(released))
+    Ok(usize::from(given) + usize::from(released))
+}
+
+/// Gives a node the labels and taints of its seat; whether it lacked some. `node` may have been seen a while ago.
+///
+/// # Errors
+/// When the API server refuses.
+pub(crate) async fn give_metadata(nodes: &Api<Node>, mut node: Node, seat: &Seat) -> Result<bool> {
+    let failed = |error| Error::api(format!("labelling node {}", seat.name))(error);
+    for _ in 0..RACES {
+        let Some(patch) = metadata_patch(&node, seat) else {
+            return Ok(false);
+        };
+        let patched = nodes
+            .patch(&seat.name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await;
+        match patched {
+            Ok(_) => return Ok(true),
+            // The agent or the controllers were faster: what they wrote counts, too.
+            Err(error) if error.is_conflict() => tracing::info!(node = seat.name, "the node changed meanwhile"),
+            Err(error) => return Err(failed(error)),
+        }
+        node = nodes.get(&seat.name).await.map_err(failed)?;
+    }
+    Err(Error::Wish(format!(
+        "node {} was changed by somebody else each of the {RACES} times it was to get its labels and taints; run the command again",
+        seat.name
+    )))
 }
 
 async fn wait(
@@ -109,8 +131,8 @@ async fn wait(
 ) -> Result<Node> {
     let (seat, session) = (&run.site.seats[index], &run.sessions[index]);
     let left = deadline.saturating_duration_since(Instant::now());
-    let waited = tokio::time::timeout(left, await_condition(nodes.clone(), &seat.name, condition)).await;
-    if let Ok(Ok(Some(node))) = waited {
+    let waited = tokio::time::timeout(left, until(nodes.clone(), &seat.name, condition)).await;
+    if let Ok(Some(node)) = waited {
         return Ok(node);
     }
     let mut last = match nodes.get_opt(&seat.name).await {

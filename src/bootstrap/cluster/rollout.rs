@@ -1,14 +1,14 @@
 //! Waiting until what an application's manifests run is there: Deployments and DaemonSets whose pods are all of the newest kind and
 //! available, as `kubectl rollout status` judges it.
 
-use super::{helm::blockers, ledger::ObjectRef};
+use super::{helm::blockers, ledger::ObjectRef, wait::until};
 use crate::{Error, Result, apps::NAMESPACE, fan};
 use futures::{FutureExt as _, future::BoxFuture};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::apps::v1::{DaemonSet, Deployment},
 };
-use kube::{Api, Client, Resource, runtime::wait::await_condition};
+use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::{collections::BTreeSet, fmt::Debug, time::Duration};
@@ -16,11 +16,11 @@ use std::{collections::BTreeSet, fmt::Debug, time::Duration};
 /// Waits for all workloads among the objects.
 ///
 /// # Errors
-/// When they are not there in time, with the pods and claims that are in the way; or the API server does not answer.
+/// When they are not there in time, with the pods and claims that are in the way.
 pub async fn wait(client: &Client, what: &str, objects: &[Value], limit: Duration) -> Result<()> {
-    let ended = tokio::time::timeout(limit, fan::all_good(waits(client, objects))).await;
-    if let Ok(ended) = ended {
-        return ended.map(drop);
+    let ended = tokio::time::timeout(limit, fan::all(waits(client, objects))).await;
+    if ended.is_ok() {
+        return Ok(());
     }
     let timeout = Error::Timeout {
         what: format!("the rollout of {what}"),
@@ -42,7 +42,7 @@ pub async fn wait(client: &Client, what: &str, objects: &[Value], limit: Duratio
     })
 }
 
-fn waits(client: &Client, objects: &[Value]) -> Vec<BoxFuture<'static, Result<()>>> {
+fn waits(client: &Client, objects: &[Value]) -> Vec<BoxFuture<'static, ()>> {
     let mut waits = Vec::new();
     for object in objects.iter().map(ObjectRef::of) {
         let client = client.clone();
@@ -63,19 +63,13 @@ fn namespace(object: &ObjectRef) -> String {
     object.namespace.clone().unwrap_or_else(|| NAMESPACE.to_owned())
 }
 
-async fn one<K>(client: Client, object: ObjectRef, is_done: fn(&K) -> bool) -> Result<()>
+async fn one<K>(client: Client, object: ObjectRef, is_done: fn(&K) -> bool)
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     let api = Api::<K>::namespaced(client, &namespace(&object));
     let condition = move |found: Option<&K>| found.is_some_and(is_done);
-    await_condition(api, &object.name, condition)
-        .await
-        .map(drop)
-        .map_err(|source| Error::Api {
-            doing: format!("watching {} {}", object.kind.to_lowercase(), object.name),
-            source: Box::new(kube::Error::Service(Box::new(source))),
-        })
+    until(api, &object.name, condition).await;
 }
 
 /// The controller has seen the newest wish, and as many pods of it as wished are available, and no others are left.

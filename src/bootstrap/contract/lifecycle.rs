@@ -2,7 +2,7 @@
 
 use super::{MAP, NAMESPACE, SECRET, Server, start, with_app};
 use crate::{
-    cluster::{Applier, Cluster, api, launch, record},
+    cluster::{Applier, Cluster, api, launch, nodes::give_metadata, record},
     drift, phases, reset,
 };
 use k8s_openapi::api::{
@@ -91,6 +91,32 @@ async fn a_drain_that_ends_in_vain_names_every_pod_and_budget_in_the_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_gets_its_labels_and_taints_even_if_it_changed_since_it_was_seen() {
+    let Some(server) = start().await else { return };
+    two_nodes(&server).await;
+    let nodes: Api<Node> = Api::all(server.client.clone());
+    let seen = nodes.get("n1").await.unwrap();
+    let theirs = json!({"spec": {"taints": [{"key": "theirs", "effect": "NoExecute"}]}});
+    nodes
+        .patch("n1", &Default::default(), &Patch::Merge(&theirs))
+        .await
+        .unwrap();
+    let mut seat = crate::testing::seat("10.0.0.1", "n1", true);
+    seat.labels.insert("disk".to_owned(), "ssd".to_owned());
+    assert!(give_metadata(&nodes, seen, &seat).await.unwrap());
+    let node = nodes.get("n1").await.unwrap();
+    assert!(!give_metadata(&nodes, node.clone(), &seat).await.unwrap());
+    assert_eq!(node.metadata.labels.unwrap()["disk"], "ssd");
+    let taints = node.spec.unwrap().taints.unwrap();
+    let keys: Vec<&str> = taints.iter().map(|taint| taint.key.as_str()).collect();
+    assert_eq!(keys, ["theirs", "node-role.kubernetes.io/control-plane"]);
+    // What the server refuses is told in its own words, once.
+    let gone = crate::testing::seat("10.0.0.9", "n9", true);
+    let error = give_metadata(&nodes, Node::default(), &gone).await.unwrap_err();
+    assert_eq!(error.to_string(), "labelling node n9: nodes \"n9\" not found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_whose_host_is_gone_leaves_with_all_that_is_its_own_and_comes_back_anew() {
     let Some(server) = start().await else { return };
     two_nodes(&server).await;
@@ -101,7 +127,9 @@ async fn a_node_whose_host_is_gone_leaves_with_all_that_is_its_own_and_comes_bac
     apply(&server, &[namespace, lease("n1"), lease("n2")]).await;
     let cluster = Cluster::direct(server.client.clone());
     let ips = ["10.0.0.1".parse().unwrap(), "10.0.0.9".parse().unwrap()];
-    let names = reset::remove::with_addresses(&cluster, &ips).await.unwrap();
+    let nodes = reset::remove::with_addresses(&cluster, &ips).await.unwrap();
+    assert!(nodes.iter().all(|(_, ip)| *ip == ips[0]), "{nodes:?}");
+    let names: Vec<String> = nodes.into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["n1"]);
     let removed = reset::remove::nodes(&cluster, &names).await;
     assert_eq!((removed[0].pods, &removed[0].failed), (1, &None));
