@@ -16,6 +16,7 @@
 
 mod arrivals;
 mod ask;
+mod beat;
 mod certs;
 mod cli;
 mod client;

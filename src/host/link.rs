@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use crate::{
+    beat,
     client::{ClientError, Result},
     frame::{self, Frame, Kind},
     proto::{Answer, Request},
@@ -28,7 +29,7 @@ const QUEUE: usize = 8;
 pub(crate) struct Inner {
     pub(crate) outgoing: mpsc::Sender<Frame>,
     waiting: Mutex<HashMap<u32, mpsc::Sender<Frame>>>,
-    next: AtomicU32,
+    pub(crate) next: AtomicU32,
     lost: OnceLock<String>,
     /// Becomes true when it is lost.
     over: watch::Sender<bool>,
@@ -45,6 +46,11 @@ impl Inner {
         let _ = self.lost.set(reason);
         waiting.clear();
         self.over.send_replace(true);
+    }
+
+    /// Whether the connection has ended.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.get().is_some()
     }
 
     pub(crate) fn lost(&self) -> ClientError {
@@ -139,6 +145,7 @@ impl Link {
                 inner.lose(e.to_string());
             }
         });
+        tokio::spawn(beat::keep(Arc::downgrade(&inner)));
         // The reading task must not keep the client alive: dropping the last clone closes the host's stdin, which ends the host's
         // program, which ends this task.
         let weak = Arc::downgrade(&inner);
@@ -167,7 +174,7 @@ impl Link {
 
     /// Whether it has ended.
     pub(crate) fn is_lost(&self) -> bool {
-        self.inner.lost.get().is_some()
+        self.inner.is_lost()
     }
 
     pub(crate) async fn begin(&self, request: &Request) -> Result<Call> {
@@ -175,7 +182,7 @@ impl Link {
         let (taker, frames) = mpsc::channel(QUEUE);
         {
             let mut waiting = self.inner.waiting();
-            if self.inner.lost.get().is_some() {
+            if self.inner.is_lost() {
                 return Err(self.inner.lost());
             }
             waiting.insert(id, taker);

@@ -25,6 +25,7 @@ use tokio::{
 use crate::{
     Change, Effect, Error, Result,
     arrivals::Arrivals,
+    beat::Heard,
     certs,
     facts::collect,
     frame::{self, Frame, Kind},
@@ -84,7 +85,7 @@ struct Running {
     abort: Option<AbortHandle>,
 }
 
-/// Serves one client until it closes the stream.
+/// Serves one client until it closes the stream or is silent for too long.
 ///
 /// # Errors
 /// When the client talks something else, or the streams fail.
@@ -137,7 +138,7 @@ where
 }
 
 async fn read_all(server: &Arc<Server>, reader: impl AsyncRead + Unpin, tasks: &mut JoinSet<u32>) -> io::Result<()> {
-    let mut reader = tokio::io::BufReader::with_capacity(64 << 10, reader);
+    let mut reader = tokio::io::BufReader::with_capacity(64 << 10, Heard::new(reader));
     let mut running: HashMap<u32, Running> = HashMap::new();
     loop {
         while let Some(done) = tasks.try_join_next() {

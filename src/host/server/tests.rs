@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    Client, ClientError, Effect,
+    Client, ClientError, Effect, beat,
     effect::{File, Subject, Usage},
     proto::{Condition, Missing, RunEnd, RunMark},
     system::Ran,
@@ -38,6 +38,29 @@ fn connect(root: &Path) -> (Client, tokio::task::JoinHandle<io::Result<()>>) {
         None,
     ));
     (Client::new(reader, writer), task)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_with_nothing_to_say_stays_connected() {
+    let host = host();
+    let (client, task) = connect(host.path());
+    client.hello().await.unwrap();
+    tokio::time::sleep(beat::SILENCE * 20).await;
+    client.ping().await.unwrap();
+    drop(client);
+    task.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_went_without_a_word_holds_no_host_for_long() {
+    let host = host();
+    let (here, there) = tokio::io::duplex(1 << 20);
+    let (reader, writer) = tokio::io::split(there);
+    let begun = tokio::time::Instant::now();
+    let served = serve(reader, writer, Root::at(host.path()), Arc::new(NoSystem), None).await;
+    assert_eq!(served.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert!(begun.elapsed() < beat::SILENCE * 2);
+    drop(here);
 }
 
 fn scope() -> Scope {
