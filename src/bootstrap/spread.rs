@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Hosts give on what is still arriving, and each gives a blob to one other at a time: so every link carries a blob once in each
-//! direction, and the last host has it about when the first has. A host that gives nothing is not asked twice by the same one, one
+//! direction, and the last host has it about when the first has. Hosts for which this machine has more afterwards get theirs from it
+//! first, so that its own link is never idle. A host that gives nothing is not asked twice by the same one, one
 //! that two others complain of is asked by nobody, and a host that two others failed is sent to directly: where hosts cannot reach
 //! each other at all, everything soon goes as if there were none of this.
 
@@ -87,6 +88,8 @@ struct Host {
     gives: bool,
     alone: bool,
     gone: bool,
+    /// This machine has more for it afterwards.
+    first: bool,
 }
 
 impl Host {
@@ -121,6 +124,11 @@ impl Spread {
             hosts: (0..hosts).map(host).collect(),
             holders: HashMap::new(),
         }
+    }
+
+    /// This machine has more for a host afterwards: what it lacks and nobody has goes to it first.
+    pub(crate) fn first(&mut self, host: usize) {
+        self.hosts[host].first = true;
     }
 
     /// A host has a blob already.
@@ -202,7 +210,8 @@ impl Spread {
     fn may_seed(&self, host: usize) -> bool {
         let now: usize = self.hosts.iter().map(Host::seeds).sum();
         let waits = |host: &Host| !(host.wants.is_empty() && host.flights.is_empty());
-        let sharing = |host: &&Host| !host.alone && !host.gone && waits(host);
+        let before = self.hosts[host].first;
+        let sharing = |host: &&Host| !host.alone && !host.gone && waits(host) && (host.first || !before);
         let share = self
             .limits
             .seeds
@@ -210,13 +219,15 @@ impl Spread {
         now < self.limits.seeds && self.hosts[host].seeds() < share
     }
 
-    /// Whether what is sent to this host can be had by others, or none of them waits for it.
+    /// Whether what is sent to this host can be had by others, or none of them waits for it; and none of them shall have it first.
     fn is_fit(&self, host: usize, digest: &Digest, size: u64) -> bool {
         let want = (Reverse(size), digest.clone());
+        let this = &self.hosts[host];
         let fitter = |(index, other): (usize, &Host)| {
-            index != host && !other.alone && other.is_source() && other.wants.contains(&want)
+            let fit = index != host && !other.alone && other.is_source() && other.wants.contains(&want);
+            fit && (!this.is_source() || other.first && !this.first)
         };
-        self.hosts[host].is_source() || !self.hosts.iter().enumerate().any(fitter)
+        !self.hosts.iter().enumerate().any(fitter)
     }
 
     /// Whom a host may fetch a blob from, now or later.

@@ -91,6 +91,10 @@ impl Swarm {
         };
         let mut state = Spread::new(hosts, !direct, limits);
         for (index, (seat, missing)) in site.seats.iter().zip(missing).enumerate() {
+            // The images come after the rootfs.
+            if seat.registry {
+                state.first(index);
+            }
             for blob in plan::wanted_blobs(site, seat) {
                 if !missing.iter().any(|missing| missing.blob == blob) {
                     state.has(index, &blob.digest);

@@ -96,7 +96,7 @@ pub(crate) fn copy_atomic(from: &Path, path: &Path, mode: u32, owner: Option<(u3
     let tmp = temporary(path);
     let mut source = File::open(from).map_err(Error::io(from))?;
     let mut file = fresh(&tmp, mode)?;
-    io::copy(&mut source, &mut file).map_err(Error::io(path))?;
+    oci::copy(&mut source, &mut file).map_err(Error::io(path))?;
     finish(&file, &tmp, path, mode, owner)
 }
 

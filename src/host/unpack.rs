@@ -71,6 +71,7 @@ struct Layer<'a> {
     /// Modes of folders, set at the end so that a read-only one can be filled.
     modes: Vec<(PathBuf, u32)>,
     root_user: bool,
+    buffer: Vec<u8>,
 }
 
 fn unpack(reader: impl Read, root: &Path, closing: &AtomicBool) -> Result<()> {
@@ -82,6 +83,7 @@ fn unpack(reader: impl Read, root: &Path, closing: &AtomicBool) -> Result<()> {
         own: HashSet::new(),
         modes: Vec::new(),
         root_user,
+        buffer: vec![0; oci::PIECE],
     };
     let broken = |e: io::Error| Error::corrupt(format!("the archive is damaged: {e}"));
     for entry in archive.entries().map_err(broken)? {
@@ -168,7 +170,7 @@ impl Layer<'_> {
                     .mode(0o600)
                     .open(&at)
                     .map_err(Error::io(&at))?;
-                io::copy(entry, &mut file).map_err(|e| match e.raw_os_error() {
+                oci::copy_by(entry, &mut file, &mut self.buffer).map_err(|e| match e.raw_os_error() {
                     Some(_) => Error::io(&at)(e),
                     None => Error::corrupt(format!("the archive is damaged: {e}")),
                 })?;

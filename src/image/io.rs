@@ -12,8 +12,10 @@ use crate::error::Error;
 /// A manifest larger than this is no manifest, in bytes.
 const LARGEST_TEXT: u64 = 16 << 20;
 
-/// Copies in pieces of this size.
-pub(crate) const CHUNK: usize = 256 << 10;
+pub(crate) use oci::{copy, copy_by};
+
+/// Big content is read in pieces of this size.
+pub(crate) const CHUNK: usize = oci::PIECE;
 
 /// A writer that knows the digest and size of what went through it.
 pub(crate) struct HashWriter<W> {
@@ -120,31 +122,6 @@ impl<R: Read> Read for HashReader<R> {
         self.hasher.update(&buffer[..read]);
         self.size += read as u64;
         Ok(read)
-    }
-}
-
-/// Copies everything; `io::copy`'s small pieces cost too many calls for big blobs.
-pub(crate) fn copy(reader: &mut (impl Read + ?Sized), writer: &mut impl Write) -> io::Result<u64> {
-    copy_by(reader, writer, &mut vec![0; CHUNK])
-}
-
-/// The same in a buffer that is used again.
-pub(crate) fn copy_by(
-    reader: &mut (impl Read + ?Sized),
-    writer: &mut impl Write,
-    buffer: &mut [u8],
-) -> io::Result<u64> {
-    let mut total = 0;
-    loop {
-        match reader.read(buffer) {
-            Ok(0) => return Ok(total),
-            Ok(read) => {
-                writer.write_all(&buffer[..read])?;
-                total += read as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod blobs;
 mod bounded;
+mod copy;
 mod descriptor;
 mod digest;
 mod layout;
@@ -13,6 +14,7 @@ mod reference;
 
 pub use blobs::{BlobStore, BlobWriter};
 pub use bounded::{Bounded, UNCOMPRESSED_SIZE};
+pub use copy::{PIECE, copy, copy_by};
 pub use descriptor::{Descriptor, Index, Platform, media_type};
 pub use digest::{Digest, Hasher};
 pub use layout::Layout;

@@ -33,6 +33,8 @@ struct Fluid {
     uplink: f64,
     link: f64,
     sent: f64,
+    /// Whose end is waited for, if not all hosts'.
+    until: Option<usize>,
 }
 
 impl Fluid {
@@ -46,6 +48,7 @@ impl Fluid {
             uplink,
             link,
             sent: 0.0,
+            until: None,
         }
     }
 
@@ -84,8 +87,9 @@ impl Fluid {
                     self.flights.push((host, next.digest, next.from));
                 }
             }
-            if self.flights.is_empty() {
-                assert!((0..hosts).all(|host| self.spread.is_served(host)));
+            let enough = self.until.is_some_and(|host| self.spread.is_served(host));
+            if self.flights.is_empty() || enough {
+                assert!(enough || (0..hosts).all(|host| self.spread.is_served(host)));
                 return (f64::from(steps) * step, self.sent);
             }
             self.step(step);
@@ -118,6 +122,25 @@ fn many_hosts_take_hardly_longer_than_one_and_each_blob_leaves_this_machine_once
             }
             let (_, sent) = Fluid::new(5, false, sizes, uplink, link).run();
             assert!((sent - 5.0 * bytes as f64).abs() < 1.0, "direct: {sent}");
+        }
+    }
+}
+
+#[test]
+fn hosts_that_get_more_afterwards_are_served_as_if_they_were_alone_and_the_others_hardly_later() {
+    for sizes in [vec![10_000_000; 12], vec![80_000_000, 20_000_000, 9_000_000, 500_000]] {
+        for (uplink, link) in [(12.5e6, 125e6), (12.5e6, 12.5e6), (125e6, 12.5e6)] {
+            let (one, _) = Fluid::new(1, true, &sizes, uplink, link).run();
+            let mut fluid = Fluid::new(30, true, &sizes, uplink, link);
+            fluid.spread.first(17);
+            fluid.until = Some(17);
+            let (first, _) = fluid.run();
+            assert!(first <= 1.02 * one, "the first {first} s, one alone {one} s, {sizes:?}");
+            let mut fluid = Fluid::new(30, true, &sizes, uplink, link);
+            fluid.spread.first(17);
+            let (all, sent) = fluid.run();
+            assert!(all <= 1.5 * one, "all {all} s, one {one} s, {sizes:?}");
+            assert!((sent - sizes.iter().sum::<u64>() as f64).abs() < 1.0);
         }
     }
 }
@@ -184,18 +207,22 @@ struct World {
     /// Which transfer ends next, and how.
     events: Vec<(usize, u8)>,
     peers: bool,
+    /// Who gets more afterwards.
+    first: Option<usize>,
 }
 
 fn world(walls: usize, liars: usize) -> impl Strategy<Value = World> {
     (1_usize..9, vec(1_u64..1000, 0..12), any::<bool>()).prop_flat_map(move |(hosts, sizes, peers)| {
         let pair = (0..hosts, 0..hosts);
         (
+            proptest::option::of(0..hosts),
             vec((0..hosts, 0..sizes.len().max(1)), 0..6),
             vec(pair, 0..=walls),
             vec(0..hosts, 0..=liars),
             vec((any::<usize>(), any::<u8>()), 1..200),
         )
-            .prop_map(move |(had, walls, liars, events)| World {
+            .prop_map(move |(first, had, walls, liars, events)| World {
+                first,
                 hosts,
                 sizes: sizes.clone(),
                 had,
@@ -210,6 +237,9 @@ fn world(walls: usize, liars: usize) -> impl Strategy<Value = World> {
 /// Plays a world to its end; how often each blob left this machine.
 fn play(world: &World) -> Vec<usize> {
     let mut spread = Spread::new(world.hosts, world.peers, LIMITS);
+    if let Some(first) = world.first {
+        spread.first(first);
+    }
     let number: HashMap<Digest, usize> = (0..world.sizes.len()).map(|blob| (digest(blob), blob)).collect();
     let had = |host, blob| world.had.contains(&(host, blob));
     for host in 0..world.hosts {
