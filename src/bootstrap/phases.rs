@@ -314,6 +314,11 @@ pub(crate) fn is_beforehand(name: &str) -> bool {
     at(name) < at("drain")
 }
 
+/// Whether a phase only brings something to where it will be used.
+pub(crate) fn is_transport(phase: &Phase) -> bool {
+    ["blobs", "images", "push"].contains(&phase.name)
+}
+
 /// The phase called `name`.
 pub fn named(name: &str) -> Option<&'static Phase> {
     PHASES.iter().find(|phase| phase.name == name)
@@ -322,6 +327,16 @@ pub fn named(name: &str) -> Option<&'static Phase> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_only_brings_needs_nothing_else() {
+        let transport: Vec<&Phase> = PHASES.iter().filter(|phase| is_transport(phase)).collect();
+        assert_eq!(transport.len(), 3);
+        for need in transport.iter().flat_map(|phase| phase.needs) {
+            let (Here(name) | First(name) | Everywhere(name) | Turn(name)) = need;
+            assert!(named(name).is_some_and(is_transport), "{name}");
+        }
+    }
 
     #[test]
     fn every_need_is_a_phase_told_before() {

@@ -144,11 +144,20 @@ type Signals = HashMap<Place, watch::Receiver<Option<bool>>>;
 /// # Errors
 /// All that failed, merged; what was done stays done, and the next run goes on from there.
 pub async fn all(run: &Arc<Run>) -> Result<Vec<Timing>> {
+    only(run, |_| true).await
+}
+
+/// As [`all`], but only those phases that are `wanted`; what they need of others is believed to be there.
+///
+/// # Errors
+/// As [`all`].
+pub async fn only(run: &Arc<Run>, wanted: fn(&Phase) -> bool) -> Result<Vec<Timing>> {
+    let wanted: Vec<&'static Phase> = PHASES.iter().filter(|phase| wanted(phase)).collect();
     let start = Instant::now();
     let mut senders = HashMap::new();
     let mut signals = Signals::new();
     let order = run.order();
-    for phase in PHASES {
+    for phase in &wanted {
         for place in order.places(phase) {
             let (sender, receiver) = watch::channel(None);
             senders.insert((phase.name, place), sender);
@@ -156,7 +165,7 @@ pub async fn all(run: &Arc<Run>) -> Result<Vec<Timing>> {
         }
     }
     let mut tasks = JoinSet::new();
-    for phase in PHASES {
+    for phase in wanted {
         for place in order.places(phase) {
             let needed = order.needed(phase, place).into_iter();
             let needs = needed.filter_map(|key| signals.get(&key)).cloned().collect();

@@ -102,6 +102,8 @@ pub enum State {
     /// Nothing of the cluster is there.
     #[default]
     Absent,
+    /// What an apply needs was brought there, and nothing was done with it.
+    Staged,
     /// The last run ended well.
     Whole,
     /// A run is under way, or was interrupted.
@@ -117,6 +119,7 @@ impl State {
     pub fn word(self) -> &'static str {
         match self {
             Self::Absent => "nothing installed",
+            Self::Staged => "staged",
             Self::Whole => "whole",
             Self::HalfApplied => "half-applied",
             Self::Failed => "half-applied (failed)",
@@ -133,8 +136,8 @@ pub fn state(journal: &JournalSummary) -> State {
         _ if !journal.exists || journal.entries.is_empty() => State::Absent,
         Some(None) => State::HalfApplied,
         Some(Some(RunEnd::Failed)) => State::Failed,
-        // Versions that noted no runs are believed to have ended theirs.
-        Some(Some(RunEnd::Done | RunEnd::PartDone | RunEnd::Undone)) | None => State::Whole,
+        Some(Some(RunEnd::Done | RunEnd::PartDone | RunEnd::Undone)) => State::Whole,
+        None => State::Staged,
     }
 }
 
@@ -342,7 +345,7 @@ mod tests {
         };
         for (journal, expected) in [
             (JournalSummary::default(), State::Absent),
-            (journal(None, false), State::Whole),
+            (journal(None, false), State::Staged),
             (journal(Some(run(None, Some(RunEnd::Done))), false), State::Whole),
             (journal(Some(run(None, Some(RunEnd::Undone))), false), State::Whole),
             (journal(Some(run(None, Some(RunEnd::Failed))), false), State::Failed),

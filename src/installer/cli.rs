@@ -7,7 +7,8 @@ use crate::{
     apply, build, cert, check, completion, diff, drift, etcd, exec, gen_clusterfile, history, images, inspect, join,
     key, kubeconfig, load, login, logout, man, merge,
     output::{Format, FormatArg},
-    plan, prune, pull, push, reset, rmi, run_image, save, sbom, sign, status, support_bundle, tag, verify, version,
+    plan, prune, pull, push, reset, rmi, run_image, save, sbom, sign, stage, status, support_bundle, tag, verify,
+    version,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::{Path, PathBuf};
@@ -114,6 +115,8 @@ pub enum Command {
     Logout(logout::Args),
     /// Show what an apply would do
     Plan(plan::Args),
+    /// Bring what an apply will need to the hosts, and nothing more
+    Stage(stage::Args),
     /// Make the cluster what the Clusterfile says
     Apply(apply::Args),
     /// Prove that the cluster works, from every node
@@ -154,6 +157,7 @@ impl Command {
         let arg: Option<&FormatArg> = match self {
             Command::Version(args) => Some(&args.format),
             Command::Plan(args) => Some(&args.format),
+            Command::Stage(args) => Some(&args.format),
             Command::Apply(args) => Some(&args.format),
             Command::Check(args) => Some(&args.format),
             Command::Status(args) => Some(&args.format),
@@ -189,6 +193,7 @@ impl Command {
     /// Where the report is wanted.
     pub fn report(&self) -> Option<&Path> {
         let arg = match self {
+            Command::Stage(args) => &args.report,
             Command::Apply(args) => &args.report,
             Command::Join(args) => &args.report,
             Command::Reset(args) => &args.report,

@@ -50,6 +50,7 @@ mod sbom;
 mod show;
 mod sign;
 mod ssh_args;
+mod stage;
 mod status;
 mod story;
 mod support_bundle;
@@ -145,6 +146,7 @@ async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Sign(args) => sign::run(&args, context),
         Command::Sbom(args) => sbom::run(&args, context),
         Command::Plan(args) => plan::run(&args, context).await,
+        Command::Stage(args) => stage::run(&args, context).await,
         Command::Apply(args) => apply::run(&args, context).await,
         Command::Check(args) => check::run(&args, context).await,
         Command::Status(args) => status::run(&args, context).await,

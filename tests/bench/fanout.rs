@@ -1,8 +1,8 @@
 //! Bringing `clusterd` and an image to many hosts over slow links: what more hosts cost in time, and in bytes that leave the operator's machine.
 //!
-//! Only what brings is measured: an apply is ended when the last blob is there, so that thirty nodes need not run on this machine.
+//! Only what brings is measured: it is staged, so that thirty nodes need not run on this machine.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use lab::{Host, Lab};
 use serde_json::Value;
 use std::{
@@ -16,9 +16,6 @@ use std::{
 pub(crate) const LINK: u64 = 100;
 /// With how many hosts; the last is how many the lab needs.
 pub(crate) const HOSTS: [usize; 3] = [1, 5, 30];
-
-/// How long a reset is tried after an apply was ended in the middle.
-const FREE: Duration = Duration::from_secs(120);
 
 /// What an apply did to bring `clusterd` and blobs to hosts.
 #[derive(Debug, Default, Clone)]
@@ -52,47 +49,32 @@ impl Brought {
     }
 }
 
-/// Follows the events of an apply until all blobs are there.
+/// Follows the events of a stage.
+#[derive(Default)]
 struct Watch {
-    /// Phases of hosts that have still to end.
-    left: usize,
     began: Option<Instant>,
     brought: Brought,
 }
 
 impl Watch {
-    /// Of so many hosts each gets its blobs, and one the images.
-    fn new(hosts: usize) -> Self {
-        Self {
-            left: hosts + 1,
-            began: None,
-            brought: Brought::default(),
-        }
-    }
-
-    /// Whether that was the last one.
-    fn take(&mut self, event: &Value, now: Instant) -> bool {
+    fn take(&mut self, event: &Value, now: Instant) {
         let number = |name: &str| event[name].as_u64().unwrap_or(0);
-        let bringing = matches!(event["phase"].as_str(), Some("blobs" | "images"));
         match event["event"].as_str() {
             Some("program") => {
                 self.brought.program = self.brought.program.max(Duration::from_millis(number("ms")));
                 self.brought.programs += number("bytes");
                 self.brought.from_peers += number("fromPeers");
             }
-            Some("phaseStarted") if bringing => {
+            Some("phaseStarted") => {
                 self.began.get_or_insert(now);
             }
-            Some("phaseDone") if bringing => {
-                self.left = self.left.saturating_sub(1);
+            Some("phaseDone") => {
                 self.brought.bytes += number("bytes");
                 self.brought.from_peers += number("fromPeers");
                 self.brought.blobs = now - self.began.unwrap_or(now);
-                return self.left == 0;
             }
             _ => {}
         }
-        false
     }
 }
 
@@ -131,60 +113,31 @@ impl super::Bench {
         lab.hosts.iter().try_for_each(|host| lab.network.limit(host, rate))
     }
 
-    /// Applies to bare hosts until all blobs are there, and resets.
+    /// Stages on bare hosts, and resets.
     pub(crate) fn bring(&self, lab: &Lab, hosts: &[Host], flags: &[&str]) -> Result<Brought> {
         self.clusterfile(lab, hosts)?;
-        let mut command = self.installer();
-        command
-            .arg("--known-hosts")
-            .arg(lab.known_hosts())
-            .args(["apply", "--yes", "-o", "json", "-f"])
-            .arg(self.path("Clusterfile"))
-            .args(flags);
+        let mut command = self.on(lab, "stage");
+        command.args(["-o", "json"]).args(flags);
         let (sent, busy, began) = (lab.network.sent()?, jiffies()?, Instant::now());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
         let stdout = BufReader::new(child.stdout.take().context("a pipe")?);
-        let mut watch = Watch::new(hosts.len());
-        let mut said = Vec::new();
-        let mut whole = false;
+        let mut watch = Watch::default();
+        let mut last = String::new();
         for line in stdout.lines() {
-            let line = line?;
-            if let Ok(event) = serde_json::from_str::<Value>(&line)
-                && watch.take(&event, Instant::now())
-            {
-                whole = true;
-                break;
-            }
-            said.push(line);
+            last = line?;
+            watch.take(&serde_json::from_str(&last)?, Instant::now());
         }
         let (wall, now) = (began.elapsed(), jiffies()?);
         let left = lab.network.sent()? - sent;
-        // What goes on on the hosts is none of this.
-        child.kill()?;
-        child.wait()?;
-        if !whole {
-            let last = said.iter().rev().take(5).rev().cloned().collect::<Vec<_>>().join("\n");
-            bail!("an apply ended before all blobs were there:\n{last}");
-        }
-        self.reset_when_free(lab)?;
+        let ended = child.wait()?;
+        ensure!(ended.success(), "a stage ended with {ended}: {last}");
+        self.reset(lab)?;
         Ok(Brought {
             wall,
             left,
             busy: (now.0 - busy.0) as f64 / (now.1 - busy.1).max(1) as f64,
             ..watch.brought
         })
-    }
-
-    /// A host that is busy needs a moment to notice that its installer is gone.
-    fn reset_when_free(&self, lab: &Lab) -> Result<()> {
-        let began = Instant::now();
-        loop {
-            match self.reset(lab) {
-                Err(error) if began.elapsed() > FREE => return Err(error),
-                Err(_) => {}
-                Ok(()) => return Ok(()),
-            }
-        }
     }
 }
 
@@ -216,45 +169,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn time_is_counted_from_the_first_beginning_to_the_last_end_and_nothing_after_it_counts() {
+    fn time_is_counted_from_the_first_beginning_to_the_last_end() {
         let began = Instant::now();
-        let mut watch = Watch::new(2);
-        for (ms, event, last) in [
-            (
-                0,
-                r#"{"event":"program","host":"a","bytes":9,"fromPeers":0,"ms":700}"#,
-                false,
-            ),
-            (
-                0,
-                r#"{"event":"program","host":"b","bytes":9,"fromPeers":9,"ms":900}"#,
-                false,
-            ),
-            (10, r#"{"event":"phaseStarted","phase":"blobs","host":"a"}"#, false),
-            (20, r#"{"event":"phaseStarted","phase":"images","host":"a"}"#, false),
+        let mut watch = Watch::default();
+        for (ms, event) in [
+            (0, r#"{"event":"program","host":"a","bytes":9,"fromPeers":0,"ms":700}"#),
+            (0, r#"{"event":"program","host":"b","bytes":9,"fromPeers":9,"ms":900}"#),
+            (10, r#"{"event":"phaseStarted","phase":"blobs","host":"a"}"#),
+            (20, r#"{"event":"phaseStarted","phase":"images","host":"a"}"#),
             (
                 30,
                 r#"{"event":"phaseDone","phase":"blobs","host":"b","ms":9,"bytes":50,"fromPeers":40}"#,
-                false,
-            ),
-            (
-                40,
-                r#"{"event":"phaseDone","phase":"rootfs","host":"b","ms":9,"bytes":5,"fromPeers":5}"#,
-                false,
             ),
             (
                 50,
                 r#"{"event":"phaseDone","phase":"images","host":"a","ms":9,"bytes":7,"fromPeers":0}"#,
-                false,
             ),
             (
                 110,
                 r#"{"event":"phaseDone","phase":"blobs","host":"a","ms":9,"bytes":50,"fromPeers":0}"#,
-                true,
             ),
+            (120, r#"{"event":"done","changes":3,"ms":120}"#),
         ] {
-            let event = serde_json::from_str(event).unwrap();
-            assert_eq!(watch.take(&event, began + Duration::from_millis(ms)), last, "{event}");
+            watch.take(&serde_json::from_str(event).unwrap(), began + Duration::from_millis(ms));
         }
         let Brought {
             program,

@@ -1,19 +1,15 @@
 //! What hosts lack leaves the operator's machine about once, however many they are, and directly where they cannot reach each other.
 //!
-//! An apply is ended as soon as all is there, so that so many nodes need not run on one machine.
+//! It is only staged, so that so many nodes need not run on one machine.
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Site, eventually};
+use e2e::Site;
 use lab::diff;
 use serde_json::Value;
-use std::{
-    io::{BufRead as _, BufReader},
-    process::Stdio,
-};
 
 const HOSTS: [&str; 5] = ["m1", "n1", "n2", "n3", "n4"];
 
-/// What an apply told of where things came from.
+/// What was told of where things came from.
 #[derive(Debug, Default)]
 struct Told {
     /// Of each host, whether `clusterd` came from another one.
@@ -28,22 +24,19 @@ struct Told {
     left: u64,
 }
 
-/// Applies until every host has its blobs, and the first one its images.
-fn bring(site: &Site, hosts: usize, flags: &[&str]) -> Result<Told> {
+/// Brings every host what it lacks, and the first one its images.
+fn bring(site: &Site, flags: &[&str]) -> Result<Told> {
     let before = site.lab.network.sent()?;
-    let mut apply = site.installer_command()?;
-    let mut child = apply
-        .args(["apply", "-f", "Clusterfile", "--yes", "-o", "json"])
-        .args(flags)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()?;
-    let out = child.stdout.take().context("a pipe")?;
-    let (mut told, mut waiting, mut last) = (Told::default(), hosts + 1, String::new());
-    for line in BufReader::new(out).lines() {
-        last = line?;
-        let event: Value = serde_json::from_str(&last)?;
-        let number = |name: &str| event[name].as_u64().with_context(|| format!("{name} of {last}"));
+    let mut stage = site.installer_command()?;
+    stage.args(["stage", "-f", "Clusterfile", "-o", "json"]).args(flags);
+    let out = lab::output(&mut stage)?.ok()?;
+    let mut told = Told {
+        left: site.lab.network.sent()? - before,
+        ..Told::default()
+    };
+    for line in out.lines() {
+        let event: Value = serde_json::from_str(line)?;
+        let number = |name: &str| event[name].as_u64().with_context(|| format!("{name} of {line}"));
         match (event["event"].as_str(), event["phase"].as_str()) {
             (Some("program"), _) => {
                 told.program = number("bytes")?;
@@ -52,26 +45,36 @@ fn bring(site: &Site, hosts: usize, flags: &[&str]) -> Result<Told> {
             (Some("phaseDone"), Some("blobs" | "images")) => {
                 told.blobs += number("bytes")?;
                 told.from_peers += number("fromPeers")?;
-                waiting -= 1;
             }
+            (Some("phaseStarted"), phase) => ensure!(matches!(phase, Some("blobs" | "images")), "{line}"),
             _ => {}
         }
-        if waiting == 0 {
-            break;
-        }
     }
-    told.left = site.lab.network.sent()? - before;
-    child.kill()?;
-    child.wait()?;
-    ensure!(waiting == 0, "the apply ended early: {last}");
     Ok(told)
 }
 
-/// A busy host needs a moment to notice that its installer is gone.
+/// What was staged is there, is told, need not be sent any more, and nothing else was done.
+fn staged(site: &Site) -> Result<()> {
+    let status: Value = serde_json::from_str(&site.installer(&["status", "-o", "json"])?.stdout)?;
+    let hosts = status["hosts"].as_array().context("hosts")?;
+    ensure!(hosts.len() == HOSTS.len(), "{status}");
+    for host in hosts {
+        ensure!(host["state"] == "staged", "{host}");
+        ensure!(host["units"].as_array().is_none_or(Vec::is_empty), "{host}");
+    }
+    let plan = site.installer(&["plan", "-o", "json"])?;
+    ensure!(plan.code == 2, "a plan: {plan:?}");
+    let plan: Value = serde_json::from_str(&plan.stdout)?;
+    for host in plan["hosts"].as_array().context("hosts")? {
+        ensure!(host["bytes"] == 0 && host["joins"] == true, "{host}");
+    }
+    let again = site.installer_ok(&["stage"])?;
+    ensure!(again.contains("nothing to do"), "{again}");
+    Ok(())
+}
+
 fn reset(site: &Site) -> Result<()> {
-    eventually("a reset", || {
-        site.installer_ok(&["reset", "-f", "Clusterfile", "--yes"]).map(drop)
-    })
+    site.installer_ok(&["reset", "-f", "Clusterfile", "--yes"]).map(drop)
 }
 
 #[test]
@@ -86,7 +89,7 @@ fn what_many_hosts_lack_is_sent_once_or_directly_where_they_cannot_reach_each_ot
     let before = site.lab.snapshot(site.host(last))?;
 
     site.write_clusterfile(&HOSTS[..1], &HOSTS[1..], "")?;
-    let told = bring(&site, HOSTS.len(), &[])?;
+    let told = bring(&site, &[])?;
     let from_here = told.programs.iter().filter(|from_peer| !**from_peer).count();
     ensure!(told.programs.len() == HOSTS.len() && from_here == 1, "{told:?}");
     // The first host gets all there is, and nothing that any other gets is not among it.
@@ -95,6 +98,7 @@ fn what_many_hosts_lack_is_sent_once_or_directly_where_they_cannot_reach_each_ot
         told.from_peers > told.blobs / 2 && told.left > once && (told.left as f64) < once as f64 * 1.1,
         "the events and this machine's network say the same: {told:?}"
     );
+    staged(&site)?;
     reset(&site)?;
     let leftovers = diff(&before, &site.lab.snapshot(site.host(last))?);
     ensure!(leftovers.is_empty(), "reset of {last} left {leftovers:#?}");
@@ -103,7 +107,7 @@ fn what_many_hosts_lack_is_sent_once_or_directly_where_they_cannot_reach_each_ot
     few.iter()
         .try_for_each(|host| site.lab.network.isolate(site.host(host)))?;
     site.write_clusterfile(&few[..1], &few[1..], "")?;
-    let told = bring(&site, few.len(), &["--ignore-preflight", "firewall"])?;
+    let told = bring(&site, &["--ignore-preflight", "firewall"])?;
     ensure!(
         told.programs.len() == few.len() && told.programs.iter().all(|from_peer| !from_peer) && told.from_peers == 0,
         "{told:?}"

@@ -16,6 +16,10 @@ const HELD: &str = "installer.internal/held";
 const NEWER: &str = "/opt/installer/etc/newer";
 
 /// A cluster of the image of all tests, and a store that has a newer one as well.
+fn array<'a>(of: &'a Value, name: &str) -> Result<&'a Vec<Value>> {
+    of[name].as_array().with_context(|| format!("{name} of {of}"))
+}
+
 struct Upgrade {
     site: Site,
     store: PathBuf,
@@ -38,7 +42,22 @@ impl Upgrade {
         upgrade.ok(&["build", "-t", "local/newer:dev", "-f", "newer/Kubefile", "newer"])?;
         let wish = "image: local/newer:dev";
         upgrade.site.write_clusterfile(&["m1"], &["n1", "n2"], wish)?;
+        upgrade.stage()?;
         Ok(upgrade)
+    }
+
+    /// What was staged needs not be sent later, and the cluster goes on as it was.
+    fn stage(&self) -> Result<()> {
+        self.ok(&["stage"])?;
+        let status: Value = serde_json::from_str(&self.installer(&["status", "-o", "json"])?.ok()?)?;
+        let plan: Value = serde_json::from_str(&self.installer(&["plan", "-o", "json"])?.stdout)?;
+        for (host, planned) in array(&status, "hosts")?.iter().zip(array(&plan, "hosts")?) {
+            ensure!(host["state"] == "whole" && host["image"] == "local/e2e:dev", "{host}");
+            let changes = array(planned, "changes")?;
+            ensure!(planned["bytes"] == 0 && !changes.is_empty(), "{planned}");
+        }
+        ensure!(self.newer()?.is_empty(), "something was done with it");
+        Ok(())
     }
 
     fn installer(&self, args: &[&str]) -> Result<lab::Output> {
