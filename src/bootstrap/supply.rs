@@ -385,10 +385,14 @@ mod tests {
         let from = giver_to("open sesame gzip\n", packed.clone()).await;
         assert_eq!(fetched_as(true, from, TOKEN, &to).await.0, Some(0));
         assert!(std::fs::read(&to).unwrap() == content());
+        assert!(
+            std::fs::read(to.with_extension("gz")).unwrap() == packed,
+            "for the next one"
+        );
         std::fs::remove_file(&to).unwrap();
         let half = giver_to("open sesame gzip\n", packed[..packed.len() / 2].to_vec()).await;
         assert_eq!(fetched_as(true, half, TOKEN, &to).await.0, Some(1));
-        assert!(!to.exists());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{Error, Result, fsops::Root, give, server, system::Real};
+use crate::{Error, Result, fsops::Root, give::Own, server, system::Real};
 
 /// Arguments of `clusterd host`.
 #[derive(Debug, clap::Args)]
@@ -17,20 +17,14 @@ pub struct Args {
 /// # Errors
 /// When stdin brings something else than the protocol.
 pub async fn run(_args: Args) -> Result<()> {
-    let digest = tokio::task::spawn_blocking(own_digest).await.ok().flatten();
+    let own = tokio::task::spawn_blocking(Own::running).await.unwrap_or_default();
     server::serve(
         tokio::io::stdin(),
         tokio::io::stdout(),
         Root::real(),
         Arc::new(Real),
-        digest,
+        own,
     )
     .await
     .map_err(Error::io("the host protocol on stdin and stdout"))
-}
-
-/// Digest of the running program's file, even when it has been replaced meanwhile.
-fn own_digest() -> Option<oci::Digest> {
-    let mut file = std::fs::File::open(give::OWN_FILE).ok()?;
-    oci::Digest::of_reader(&mut file).ok().map(|(digest, _)| digest)
 }

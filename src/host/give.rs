@@ -10,14 +10,18 @@
 //! nothing here is encrypted. The token keeps passers-by from taking the place of the one who is waited for: it is good for one time.
 
 use std::{
+    fs::{self, File},
     io,
     net::{Ipv4Addr, SocketAddr},
-    path::Path,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
 use flate2::{Compression, read::GzEncoder};
+use rustix::fs::{Mode, OFlags};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{TcpListener, TcpStream},
@@ -27,12 +31,12 @@ use tokio::{
 };
 
 use crate::{
-    Error, Result,
+    CLUSTERD_PACKED, Error, Result,
     proto::{FaultKind, GiveProgram, MAX_TOKEN},
 };
 
 /// The running program's own file, even when it has been replaced meanwhile.
-pub(crate) const OWN_FILE: &str = "/proc/self/exe";
+const OWN_FILE: &str = "/proc/self/exe";
 /// Connections that may be about to show the token; further ones wait.
 const ASKING_AT_ONCE: usize = 16;
 /// How long one may take for that.
@@ -47,6 +51,67 @@ const PIECE: usize = 256 << 10;
 const PIECES: usize = 4;
 /// What follows the token when the file shall be compressed.
 const GZIP: &[u8] = b" gzip";
+
+/// The program that runs, as it can be given on.
+#[derive(Debug, Clone)]
+pub(crate) struct Own {
+    /// Its digest, if it could be read.
+    pub(crate) digest: Option<oci::Digest>,
+    file: PathBuf,
+    /// A gzip of it. Whoever gets it compares what comes out.
+    packed: Option<Arc<File>>,
+}
+
+impl Default for Own {
+    /// Without knowing anything of it.
+    fn default() -> Self {
+        Self {
+            digest: None,
+            file: OWN_FILE.into(),
+            packed: None,
+        }
+    }
+}
+
+impl Own {
+    /// Looks at it. The gzip that it came as has no name from then on, so that it goes with us.
+    pub(crate) fn running() -> Self {
+        let digest = File::open(OWN_FILE).and_then(|mut file| oci::Digest::of_reader(&mut file));
+        Self {
+            digest: digest.ok().map(|(digest, _)| digest),
+            packed: take(Path::new(CLUSTERD_PACKED)).ok().map(Arc::new),
+            ..Self::default()
+        }
+    }
+
+    /// Opens what is read from the beginning.
+    fn content(&self, gzip: bool) -> io::Result<Box<dyn io::Read>> {
+        Ok(match (&self.packed, gzip) {
+            (Some(packed), true) => Box::new(FromStart(Arc::clone(packed), 0)),
+            (None, true) => Box::new(GzEncoder::new(File::open(&self.file)?, Compression::fast())),
+            (_, false) => Box::new(File::open(&self.file)?),
+        })
+    }
+}
+
+/// Opens a file and takes its name away.
+fn take(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty())?;
+    fs::remove_file(path)?;
+    Ok(file.into())
+}
+
+/// Reads a file that others read as well.
+struct FromStart(Arc<File>, u64);
+
+impl io::Read for FromStart {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.0.read_at(buffer, self.1)?;
+        self.1 += read as u64;
+        Ok(read)
+    }
+}
 
 /// Who is given the file, and how.
 struct Taker {
@@ -83,12 +148,12 @@ impl Giving {
         self.socket.local_addr().map(|at| at.port()).map_err(failed)
     }
 
-    /// Gives `file` to the first who shows the token, and to nobody else. Ended by `end` before, that is no error.
-    pub(crate) async fn serve(self, file: &Path, end: impl Future<Output = ()>) -> Result<()> {
+    /// Gives `own` to the first who shows the token, and to nobody else. Ended by `end` before, that is no error.
+    pub(crate) async fn serve(self, own: &Own, end: impl Future<Output = ()>) -> Result<()> {
         let limit = self.limit;
         let giving = async {
             let taker = taker(self.socket, &self.token).await.map_err(failed)?;
-            give(file, taker).await
+            give(own, taker).await
         };
         tokio::select! {
             () = end => Ok(()),
@@ -145,12 +210,8 @@ async fn shown(stream: TcpStream, client: SocketAddr, token: &oci::Digest) -> Op
 }
 
 /// Reads all of the file, or of its gzip, into `pieces`, until nobody takes them.
-fn read(file: &Path, gzip: bool, pieces: &mpsc::Sender<Bytes>) -> io::Result<()> {
-    let file = std::fs::File::open(file)?;
-    let mut content: Box<dyn io::Read> = match gzip {
-        true => Box::new(GzEncoder::new(file, Compression::fast())),
-        false => Box::new(file),
-    };
+fn read(own: &Own, gzip: bool, pieces: &mpsc::Sender<Bytes>) -> io::Result<()> {
+    let mut content = own.content(gzip)?;
     loop {
         let mut piece = Vec::with_capacity(PIECE);
         let mut rest = io::Read::take(&mut content, PIECE as u64);
@@ -161,11 +222,11 @@ fn read(file: &Path, gzip: bool, pieces: &mpsc::Sender<Bytes>) -> io::Result<()>
     }
 }
 
-async fn give(file: &Path, mut taker: Taker) -> Result<()> {
+async fn give(own: &Own, mut taker: Taker) -> Result<()> {
     let late = |_| Error::new(FaultKind::Timeout, "the other host does not take clusterd".to_owned());
     let (sender, mut pieces) = mpsc::channel(PIECES);
-    let file = file.to_owned();
-    let reading = spawn_blocking(move || read(&file, taker.gzip, &sender));
+    let own = own.clone();
+    let reading = spawn_blocking(move || read(&own, taker.gzip, &sender));
     while let Some(piece) = pieces.recv().await {
         let writing = timeout(TAKING, taker.stream.write_all(&piece)).await;
         writing.map_err(late)?.map_err(failed)?;
@@ -198,6 +259,13 @@ mod tests {
         (file, Giving::begin(&wish).unwrap())
     }
 
+    fn own(file: &Path) -> Own {
+        Own {
+            file: file.to_owned(),
+            ..Own::default()
+        }
+    }
+
     /// What is heard at a port after something was said.
     async fn said(port: u16, text: &str) -> Vec<u8> {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
@@ -212,7 +280,7 @@ mod tests {
         let (file, giving) = giving("open sesame");
         let port = giving.port().unwrap();
         let path = file.path().to_owned();
-        let served = tokio::spawn(async move { giving.serve(&path, std::future::pending()).await });
+        let served = tokio::spawn(async move { giving.serve(&own(&path), std::future::pending()).await });
         // One who says nothing is in nobody's way.
         let _silent = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let endless = "x".repeat(10 * MAX_TOKEN);
@@ -229,7 +297,7 @@ mod tests {
         let (file, giving) = giving("open sesame");
         let port = giving.port().unwrap();
         let path = file.path().to_owned();
-        let served = tokio::spawn(async move { giving.serve(&path, std::future::pending()).await });
+        let served = tokio::spawn(async move { giving.serve(&own(&path), std::future::pending()).await });
         let got = said(port, "open sesame gzip\n").await;
         served.await.unwrap().unwrap();
         assert!(got.len() < FILE.len() / 10);
@@ -239,10 +307,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_came_compressed_is_given_on_as_it_came_and_leaves_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("clusterd.gz");
+        fs::write(&path, b"as it came").unwrap();
+        let (file, first) = giving("open sesame");
+        let (_, second) = giving("open sesame");
+        let own = Own {
+            packed: Some(Arc::new(take(&path).unwrap())),
+            ..own(file.path())
+        };
+        assert!(!path.exists());
+        for (giving, text, expected) in [
+            (first, "open sesame gzip\n", &b"as it came"[..]),
+            (second, "open sesame\n", FILE),
+        ] {
+            let (port, own) = (giving.port().unwrap(), own.clone());
+            let served = tokio::spawn(async move { giving.serve(&own, std::future::pending()).await });
+            assert!(said(port, text).await == expected, "{text}");
+            served.await.unwrap().unwrap();
+        }
+        // Somebody else's link is not followed.
+        std::os::unix::fs::symlink(file.path(), &path).unwrap();
+        assert!(take(&path).is_err());
+    }
+
+    #[tokio::test]
     async fn nothing_is_given_after_the_end() {
         let (file, giving) = giving("t");
         let port = giving.port().unwrap();
-        giving.serve(file.path(), std::future::ready(())).await.unwrap();
+        giving.serve(&own(file.path()), std::future::ready(())).await.unwrap();
         assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err());
     }
 
@@ -250,7 +344,10 @@ mod tests {
     async fn nobody_is_waited_for_longer_than_asked() {
         let (file, mut giving) = giving("t");
         giving.limit = Duration::from_millis(20);
-        let late = giving.serve(file.path(), std::future::pending()).await.unwrap_err();
+        let late = giving
+            .serve(&own(file.path()), std::future::pending())
+            .await
+            .unwrap_err();
         assert_eq!(late.fault().kind, FaultKind::Timeout);
     }
 

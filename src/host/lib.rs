@@ -59,5 +59,7 @@ pub use redial::{DialError, Dialing, Redial, Streams};
 
 /// Where `clusterd` lies on every host, before anything else is there.
 pub const CLUSTERD: &str = "/var/lib/installer/clusterd";
+/// The gzip that it came as, from another host, until it is run.
+pub const CLUSTERD_PACKED: &str = "/var/lib/installer/clusterd.gz";
 /// The link to the rootfs in use.
 pub const CURRENT: &str = "/opt/installer";

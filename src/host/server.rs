@@ -7,7 +7,6 @@
 use std::{
     collections::HashMap,
     io,
-    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -31,7 +30,7 @@ use crate::{
     frame::{self, Frame, Kind},
     fsops::Root,
     gate::Gate,
-    give::{Giving, OWN_FILE},
+    give::{Giving, Own},
     journal,
     lock::HostLock,
     pki, probe,
@@ -63,7 +62,7 @@ struct Session {
 pub(crate) struct Server {
     root: Root,
     system: Arc<dyn System>,
-    digest: Option<oci::Digest>,
+    own: Own,
     out: mpsc::Sender<Frame>,
     greeted: AtomicBool,
     closing: Arc<AtomicBool>,
@@ -89,13 +88,7 @@ struct Running {
 ///
 /// # Errors
 /// When the client talks something else, or the streams fail.
-pub(crate) async fn serve<R, W>(
-    reader: R,
-    writer: W,
-    root: Root,
-    system: Arc<dyn System>,
-    digest: Option<oci::Digest>,
-) -> io::Result<()>
+pub(crate) async fn serve<R, W>(reader: R, writer: W, root: Root, system: Arc<dyn System>, own: Own) -> io::Result<()>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin + Send + 'static,
@@ -104,7 +97,7 @@ where
     let server = Arc::new(Server {
         root,
         system,
-        digest,
+        own,
         out,
         greeted: AtomicBool::new(false),
         closing: Arc::default(),
@@ -440,7 +433,7 @@ impl Server {
             Request::GiveProgram(wish) => {
                 let giving = Giving::begin(&wish)?;
                 self.send(id, &Answer::Listening(vec![giving.port()?])).await;
-                giving.serve(Path::new(OWN_FILE), ended(chunks)).await?;
+                giving.serve(&self.own, ended(chunks)).await?;
                 Answer::Done
             }
             Request::Knock(wish) => Answer::Knocked(ways::knock(wish).await?),
@@ -455,7 +448,7 @@ impl Server {
         Hello {
             protocol: VERSION,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            digest: self.digest.clone(),
+            digest: self.own.digest.clone(),
             pid: std::process::id(),
             uid: rustix::process::geteuid().as_raw(),
         }

@@ -7,6 +7,7 @@ use crate::{
     proto::{Condition, Missing, RunEnd, RunMark},
     system::Ran,
 };
+use std::path::Path;
 
 mod sharing;
 
@@ -35,7 +36,7 @@ fn connect(root: &Path) -> (Client, tokio::task::JoinHandle<io::Result<()>>) {
         server_writer,
         Root::at(root),
         Arc::new(NoSystem),
-        None,
+        Own::default(),
     ));
     (Client::new(reader, writer), task)
 }
@@ -57,7 +58,14 @@ async fn a_client_that_went_without_a_word_holds_no_host_for_long() {
     let (here, there) = tokio::io::duplex(1 << 20);
     let (reader, writer) = tokio::io::split(there);
     let begun = tokio::time::Instant::now();
-    let served = serve(reader, writer, Root::at(host.path()), Arc::new(NoSystem), None).await;
+    let served = serve(
+        reader,
+        writer,
+        Root::at(host.path()),
+        Arc::new(NoSystem),
+        Own::default(),
+    )
+    .await;
     assert_eq!(served.unwrap_err().kind(), io::ErrorKind::TimedOut);
     assert!(begun.elapsed() < beat::SILENCE * 2);
     drop(here);
@@ -342,7 +350,7 @@ impl Line {
         let (reader, writer) = tokio::io::split(here);
         let (server_reader, server_writer) = tokio::io::split(there);
         let (root, system) = (Root::at(&self.root), Arc::new(NoSystem));
-        let task = tokio::spawn(serve(server_reader, server_writer, root, system, None));
+        let task = tokio::spawn(serve(server_reader, server_writer, root, system, Own::default()));
         locked(&self.servers).push(task);
         (Box::new(reader), Box::new(writer))
     }
