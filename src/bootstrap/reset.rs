@@ -109,35 +109,30 @@ pub async fn reset(clusterfile: &Clusterfile, options: &Options, request: &Reque
         .boxed()
     });
     let results = fan::all(work.collect()).await;
-    if let Some(left) = left {
+    if let Some((cluster, left)) = left {
         let clean = targets.iter().zip(&results).filter(|(_, result)| result.clean());
-        left.finish(clean.map(|((ip, _), _)| *ip).collect(), &*options.observer)
-            .await;
+        let clean: Vec<Ipv4Addr> = clean.map(|((ip, _), _)| *ip).collect();
+        finish(&cluster, left, &clean, &*options.observer).await;
     }
     Ok(results)
 }
 
-/// Nodes that were taken out of a cluster, and the cluster.
-struct Left {
-    cluster: Cluster,
-    nodes: Vec<(String, Ipv4Addr)>,
-}
+/// Nodes that were taken out of a cluster, with the addresses of their hosts.
+pub(crate) type Left = Vec<(String, Ipv4Addr)>;
 
-impl Left {
-    /// What the cluster keeps of hosts on which nothing runs any more goes too: pods that are bound to their nodes, and a node that its agent
-    /// has registered again before it was stopped. Nobody else would end these pods before long.
-    async fn finish(self, clean: Vec<Ipv4Addr>, observer: &dyn Observer) {
-        let known = remove::with_addresses(&self.cluster, &clean).await.unwrap_or_default();
-        let nodes = self.nodes.into_iter().filter(|(_, ip)| clean.contains(ip));
-        let names: BTreeSet<String> = nodes.chain(known).map(|(name, _)| name).collect();
-        let names: Vec<String> = names.into_iter().collect();
-        for removed in remove::nodes(&self.cluster, &names).await {
-            if let Some(failed) = removed.failed {
-                observer.event(Event::Warning {
-                    host: Some(removed.node),
-                    message: format!("something of it is left in the cluster: {failed}"),
-                });
-            }
+/// What the cluster keeps of hosts on which nothing runs any more (`clean`) goes too: pods that are bound to their nodes, and a node that its
+/// agent has registered again before it was stopped. Nobody else would end these pods before long.
+pub(crate) async fn finish(cluster: &Cluster, left: Left, clean: &[Ipv4Addr], observer: &dyn Observer) {
+    let known = remove::with_addresses(cluster, clean).await.unwrap_or_default();
+    let nodes = left.into_iter().filter(|(_, ip)| clean.contains(ip));
+    let names: BTreeSet<String> = nodes.chain(known).map(|(name, _)| name).collect();
+    let names: Vec<String> = names.into_iter().collect();
+    for removed in remove::nodes(cluster, &names).await {
+        if let Some(failed) = removed.failed {
+            observer.event(Event::Warning {
+                host: Some(removed.node),
+                message: format!("something of it is left in the cluster: {failed}"),
+            });
         }
     }
 }
@@ -176,7 +171,7 @@ async fn leave(
     options: &Options,
     request: &Request,
     targets: &[(Ipv4Addr, Ssh)],
-) -> Result<Option<Left>> {
+) -> Result<Option<(Cluster, Left)>> {
     let left = match open_cluster(clusterfile, options).await {
         Ok(cluster) => {
             let ips: Vec<Ipv4Addr> = targets.iter().map(|(ip, _)| *ip).collect();
@@ -185,7 +180,7 @@ async fn leave(
                 force: request.force,
             };
             let nodes = drain::nodes(&cluster, &ips, patience, &*options.observer).await;
-            nodes.map(|nodes| Some(Left { cluster, nodes }))
+            nodes.map(|nodes| Some((cluster, nodes)))
         }
         Err(error) => Err(error),
     };
@@ -201,14 +196,14 @@ async fn leave(
     }
 }
 
-/// Drains the nodes with these addresses and takes them out of the cluster.
+/// Drains the nodes with these addresses and takes them out of the cluster; which these were.
 pub(crate) async fn take_out(
     cluster: &Cluster,
     ips: &[Ipv4Addr],
     patience: Patience,
     observer: &dyn Observer,
-) -> Result<()> {
-    drain::nodes(cluster, ips, patience, observer).await.map(drop)
+) -> Result<Left> {
+    drain::nodes(cluster, ips, patience, observer).await
 }
 
 /// Takes the nodes of hosts that are gone for good out of the cluster; the hosts are not asked, and keep what is on them.

@@ -97,7 +97,7 @@ pub(crate) async fn roll_back(
     access: &Access,
     who: &str,
 ) -> Vec<RolledBack> {
-    leave(run, fresh).await;
+    let left = leave(run, fresh).await;
     let hosts = run.sessions.iter().zip(fresh).enumerate();
     let work = hosts.map(|(index, (session, fresh))| {
         let target = targets.iter().find(|(ip, _)| *ip == session.ip);
@@ -120,7 +120,14 @@ pub(crate) async fn roll_back(
         }
         .boxed()
     });
-    fan::all(work.collect()).await
+    let undone: Vec<RolledBack> = fan::all(work.collect()).await;
+    if let Some(cluster) = run.cluster.get().filter(|_| !left.is_empty()) {
+        let bare = run.sessions.iter().zip(&undone).zip(fresh);
+        let bare = bare.filter(|((_, host), fresh)| **fresh && host.failed.is_empty());
+        let bare: Vec<Ipv4Addr> = bare.map(|((session, _), _)| session.ip).collect();
+        reset::finish(cluster, left, &bare, &*run.observer).await;
+    }
+    undone
 }
 
 async fn undo(
@@ -155,11 +162,11 @@ pub(crate) async fn alive(session: &Session, ssh: &Ssh, access: &Access, scope: 
     Ok(again)
 }
 
-/// Hosts that have just joined a cluster that was there before leave it again; nothing else knows that they go.
-async fn leave(run: &Run, fresh: &[bool]) {
+/// Hosts that have just joined a cluster that was there before leave it again; nothing else knows that they go. Whose nodes these were.
+async fn leave(run: &Run, fresh: &[bool]) -> reset::Left {
     let seats = &run.site.seats;
     let Some(cluster) = run.cluster.get().filter(|_| seats[run.site.first_master()].seen.joined) else {
-        return;
+        return reset::Left::new();
     };
     let ips: Vec<Ipv4Addr> = seats
         .iter()
@@ -168,18 +175,20 @@ async fn leave(run: &Run, fresh: &[bool]) {
         .map(|(seat, _)| seat.ip)
         .collect();
     if ips.is_empty() {
-        return;
+        return reset::Left::new();
     }
     let patience = reset::Patience {
         drain: DRAIN,
         force: true,
     };
-    if let Err(error) = reset::take_out(cluster, &ips, patience, &*run.observer).await {
+    let left = reset::take_out(cluster, &ips, patience, &*run.observer).await;
+    left.unwrap_or_else(|error| {
         run.observer.event(Event::Warning {
             host: None,
             message: format!("the nodes that had just joined could not be taken out of the cluster: {error}"),
         });
-    }
+        reset::Left::new()
+    })
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use bootstrap::{
 };
 use clusterfile::Clusterfile;
 use std::{
-    fs::File,
+    fs::{File, TryLockError},
     io::{self, Write},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
@@ -222,12 +222,23 @@ fn of_run(folder: &Path, command: &str) -> io::Result<(File, PathBuf)> {
                 .map(|name| (name, length)),
         );
     }
-    for name in surplus(files, command) {
-        let _ = std::fs::remove_file(folder.join(name));
+    for path in surplus(files, command).into_iter().map(|name| folder.join(name)) {
+        if !is_written(&path) {
+            let _ = std::fs::remove_file(path);
+        }
     }
     let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
     let path = folder.join(format!("{time}-{}-{command}.log", std::process::id()));
-    Ok((created(&path)?, path))
+    let file = created(&path)?;
+    // Where a file system knows no locks a log is kept by its age alone.
+    let _ = file.try_lock();
+    Ok((file, path))
+}
+
+/// Whether the run that writes a log is still under way.
+fn is_written(path: &Path) -> bool {
+    let locked = File::open(path).map(|file| file.try_lock());
+    matches!(locked, Ok(Err(TryLockError::WouldBlock)))
 }
 
 /// Which logs go before one more of `command` is written: its oldest, then the oldest of all while they are too large together.
@@ -291,6 +302,21 @@ mod tests {
         let gone = surplus(files, "apply");
         assert_eq!(gone.len(), 3, "nine, and room for one more");
         assert!(gone[0].contains("-c0."));
+    }
+
+    #[test]
+    fn the_log_of_a_run_that_goes_on_stays_however_many_others_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_running, first) = of_run(folder.path(), "apply").unwrap();
+        let oldest = folder.path().join("20000101T000000Z-1-apply.log");
+        std::fs::rename(&first, &oldest).unwrap();
+        for n in 0..2 * RUNS {
+            std::fs::write(folder.path().join(format!("20000102T0000{n:02}Z-2-apply.log")), "").unwrap();
+        }
+        drop(of_run(folder.path(), "apply").unwrap());
+        assert!(oldest.exists());
+        let left = std::fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, RUNS + 1, "and no other stays for it");
     }
 
     #[test]
