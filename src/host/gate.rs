@@ -43,7 +43,9 @@ pub struct Gate {
     pub(crate) system: Arc<dyn System>,
     /// Set when the client is gone: nothing new is begun.
     pub(crate) closing: Arc<AtomicBool>,
-    /// Absent: looking only.
+    /// Whether it may change anything.
+    writes: bool,
+    /// Absent: looking only, or nothing of ours was here before and nothing was changed yet.
     journal: Option<Journal>,
     /// What was before the run that is under way, if it may have to be undone alone.
     run: Option<Journal>,
@@ -143,19 +145,25 @@ impl Gate {
             scope,
             system,
             closing: Arc::default(),
+            writes: false,
             journal: None,
             run: None,
             applied: None,
         })
     }
 
-    /// A gate that changes. The caller holds the host's lock. The first time, the host's state is kept as snapshot.
+    /// A gate that changes. The caller holds the host's lock. Where nothing of ours is, nothing is made before the first change: then the
+    /// host's state is kept as snapshot, and the journal begins.
     ///
     /// # Errors
     /// When the scope is not acceptable, the journal cannot be opened or is damaged, or an undo was begun and must be finished first.
     pub fn open(root: Root, scope: Scope, system: Arc<dyn System>) -> Result<Self> {
         let mut gate = Self::look(root, scope, system)?;
-        gate.begin()?;
+        gate.writes = true;
+        let dir = journal::dir(&gate.root, &gate.scope)?;
+        if journal::read(&dir)?.is_some_and(|log| !log.entries.is_empty()) {
+            gate.begin()?;
+        }
         Ok(gate)
     }
 
@@ -216,13 +224,19 @@ impl Gate {
         Ok(journal::read(&journal::dir(&self.root, &self.scope)?)?.is_some_and(|log| log.undoing()))
     }
 
+    /// The journal, which begins with this if there was none.
     pub(crate) fn journal(&mut self) -> Result<&mut Journal> {
+        if self.journal.is_none() && self.writes {
+            self.begin()?;
+        }
         self.journal
             .as_mut()
             .ok_or_else(|| Error::invalid("this connection is opened for looking only"))
     }
 
+    /// Takes the journal away for good: nothing can be changed any more.
     pub(crate) fn take_journal(&mut self) -> Option<Journal> {
+        self.writes = false;
         self.journal.take()
     }
 

@@ -55,6 +55,8 @@ struct Session {
     scope: Scope,
     write: bool,
     gate: Arc<Mutex<Gate>>,
+    /// Whether the journal is known to have begun.
+    begun: Arc<AtomicBool>,
     _lock: Option<HostLock>,
 }
 
@@ -289,11 +291,23 @@ impl Server {
         Ok(Arc::clone(&session.gate))
     }
 
-    fn layout(&self, write: bool) -> Result<oci::Layout> {
-        self.gate(write)?;
+    fn layout(&self) -> Result<oci::Layout> {
+        self.gate(false)?;
         let session = locked(&self.session);
         let dir = session.as_ref().map(|s| s.scope.dir()).unwrap_or_default();
         Ok(oci::Layout::open(self.root.path(&dir)?))
+    }
+
+    /// The same, to put something there. The gate, which may be at work for long, is waited for only the first time.
+    async fn layout_to_fill(&self) -> Result<oci::Layout, Fault> {
+        self.gate(true)?;
+        let begun = locked(&self.session).as_ref().map(|s| Arc::clone(&s.begun));
+        let begun = begun.unwrap_or_default();
+        if !begun.load(Ordering::Acquire) {
+            self.with_gate(true, |gate| Ok(gate.journal().map(drop)?)).await?;
+            begun.store(true, Ordering::Release);
+        }
+        Ok(self.layout()?)
     }
 
     /// Does blocking work with the gate.
@@ -329,7 +343,7 @@ impl Server {
             Request::Open { scope, mode } => return self.open(scope, mode).await.map(Some),
             Request::Facts(query) => Answer::Facts(Box::new(collect::facts(query, root, system).await)),
             Request::MissingBlobs { want } => {
-                let blobs = self.layout(false)?.blobs().clone();
+                let blobs = self.layout()?.blobs().clone();
                 Answer::Missing(blocking(move || Ok(blobs::missing(&blobs, want))).await?)
             }
             Request::PutBlob { blob, offset } => return self.put_blob(blob, offset, chunks).await.map(Some),
@@ -341,7 +355,7 @@ impl Server {
             }
             Request::FetchBlob { blob, from } => return self.fetch_blob(id, blob, &from).await.map(Some),
             Request::GetBlob { digest, offset } => {
-                let path = self.layout(false)?.blobs().path(&digest);
+                let path = self.layout()?.blobs().path(&digest);
                 self.send_file(id, path, offset, u64::MAX).await?;
                 return Ok(None);
             }
@@ -482,6 +496,7 @@ impl Server {
                 scope,
                 write,
                 gate: Arc::new(Mutex::new(gate)),
+                begun: Arc::default(),
                 _lock: lock,
             })
         })

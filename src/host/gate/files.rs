@@ -122,7 +122,7 @@ impl Gate {
     }
 
     fn may_change(&self) -> bool {
-        self.journal.is_some()
+        self.writes
     }
 
     pub(super) fn decide_link(&self, path: &str, target: &str) -> Result<Decision> {

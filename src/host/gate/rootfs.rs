@@ -46,7 +46,7 @@ impl Gate {
         let dir = self.rootfs_dir(rootfs);
         let at = self.root.path(&dir)?;
         if !matches!(fsops::look(&at)?, There::Dir(_)) {
-            // Nothing may be unpacked before the home is recorded as ours, which opening did.
+            // Nothing may be unpacked before the home is recorded as ours.
             self.journal()?;
             unpack::rootfs(self.layout()?.blobs(), &rootfs.layers, &at, &self.closing)?;
         }

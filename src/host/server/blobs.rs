@@ -84,7 +84,7 @@ impl Server {
         offset: u64,
         chunks: Option<mpsc::Receiver<Bytes>>,
     ) -> Result<Answer, Fault> {
-        let blobs = self.layout(true)?.blobs().clone();
+        let blobs = self.layout_to_fill().await?.blobs().clone();
         let chunks = chunks.ok_or_else(|| Error::invalid("a blob without bytes"))?;
         let arrival = self.arrivals.begin(&blob)?;
         let busy = Arc::clone(&self.busy).read_owned().await;
@@ -98,7 +98,7 @@ impl Server {
     }
 
     pub(super) async fn serve_others(&self, address: IpAddr, token: &Token) -> Result<Serving, Fault> {
-        let blobs = self.layout(true)?.blobs().clone();
+        let blobs = self.layout_to_fill().await?.blobs().clone();
         if let Some(sharing) = locked(&self.sharing).as_ref()
             && sharing.is_for(address, token)
         {
@@ -111,7 +111,7 @@ impl Server {
     }
 
     pub(super) async fn fetch_blob(&self, id: u32, blob: Blob, from: &Peer) -> Result<Answer, Fault> {
-        let blobs = self.layout(true)?.blobs().clone();
+        let blobs = self.layout_to_fill().await?.blobs().clone();
         let arrival = self.arrivals.begin(&blob)?;
         let mut arrived = arrival.watch();
         let (pieces, chunks) = mpsc::channel(DATA_QUEUE);

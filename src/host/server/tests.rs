@@ -41,6 +41,28 @@ fn connect(root: &Path) -> (Client, tokio::task::JoinHandle<io::Result<()>>) {
     (Client::new(reader, writer), task)
 }
 
+/// A reset whose connection was lost opens a host once more that is bare by then, and may be lost again.
+#[tokio::test]
+async fn a_host_that_was_only_opened_keeps_nothing() {
+    let host = host();
+    for blobs in [false, true] {
+        let (client, task) = writer(host.path()).await;
+        if blobs {
+            let blob = Blob {
+                digest: oci::Digest::of(b"x"),
+                size: 1,
+            };
+            client.put_blob(&blob, 0, &b"x"[..]).await.unwrap();
+        }
+        drop(client);
+        task.await.unwrap().unwrap();
+        assert_eq!(host.path().join("data").exists(), blobs);
+    }
+    let (client, _task) = writer(host.path()).await;
+    assert_eq!(client.undo().await.unwrap().left, []);
+    assert!(!host.path().join("data").exists());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_client_with_nothing_to_say_stays_connected() {
     let host = host();
