@@ -1,10 +1,8 @@
 //! Streams that hash and count what passes.
 
 use std::io::{self, Read, Write};
-use std::num::NonZeroU64;
 
-use oci::{Digest, Hasher};
-use rustix::fs::Advice;
+use oci::{Digest, Eager, Hasher};
 use tempfile::NamedTempFile;
 
 use crate::error::Error;
@@ -55,19 +53,15 @@ impl<W: Write> Write for HashWriter<W> {
 pub(crate) struct EagerFile {
     file: NamedTempFile,
     written: u64,
-    /// What the disk has been asked to take.
-    handed_over: u64,
+    eager: Eager,
 }
-
-/// So much is handed over at once, in bytes.
-const PIECE: u64 = 16 << 20;
 
 impl EagerFile {
     pub(crate) fn new(file: NamedTempFile) -> EagerFile {
         EagerFile {
             file,
             written: 0,
-            handed_over: 0,
+            eager: Eager::default(),
         }
     }
 
@@ -80,13 +74,7 @@ impl Write for EagerFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.file.write(bytes)?;
         self.written += written as u64;
-        let piece = self.written - self.handed_over;
-        if let Some(length) = NonZeroU64::new(piece).filter(|_| piece >= PIECE) {
-            // Said of pages that are not on the disk yet this makes the kernel begin to write them, without waiting. It's advice:
-            // a file system that doesn't take it will write at the end.
-            let _ = rustix::fs::fadvise(self.file.as_file(), self.handed_over, Some(length), Advice::DontNeed);
-            self.handed_over = self.written;
-        }
+        self.eager.grown(self.file.as_file(), self.written);
         Ok(written)
     }
 

@@ -4,7 +4,7 @@
 //! `.<hex>.partial`, so that a transfer can go on where it stopped. Its writer holds a lock on that file, so a second one
 //! waits, in whatever process it is.
 
-use crate::{Digest, Error, Hasher, digest::CHUNK};
+use crate::{Digest, Eager, Error, Hasher, digest::CHUNK};
 use std::{
     fs::{self, File, OpenOptions},
     io::{ErrorKind, Read, Seek as _, Write},
@@ -140,6 +140,7 @@ impl BlobStore {
             file,
             hasher: Hasher::default(),
             written: 0,
+            eager: Eager::default(),
             size,
             digest: digest.clone(),
             path: self.path(digest),
@@ -294,6 +295,7 @@ pub struct BlobWriter {
     file: File,
     hasher: Hasher,
     written: u64,
+    eager: Eager,
     size: u64,
     digest: Digest,
     partial: PathBuf,
@@ -322,6 +324,7 @@ impl BlobWriter {
         self.file.write_all(bytes).map_err(|e| Error::io(&self.partial, e))?;
         self.hasher.update(bytes);
         self.written = total;
+        self.eager.grown(&self.file, total);
         Ok(())
     }
 
@@ -334,6 +337,7 @@ impl BlobWriter {
         emptied.map_err(|e| Error::io(&self.partial, e))?;
         self.hasher = Hasher::default();
         self.written = 0;
+        self.eager = Eager::default();
         Ok(())
     }
 

@@ -9,6 +9,7 @@ mod bounded;
 mod copy;
 mod descriptor;
 mod digest;
+mod eager;
 mod layout;
 mod reference;
 
@@ -17,6 +18,7 @@ pub use bounded::{Bounded, UNCOMPRESSED_SIZE};
 pub use copy::{PIECE, copy, copy_by};
 pub use descriptor::{Descriptor, Index, Platform, media_type};
 pub use digest::{Digest, Hasher};
+pub use eager::Eager;
 pub use layout::Layout;
 pub use reference::Reference;
 
