@@ -11,7 +11,7 @@ use crate::{
 };
 use clusterfile::Ssh;
 use futures::FutureExt as _;
-use host::{CLUSTERD, CLUSTERD_PACKED, Client, DialError, Dialing, Hello, Redial};
+use host::{CLUSTERD, CLUSTERD_FILES, Client, DialError, Dialing, Hello, Redial};
 use ssh::{Become, Command};
 use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -150,9 +150,8 @@ impl Session {
                 .elevate(self.elevate.clone())
                 .timeout(GREETING)
         };
-        self.connection
-            .exec(&run(&["rm", "-f", CLUSTERD, CLUSTERD_PACKED]))
-            .await?;
+        let files: Vec<&str> = ["rm", "-f"].into_iter().chain(CLUSTERD_FILES).collect();
+        self.connection.exec(&run(&files)).await?;
         let folder = CLUSTERD.rsplit_once('/').map_or("/", |(folder, _)| folder);
         self.connection.exec(&run(&["rmdir", folder])).await?;
         Ok(())

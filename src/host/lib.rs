@@ -60,6 +60,13 @@ pub use redial::{DialError, Dialing, Redial, Streams};
 /// Where `clusterd` lies on every host, before anything else is there.
 pub const CLUSTERD: &str = "/var/lib/installer/clusterd";
 /// The gzip that it came as, from another host, until it is run.
-pub const CLUSTERD_PACKED: &str = "/var/lib/installer/clusterd.gz";
+pub(crate) const CLUSTERD_PACKED: &str = "/var/lib/installer/clusterd.gz";
+/// Both, and what is left of them where their coming was cut short: all that goes when nobody needs `clusterd` any more.
+pub const CLUSTERD_FILES: [&str; 4] = [
+    CLUSTERD,
+    "/var/lib/installer/clusterd.part",
+    CLUSTERD_PACKED,
+    "/var/lib/installer/clusterd.gz.part",
+];
 /// The link to the rootfs in use.
 pub const CURRENT: &str = "/opt/installer";

@@ -134,7 +134,10 @@ fn farewell(gate: &Gate, entries: &[Entry], report: &mut Report) {
     let folder = clusterd.parent().unwrap_or(Path::new("/"));
     let alone = names_in(folder).is_ok_and(|names| names.iter().all(|name| name.starts_with("clusterd")));
     if alone {
-        report.note_quiet(fsops::sweep(&clusterd).and_then(|()| fsops::sweep(&clusterd.with_extension("part"))));
+        // Itself last: a host without it counts as bare.
+        for file in crate::CLUSTERD_FILES.iter().rev() {
+            report.note_quiet(gate.root.path(file).and_then(|at| fsops::sweep(&at)));
+        }
         let _ = fs::remove_dir(folder);
     }
 }

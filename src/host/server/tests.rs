@@ -63,6 +63,20 @@ async fn a_host_that_was_only_opened_keeps_nothing() {
     assert!(!host.path().join("data").exists());
 }
 
+#[tokio::test]
+async fn with_the_last_installation_goes_the_program_and_what_was_left_of_its_coming() {
+    let host = host();
+    let folder = host.path().join("var/lib/installer");
+    std::fs::create_dir(&folder).unwrap();
+    for file in crate::CLUSTERD_FILES {
+        let name = Path::new(file).file_name().unwrap();
+        std::fs::write(folder.join(name), "").unwrap();
+    }
+    let (client, _task) = writer(host.path()).await;
+    assert_eq!(client.undo().await.unwrap().failed, Vec::<String>::new());
+    assert!(!folder.exists());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_client_with_nothing_to_say_stays_connected() {
     let host = host();
