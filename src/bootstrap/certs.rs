@@ -254,18 +254,11 @@ impl Renewal<'_> {
         let ready = |node: Option<&Node>| node.is_some_and(nodes::is_ready);
         match tokio::time::timeout(READY, until(api.clone(), name, ready)).await {
             Ok(_) => Ok(()),
-            Err(_) => {
-                let last = match api.get_opt(name).await {
-                    Ok(Some(node)) => nodes::not_ready_because(&node),
-                    Ok(None) => "the API server knows no such node".to_owned(),
-                    Err(error) => error.to_string(),
-                };
-                Err(Error::Timeout {
-                    what: format!("{} ({name}): that its node is Ready", self.session.ip),
-                    seconds: READY.as_secs(),
-                    last,
-                })
-            }
+            Err(_) => Err(Error::Timeout {
+                what: format!("{} ({name}): that its node is Ready", self.session.ip),
+                seconds: READY.as_secs(),
+                last: nodes::seen(&api, name).await,
+            }),
         }
     }
 

@@ -177,6 +177,11 @@ impl Error {
         }
     }
 
+    /// Whether the API server knows no such kind of object.
+    pub(crate) fn is_unknown_kind(&self) -> bool {
+        matches!(self, Self::Api { error, .. } if matches!(**error, kube::Error::Discovery(_)))
+    }
+
     /// Something about a host in words.
     pub fn on(host: impl ToString, message: impl Into<String>) -> Self {
         Self::OnHost {

@@ -196,16 +196,6 @@ async fn leave(
     }
 }
 
-/// Drains the nodes with these addresses and takes them out of the cluster; which these were.
-pub(crate) async fn take_out(
-    cluster: &Cluster,
-    ips: &[Ipv4Addr],
-    patience: Patience,
-    observer: &dyn Observer,
-) -> Result<Left> {
-    drain::nodes(cluster, ips, patience, observer).await
-}
-
 /// Takes the nodes of hosts that are gone for good out of the cluster; the hosts are not asked, and keep what is on them.
 ///
 /// # Errors

@@ -181,7 +181,7 @@ async fn leave(run: &Run, fresh: &[bool]) -> reset::Left {
         drain: DRAIN,
         force: true,
     };
-    let left = reset::take_out(cluster, &ips, patience, &*run.observer).await;
+    let left = reset::drain::nodes(cluster, &ips, patience, &*run.observer).await;
     left.unwrap_or_else(|error| {
         run.observer.event(Event::Warning {
             host: None,

@@ -162,15 +162,15 @@ impl Gate {
         gate.writes = true;
         let dir = journal::dir(&gate.root, &gate.scope)?;
         if journal::read(&dir)?.is_some_and(|log| !log.entries.is_empty()) {
-            gate.begin()?;
+            gate.begin(false)?;
         }
         Ok(gate)
     }
 
-    fn begin(&mut self) -> Result<()> {
+    /// Opens the journal. A `fresh` one begins with what the host looks like.
+    fn begin(&mut self, fresh: bool) -> Result<()> {
         let home = self.scope.dir();
         let dir = journal::dir(&self.root, &self.scope)?;
-        let fresh = journal::read(&dir)?.is_none_or(|log| log.entries.is_empty());
         // Looked at before the journal's own folder exists, or they would count as having been there.
         let before = if fresh {
             Some(snapshot::take(&self.root, self.system.as_ref()).without_ours())
@@ -227,7 +227,8 @@ impl Gate {
     /// The journal, which begins with this if there was none.
     pub(crate) fn journal(&mut self) -> Result<&mut Journal> {
         if self.journal.is_none() && self.writes {
-            self.begin()?;
+            // Opening has found none.
+            self.begin(true)?;
         }
         self.journal
             .as_mut()

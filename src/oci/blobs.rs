@@ -4,7 +4,7 @@
 //! `.<hex>.partial`, so that a transfer can go on where it stopped. Its writer holds a lock on that file, so a second one
 //! waits, in whatever process it is.
 
-use crate::{Digest, Eager, Error, Hasher, digest::CHUNK};
+use crate::{Digest, Eager, Error, Hasher, PIECE};
 use std::{
     fs::{self, File, OpenOptions},
     io::{ErrorKind, Read, Seek as _, Write},
@@ -150,7 +150,7 @@ impl BlobStore {
         if !resume || length > size {
             writer.restart()?;
         } else {
-            let found = writer.hasher.read(&mut writer.file, &mut vec![0; CHUNK]);
+            let found = writer.hasher.read(&mut writer.file, &mut vec![0; PIECE]);
             writer.written = found.map_err(|e| Error::io(&writer.partial, e))?;
         }
         Ok(writer)

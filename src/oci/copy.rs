@@ -1,4 +1,4 @@
-//! Copying big content. `std::io::copy` moves small pieces as they come; here each write is a whole piece, so that no page of a file is begun
+//! Copying and reading big content. `std::io::copy` moves small pieces as they come; here each write is a whole piece, so that no page of a file is begun
 //! by one write and ended by the next (file systems fill it with zeros in between).
 
 use std::io::{self, ErrorKind, Read, Write};

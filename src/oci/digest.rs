@@ -1,6 +1,6 @@
 //! Content digests (image-spec, `descriptor.md`): only sha256, always lowercase.
 
-use crate::Error;
+use crate::{Error, PIECE};
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 use std::{
@@ -15,8 +15,6 @@ use std::{
 pub struct Digest(String);
 
 const PREFIX: &str = "sha256:";
-/// How much is read at once when content is hashed, in bytes.
-pub(crate) const CHUNK: usize = 256 << 10;
 
 impl Digest {
     /// The digest of `bytes`.
@@ -32,7 +30,7 @@ impl Digest {
     /// When it cannot be read.
     pub fn of_reader(reader: &mut (impl Read + ?Sized)) -> io::Result<(Self, u64)> {
         let mut hasher = Hasher::default();
-        let size = hasher.read(reader, &mut vec![0; CHUNK])?;
+        let size = hasher.read(reader, &mut vec![0; PIECE])?;
         Ok((hasher.finish(), size))
     }
 

@@ -96,7 +96,7 @@ impl Applier {
         let api = match self.api(object, &title).await {
             Ok(api) => api,
             // With its kind all its objects are gone.
-            Err(Error::Api { error, .. }) if matches!(&*error, kube::Error::Discovery(_)) => return Ok(None),
+            Err(error) if error.is_unknown_kind() => return Ok(None),
             Err(error) => return Err(error),
         };
         let live = api
@@ -117,7 +117,7 @@ impl Applier {
         let api = match self.api(object, &title).await {
             Ok(api) => api,
             // With its kind all its objects are gone.
-            Err(Error::Api { error, .. }) if matches!(&*error, kube::Error::Discovery(_)) => return Ok(false),
+            Err(error) if error.is_unknown_kind() => return Ok(false),
             Err(error) => return Err(error),
         };
         match api.delete(name, &DeleteParams::background()).await {

@@ -100,7 +100,8 @@ async fn one(run: &Arc<Run>, index: usize, deadline: Instant) -> Result<usize> {
 /// When the API server refuses.
 pub(crate) async fn give_metadata(nodes: &Api<Node>, mut node: Node, seat: &Seat) -> Result<bool> {
     let failed = |error| Error::api(format!("labelling node {}", seat.name))(error);
-    for _ in 0..RACES {
+    let mut races = 0;
+    loop {
         let Some(patch) = metadata_patch(&node, seat) else {
             return Ok(false);
         };
@@ -110,15 +111,11 @@ pub(crate) async fn give_metadata(nodes: &Api<Node>, mut node: Node, seat: &Seat
         match patched {
             Ok(_) => return Ok(true),
             // The agent or the controllers were faster: what they wrote counts, too.
-            Err(error) if error.is_conflict() => tracing::info!(node = seat.name, "the node changed meanwhile"),
+            Err(error) if error.is_conflict() && races < RACES => races += 1,
             Err(error) => return Err(failed(error)),
         }
         node = nodes.get(&seat.name).await.map_err(failed)?;
     }
-    Err(Error::Wish(format!(
-        "node {} was changed by somebody else each of the {RACES} times it was to get its labels and taints; run the command again",
-        seat.name
-    )))
 }
 
 async fn wait(
@@ -135,11 +132,7 @@ async fn wait(
     if let Ok(Some(node)) = waited {
         return Ok(node);
     }
-    let mut last = match nodes.get_opt(&seat.name).await {
-        Ok(Some(node)) => not_ready_because(&node),
-        Ok(None) => "the API server knows no such node".to_owned(),
-        Err(error) => error.to_string(),
-    };
+    let mut last = seen(nodes, &seat.name).await;
     if let Ok(unit) = session.client.unit_status(paths::unit::AGENT, 5).await {
         last = format!(
             "{last}\n  {} is {}; it says:\n    {}",
@@ -153,6 +146,15 @@ async fn wait(
         seconds: PATIENCE.as_secs(),
         last,
     })
+}
+
+/// What is to be told of a node that was waited for in vain.
+pub(crate) async fn seen(nodes: &Api<Node>, name: &str) -> String {
+    match nodes.get_opt(name).await {
+        Ok(Some(node)) => not_ready_because(&node),
+        Ok(None) => "the API server knows no such node".to_owned(),
+        Err(error) => error.to_string(),
+    }
 }
 
 /// Whether the node's Ready condition is true.

@@ -171,7 +171,7 @@ pub async fn pending(client: kube::Client, objects: &[Value]) -> Result<BTreeMap
 async fn one_pending(applier: &Applier, object: &Value) -> Result<(String, Applied)> {
     let applied = match applier.apply(object, true).await {
         // A kind that the server does not know yet is made by an object before it.
-        Err(Error::Api { error, .. }) if matches!(&*error, kube::Error::Discovery(_)) => Applied::Created,
+        Err(error) if error.is_unknown_kind() => Applied::Created,
         other => other?,
     };
     Ok((title(object), applied))

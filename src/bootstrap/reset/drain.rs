@@ -28,7 +28,7 @@ const NOT_FOUND: u16 = 404;
 const TOO_MANY_REQUESTS: u16 = 429;
 
 /// Drains and deletes the nodes with these addresses, and says which they are. Those that the cluster does not know have left already.
-pub(super) async fn nodes(
+pub(crate) async fn nodes(
     cluster: &Cluster,
     ips: &[Ipv4Addr],
     patience: Patience,
