@@ -14,6 +14,7 @@ use host::{
     facts::Query,
     proto::{Blob, Condition, FaultKind},
 };
+use rustix::process::{Pid, Signal};
 use ssh::{Become, Command, ExitStatus};
 use std::{
     env,
@@ -234,9 +235,14 @@ impl Sshd {
 
     /// Ends it with all its connections, without a word to anybody.
     fn kill(mut self) {
-        for pid in children(self.listener.id()) {
-            let pid = rustix::process::Pid::from_raw(pid).unwrap();
-            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        // While it stands still it neither forks nor reaps: the kernel may leave children out of the list when others are reaped meanwhile.
+        let listener = i32::try_from(self.listener.id()).unwrap();
+        signal(listener, Signal::STOP);
+        while !stands_still(listener) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        for pid in children(listener) {
+            signal(pid, Signal::KILL);
         }
         self.listener.kill().unwrap();
         self.listener.wait().unwrap();
@@ -249,7 +255,16 @@ impl Sshd {
     }
 }
 
-fn children(parent: u32) -> Vec<i32> {
+fn signal(pid: i32, signal: Signal) {
+    rustix::process::kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+fn stands_still(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit(") ").next().unwrap().starts_with('T')
+}
+
+fn children(parent: i32) -> Vec<i32> {
     let text = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
     text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
@@ -304,7 +319,7 @@ async fn work_goes_on_when_a_host_was_away_for_a_while() {
         path: "/var/lib/later".into(),
     };
     let waited = tokio::spawn(async move { waiting.wait_for(later, Duration::from_secs(60)).await });
-    let content: Vec<u8> = (0..8_000_000_u32).map(|n| (n % 251) as u8).collect();
+    let content: Vec<u8> = (0..12_000_000_u32).map(|n| (n % 251) as u8).collect();
     fs::write("/var/lib/blob", &content).unwrap();
     let blob = Blob {
         digest: oci::Digest::of(&content),
@@ -339,7 +354,10 @@ async fn work_goes_on_when_a_host_was_away_for_a_while() {
     let applied = tokio::spawn(async move { applying.apply(vec![effect]).await });
     let tunnelled = tokio::spawn(async move { through(tunnel.port()).await });
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(!applied.is_finished() && !delivered.is_finished() && !waited.is_finished() && !tunnelled.is_finished());
+    assert!(!waited.is_finished(), "{:?}", waited.await);
+    assert!(!delivered.is_finished(), "{:?}", delivered.await);
+    assert!(!applied.is_finished(), "{:?}", applied.await);
+    assert!(!tunnelled.is_finished(), "{:?}", tunnelled.await);
 
     let sshd = Sshd::start(port);
     assert!(applied.await.unwrap().unwrap()[0].changed());
