@@ -56,7 +56,13 @@ target/tools/kubectl: | target/deps.stamp
 
 .PHONY: build
 build: target/deps.stamp ## Build the programs (static).
+ifeq ($(PROFILE),release)
+	cargo build --release --locked --workspace --exclude host --bins
+	cargo build --profile small --locked -p host --bins
+	@ln -f $(dir $(BIN))small/clusterd-host $(BIN)/
+else
 	cargo build --profile $(PROFILE) --locked --bins
+endif
 
 .PHONY: image
 image: build target/tools/kubectl ## Build the default cluster image into the store.

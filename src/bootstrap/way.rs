@@ -146,6 +146,17 @@ impl Connection {
         }
     }
 
+    /// As [`Self::exec`], with `content` as stdin, as far as it can be read.
+    ///
+    /// # Errors
+    /// As [`Self::exec`].
+    pub async fn exec_with(&self, command: &ssh::Command, content: impl AsyncRead + Unpin) -> Result<Output> {
+        match self.transport().await? {
+            Some(connection) => Ok(connection.exec_with(command, content).await?),
+            None => Err(Error::on(self.way.host(), "a program of this machine is not fed")),
+        }
+    }
+
     /// Starts a program and gives its streams.
     ///
     /// # Errors

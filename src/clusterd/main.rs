@@ -3,7 +3,6 @@
 //! This file only tells roles apart. A role's flags and its `run` are its crate's.
 
 mod pause;
-mod start;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -45,7 +44,7 @@ enum Role {
 fn main() -> ExitCode {
     let role = Cli::parse().role;
     let small = matches!(role, Role::Pause | Role::Lb(_) | Role::Network(_) | Role::Proxy(_));
-    start::run(small, run(role))
+    host::start::run(small, run(role))
 }
 
 async fn run(role: Role) -> anyhow::Result<()> {

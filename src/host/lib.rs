@@ -42,6 +42,7 @@ mod redial;
 mod server;
 mod share;
 mod snapshot;
+pub mod start;
 mod system;
 mod tls;
 mod undo;
@@ -59,7 +60,7 @@ pub use redial::{DialError, Dialing, Redial, Streams};
 
 /// Where `clusterd` lies on every host, before anything else is there.
 pub const CLUSTERD: &str = "/var/lib/installer/clusterd";
-/// The gzip that it came as, from another host, until it is run.
+/// The gzip that it came as, until it is run.
 pub(crate) const CLUSTERD_PACKED: &str = "/var/lib/installer/clusterd.gz";
 /// Both, and what is left of them where their coming was cut short: all that goes when nobody needs `clusterd` any more.
 pub const CLUSTERD_FILES: [&str; 4] = [

@@ -14,7 +14,7 @@ use russh::{
     keys::Algorithm,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    io::{AsyncBufRead, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader},
     net::TcpStream,
     sync::OnceCell,
     time::timeout,
@@ -32,6 +32,8 @@ use crate::{
 const WINDOW: u32 = 8 << 20;
 /// OpenSSH sends packets of at most 32 KiB whatever we allow.
 const PACKET: u32 = 32 << 10;
+/// How much of a file is read at once, in bytes.
+pub(crate) const PIECE: usize = 256 << 10;
 /// How long sudo may take to ask for the password.
 const SUDO_PROMPT: Duration = Duration::from_secs(20);
 
@@ -127,10 +129,25 @@ impl Connection {
     /// When it cannot be started, root cannot be had, or its time is up. A program that fails is not an error here: see [`Output::ok`].
     pub async fn exec(&self, command: &Command) -> Result<Output> {
         let method = self.method(&command.elevate).await?;
-        self.exec_as(command, &method).await
+        self.exec_as(command, &method, &command.stdin[..]).await
     }
 
-    pub(crate) async fn exec_as(&self, command: &Command, method: &Method) -> Result<Output> {
+    /// As [`Self::exec`], with `content` as stdin. It ends where `content` ends or cannot be read; whether all came is the program's business.
+    ///
+    /// # Errors
+    /// As [`Self::exec`].
+    pub async fn exec_with(&self, command: &Command, content: impl AsyncRead + Unpin) -> Result<Output> {
+        let method = self.method(&command.elevate).await?;
+        self.exec_as(command, &method, BufReader::with_capacity(PIECE, content))
+            .await
+    }
+
+    pub(crate) async fn exec_as(
+        &self,
+        command: &Command,
+        method: &Method,
+        mut content: impl AsyncBufRead + Unpin,
+    ) -> Result<Output> {
         let run = async {
             let Process {
                 mut stdin,
@@ -139,7 +156,7 @@ impl Connection {
             } = self.start(&command.argv, method).await?;
             let feed = async {
                 // A program may end without reading its stdin: what it says counts, not that.
-                let _ = stdin.write_all(&command.stdin).await;
+                let _ = tokio::io::copy_buf(&mut content, &mut stdin).await;
                 let _ = stdin.shutdown().await;
             };
             let ((), stdout, exit) = tokio::join!(feed, read_bounded(stdout, command.max_output), status.wait());

@@ -42,7 +42,7 @@ impl Method {
 /// Finds the way for a login that is not root.
 pub(crate) async fn find(connection: &Connection, password: Option<&Secret>) -> Result<Method> {
     let truth = Command::new(["true"]).timeout(std::time::Duration::from_secs(30));
-    let plain = connection.exec_as(&truth, &Method::Sudo).await?;
+    let plain = connection.exec_as(&truth, &Method::Sudo, &[][..]).await?;
     if plain.status.success() {
         return Ok(Method::Sudo);
     }
@@ -62,7 +62,7 @@ pub(crate) async fn find(connection: &Connection, password: Option<&Secret>) -> 
         ));
     };
     let method = Method::SudoPassword(password.clone());
-    let proven = connection.exec_as(&truth, &method).await?;
+    let proven = connection.exec_as(&truth, &method, &[][..]).await?;
     if proven.status.success() {
         Ok(method)
     } else {

@@ -2,7 +2,7 @@
 
 use tokio::io::{AsyncRead, AsyncWriteExt as _};
 
-use crate::{Become, Command, Connection, Error, Result, process::read_bounded};
+use crate::{Become, Command, Connection, Error, Result, connection::PIECE, process::read_bounded};
 
 impl Connection {
     /// Streams `content` into the file `path` (absolute), with `mode`, making its folder. It appears at `path` only when it is whole.
@@ -32,7 +32,7 @@ impl Connection {
         let mut process = self.open_process(&dd).await?;
         let copied = async {
             let copied = tokio::io::copy_buf(
-                &mut tokio::io::BufReader::with_capacity(256 << 10, &mut content),
+                &mut tokio::io::BufReader::with_capacity(PIECE, &mut content),
                 &mut process.stdin,
             )
             .await;

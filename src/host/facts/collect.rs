@@ -77,6 +77,7 @@ fn take(query: &Query, root: &Root, system: &dyn System) -> Facts {
     let meminfo = read("/proc/meminfo");
     let links = netlink::links().unwrap_or_default();
     let swaps = read("/proc/swaps");
+    let (systemd, firewalls) = systemd(system);
     let installed = installed(root);
     let leftovers = LEFTOVERS
         .iter()
@@ -100,7 +101,7 @@ fn take(query: &Query, root: &Root, system: &dyn System) -> Facts {
             .map(fsops::unescape)
             .collect(),
         disks: query.disks.iter().map(|path| disk(root, path)).collect(),
-        systemd: systemd(system),
+        systemd,
         cgroup: cgroup(&read("/proc/self/mounts"), &read("/sys/fs/cgroup/cgroup.controllers")),
         features: kernel::features(root),
         capabilities: parse::capabilities(&read("/proc/self/status")),
@@ -136,7 +137,7 @@ fn take(query: &Query, root: &Root, system: &dyn System) -> Facts {
             .parse()
             .unwrap_or(0),
         time_zone: time_zone(root),
-        firewalls: firewalls(system),
+        firewalls,
         // Last, so that it is as close to the answer as can be.
         time_ms: jiff::Timestamp::now().as_millisecond() + crate::fault::clock_ms(),
     }
@@ -217,40 +218,34 @@ fn time_zone(root: &Root) -> String {
     zone.map_or_else(|| "UTC".to_owned(), |(_, zone)| zone.to_owned())
 }
 
-fn firewalls(system: &dyn System) -> Vec<String> {
-    let runs = |unit: &&&str| {
-        let ran = system.run(&["systemctl", "is-active", "--", unit]);
-        ran.is_ok_and(|ran| ran.stdout.trim() == "active")
-    };
-    FIREWALLS.iter().filter(runs).map(|unit| (*unit).to_owned()).collect()
-}
-
-fn systemd(system: &dyn System) -> Systemd {
+/// The service manager, and which packet filters it runs. Where it does not run, its tools fail.
+fn systemd(system: &dyn System) -> (Systemd, Vec<String>) {
     let out = |argv: &[&str]| system.run(argv).map(|ran| ran.stdout).unwrap_or_default();
-    let state = out(&["systemctl", "is-system-running"]).trim().to_owned();
-    if state.is_empty() || state == "offline" {
-        return Systemd {
-            state,
-            ..Systemd::default()
-        };
+    let shown = out(&["systemctl", "show", "--no-pager", "-p", "Version", "-p", "SystemState"]);
+    let state = parse::property(&shown, "SystemState");
+    if state.is_empty() {
+        return Default::default();
     }
-    let failed = out(&[
+    let listed = out(&[
         "systemctl",
         "list-units",
-        "--state=failed",
         "--plain",
         "--no-legend",
         "--no-pager",
+        "--full",
     ]);
-    Systemd {
-        version: parse::systemd_version(&out(&["systemctl", "--version"])),
-        state,
-        failed: failed
-            .lines()
-            .filter_map(|line| line.split_whitespace().next())
-            .map(str::to_owned)
-            .collect(),
-    }
+    let systemd = Systemd {
+        version: parse::systemd_version(parse::property(&shown, "Version")),
+        state: state.to_owned(),
+        failed: owned(parse::units_that_are(&listed, "failed")),
+    };
+    let active = parse::units_that_are(&listed, "active");
+    let runs = |filter: &&str| active.iter().any(|unit| unit.strip_suffix(".service") == Some(*filter));
+    (systemd, owned(FIREWALLS.iter().copied().filter(runs).collect()))
+}
+
+fn owned(names: Vec<&str>) -> Vec<String> {
+    names.into_iter().map(str::to_owned).collect()
 }
 
 /// Tried, not assumed: a container's root may lack the capability, or a filter may allow it.

@@ -149,16 +149,44 @@ pub(super) fn unit_of(cgroup: &str) -> String {
 
 /// `systemd 252 (252.39-1~deb12u1)`.
 pub(super) fn systemd_version(text: &str) -> u32 {
-    let word = text.split_whitespace().nth(1).unwrap_or_default();
-    word.split(|c: char| !c.is_ascii_digit())
+    text.split(|c: char| !c.is_ascii_digit())
         .next()
         .and_then(|n| n.parse().ok())
         .unwrap_or(0)
 }
 
+/// A value of `systemctl show`; empty if it says nothing of it.
+pub(super) fn property<'a>(text: &'a str, name: &str) -> &'a str {
+    let value = |line: &'a str| line.strip_prefix(name)?.strip_prefix('=');
+    text.lines().find_map(value).unwrap_or_default()
+}
+
+/// The units of `systemctl list-units --plain --no-legend` of which the column ACTIVE says `state`.
+pub(super) fn units_that_are<'a>(text: &'a str, state: &str) -> Vec<&'a str> {
+    let unit = |line: &'a str| {
+        let mut words = line.split_whitespace();
+        let (name, _loaded, active) = (words.next()?, words.next()?, words.next()?);
+        (active == state).then_some(name)
+    };
+    text.lines().filter_map(unit).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_systemctl_says_is_understood() {
+        let shown = "Version=252.39-1~deb12u1\nSystemState=degraded\n";
+        assert_eq!(property(shown, "SystemState"), "degraded");
+        assert_eq!(property(shown, "Version"), "252.39-1~deb12u1");
+        assert_eq!((property(shown, "State"), property("", "Version")), ("", ""));
+        let listed = "a.service    loaded active running The first\nb@x.service loaded failed failed Another\n\
+                      dev-sda1.device  loaded active plugged Some disk\nc.mount not-found inactive dead c.mount\n\n";
+        assert_eq!(units_that_are(listed, "failed"), ["b@x.service"]);
+        assert_eq!(units_that_are(listed, "active"), ["a.service", "dev-sda1.device"]);
+        assert!(units_that_are("Failed to list units: Host is down", "active").is_empty());
+    }
 
     #[test]
     fn os_release_is_unquoted() {
@@ -217,7 +245,9 @@ mod tests {
             meminfo("MemTotal:       16 kB\nMemAvailable: 8 kB\n", "MemAvailable"),
             8192
         );
-        assert_eq!(systemd_version("systemd 252 (252.39-1~deb12u1)\n+PAM"), 252);
+        for (text, version) in [("252.39-1~deb12u1", 252), ("257", 257), ("v2", 0), ("", 0)] {
+            assert_eq!(systemd_version(text), version, "{text}");
+        }
         assert_eq!(
             capabilities("CapEff:\t0000000001000001\n"),
             ["CAP_CHOWN", "CAP_SYS_RESOURCE"]

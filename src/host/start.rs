@@ -1,10 +1,10 @@
-//! How the programs here begin and end.
+//! How `clusterd` and `clusterd-host` begin and end.
 
-use std::process::ExitCode;
+use std::{fmt::Display, io, process::ExitCode};
 
 /// Does the work of a program to its end, with its log on stderr. What only waits is `small`: it gets one thread, since each further one
 /// costs memory.
-pub fn run(small: bool, work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+pub fn run<E: Display>(small: bool, work: impl Future<Output = Result<(), E>>) -> ExitCode {
     // The client of the API server tells every answer that is no success; who asked says what it means.
     let level = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,kube_client=off"));
@@ -14,16 +14,16 @@ pub fn run(small: bool, work: impl Future<Output = anyhow::Result<()>>) -> ExitC
         .with_ansi(false)
         .init();
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    match wait(small, work) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("clusterd: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let told = match wait(small, work) {
+        Ok(Ok(())) => return ExitCode::SUCCESS,
+        Ok(Err(error)) => format!("{error:#}"),
+        Err(error) => format!("no threads: {error}"),
+    };
+    eprintln!("clusterd: {told}");
+    ExitCode::FAILURE
 }
 
-fn wait(small: bool, work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+fn wait<T>(small: bool, work: impl Future<Output = T>) -> io::Result<T> {
     let mut builder = if small {
         tokio::runtime::Builder::new_current_thread()
     } else {
@@ -32,5 +32,5 @@ fn wait(small: bool, work: impl Future<Output = anyhow::Result<()>>) -> anyhow::
     let runtime = builder.enable_all().build()?;
     let result = runtime.block_on(work);
     runtime.shutdown_background();
-    result
+    Ok(result)
 }

@@ -1,8 +1,6 @@
 //! `clusterd-host host`: the role `host` of `clusterd` alone. It is a small part of `clusterd`, and all that a bare host needs to be talked to;
 //! so it is what is put on hosts first, one after the other, before many things can be sent to many hosts at once.
 
-mod start;
-
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -22,7 +20,7 @@ enum Role {
 
 fn main() -> ExitCode {
     let Role::Host(args) = Cli::parse().role;
-    start::run(false, async { Ok(host::run(args).await?) })
+    host::start::run(false, host::run(args))
 }
 
 #[cfg(test)]
