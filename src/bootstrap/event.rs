@@ -40,7 +40,7 @@ pub enum Event {
     Program {
         /// The host.
         host: String,
-        /// Size of the program.
+        /// Size of the program, though it goes compressed.
         bytes: u64,
         /// How many of these came from another host: the rest left this machine.
         #[serde(rename = "fromPeers")]

@@ -94,7 +94,8 @@ async fn without_a_way_out_foreign_names_do_not_exist_at_once() {
     let start = std::time::Instant::now();
     let answer = dig(port, &["example.com"]).await;
     assert!(answer.contains("status: NXDOMAIN"), "{answer}");
-    assert!(start.elapsed() < Duration::from_secs(1));
+    // Somebody who is not answered asks again after five seconds.
+    assert!(start.elapsed() < Duration::from_secs(4));
 }
 
 #[tokio::test]

@@ -71,7 +71,7 @@ async fn a_drain_that_ends_in_vain_names_every_pod_and_budget_in_the_way() {
         .await
         .unwrap_err()
         .to_string();
-    assert!(begun.elapsed() < patience + Duration::from_secs(3));
+    assert!(begun.elapsed() < patience * 5);
     assert!(
         error.contains("pod default/guarded: The disruption budget keep needs"),
         "{error}"
