@@ -1,10 +1,11 @@
 //! Approves what nodes ask for: their first client certificate (by bootstrap token), its renewal, and their serving
 //! certificate. Who may ask for client certificates is decided by the API server's authorizer.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use component::{ApiErrorExt, Error, ObjectKey, Requeue};
 use futures::future::BoxFuture;
+use jiff::Timestamp;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use kube::Api;
@@ -13,7 +14,11 @@ use tracing::{debug, info};
 
 use crate::context::{Context, known};
 use crate::csr::{KUBELET_CLIENT, KUBELET_SERVING, Request, check, foreign_name, is_pending, parse, serving_node};
-use crate::meta::{name, now};
+use crate::meta::{name, now, since};
+
+/// How long one who may not have a certificate is left alone, at first and at most.
+const FIRST_LOOK: Duration = Duration::from_millis(500);
+const LAST_LOOK: Duration = Duration::from_secs(60);
 
 /// Starts the approver.
 pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
@@ -70,15 +75,24 @@ async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Requeue, Error> {
         debug!(csr = key.name, why, "left alone");
         return Ok(Requeue::Done);
     }
-    let reason = if csr.spec.signer_name == KUBELET_CLIENT {
-        client(ctx, &csr, &request).await?
-    } else {
-        serving(ctx, &csr, &request)
-    };
-    match reason {
-        Some(reason) => approve(ctx, &csr, reason).await,
-        None => Ok(Requeue::Done),
+    if csr.spec.signer_name == KUBELET_SERVING {
+        // What it waits for is seen.
+        return match serving(ctx, &csr, &request) {
+            Some(reason) => approve(ctx, &csr, reason).await,
+            None => Ok(Requeue::Done),
+        };
     }
+    match client(ctx, &csr, &request).await? {
+        Some(reason) => approve(ctx, &csr, reason).await,
+        None => Ok(again(&csr, Timestamp::now())),
+    }
+}
+
+/// When one who may not have it is looked at again. What allows it is no object that is watched here, and is often written, or believed by the
+/// authorizer, a moment after the first nodes of a cluster ask: nobody would ask for them once more.
+fn again(csr: &CertificateSigningRequest, now: Timestamp) -> Requeue {
+    let asked = csr.metadata.creation_timestamp.as_ref().map_or(now, |t| t.0);
+    Requeue::After((since(asked, now) / 10).clamp(FIRST_LOOK, LAST_LOOK))
 }
 
 /// Whether the one who asks may have a node's client certificate, by the authorizer's word.
@@ -177,5 +191,26 @@ async fn approve(ctx: &Context, csr: &CertificateSigningRequest, message: &str) 
         }
         Err(e) if e.is_not_found() => Ok(Requeue::Done),
         Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    #[test]
+    fn one_who_may_not_have_it_yet_is_looked_at_again_and_ever_less_often() {
+        let asked = Timestamp::UNIX_EPOCH;
+        let mut csr = CertificateSigningRequest::default();
+        csr.metadata.creation_timestamp = Some(Time(asked));
+        for (age, pause) in [(0, 0.5), (5, 0.5), (60, 6.0), (86_400, 60.0)] {
+            let now = asked + Duration::from_secs(age);
+            assert_eq!(
+                again(&csr, now),
+                Requeue::After(Duration::from_secs_f64(pause)),
+                "{age} s"
+            );
+        }
     }
 }
