@@ -147,24 +147,24 @@ impl Place<'_> {
             // What goes there leaves nothing.
             self.supply.board.change(|state| state.alone(self.index));
         }
+        let target = Target {
+            ip,
+            connection,
+            elevate,
+        };
+        let wanted = Wanted {
+            digest: &self.program().digest,
+            size,
+        };
         loop {
             let source = self.supply.turn(self.index).await;
             let Some(giver) = self.giver(source) else {
-                let target = Target {
-                    ip,
-                    connection,
-                    elevate,
-                };
-                let sent = self.supply.send(&target, size, bandwidth).await;
+                let sent = self.supply.send(&target, &wanted, bandwidth).await;
                 let how = if sent.is_ok() { Ended::Got } else { Ended::Refused };
                 self.supply.board.change(|state| state.ended(self.index, how));
                 return sent.map(|()| pushed(false));
             };
-            let wanted = Wanted {
-                digest: &self.program().digest,
-                size,
-            };
-            let fetched = fetch(ip, connection, elevate, &wanted, giver).await;
+            let fetched = fetch(&target, &wanted, giver).await;
             let how = match &fetched {
                 Ok(()) => Ended::Got,
                 Err(refusal) if is_lost(&refusal.error) => Ended::Lost,
@@ -199,6 +199,13 @@ fn limit(size: u64) -> Duration {
     GRACE + Duration::from_secs(size.div_ceil(SLOWEST))
 }
 
+/// A host that lacks it.
+struct Target<'a> {
+    ip: Ipv4Addr,
+    connection: &'a Connection,
+    elevate: &'a Become,
+}
+
 /// What shall come.
 struct Wanted<'a> {
     digest: &'a oci::Digest,
@@ -228,18 +235,12 @@ fn fetching(from: Option<SocketAddrV4>, wanted: &Wanted<'_>, to: &str) -> Comman
     Command::new(patience.into_iter().flatten().chain(script)).max_output(4 << 10)
 }
 
-async fn fetch(
-    ip: Ipv4Addr,
-    connection: &Connection,
-    elevate: &Become,
-    wanted: &Wanted<'_>,
-    giver: &Giver,
-) -> Result<(), Refusal> {
+async fn fetch(to: &Target<'_>, wanted: &Wanted<'_>, giver: &Giver) -> Result<(), Refusal> {
     let refused = |error| Refusal {
         how: Ended::Refused,
         error,
     };
-    tracing::info!(host = %ip, source = %giver.ip, digest = wanted.digest.short(), "fetching clusterd");
+    tracing::info!(host = %to.ip, source = %giver.ip, digest = wanted.digest.short(), "fetching clusterd");
     let token = swarm::random_text();
     let wish = GiveProgram {
         address: giver.ip,
@@ -251,9 +252,9 @@ async fn fetch(
     let from = SocketAddrV4::new(giver.ip, ears.ports.first().copied().unwrap_or_default());
     let command = fetching(Some(from), wanted, CLUSTERD)
         .stdin(format!("{}\n", *token))
-        .elevate(elevate.clone())
+        .elevate(to.elevate.clone())
         .timeout(limit(wanted.size) + LAST_WORDS);
-    let ran = connection.exec(&command).await;
+    let ran = to.connection.exec(&command).await;
     if let Err(error) = ears.end().await {
         tracing::debug!(source = %giver.ip, %error, "giving clusterd");
     }
@@ -263,7 +264,10 @@ async fn fetch(
         ExitStatus::Code(126 | 127) => Ended::Unable,
         _ => Ended::Refused,
     };
-    let error = Error::on(ip, format!("fetching clusterd: {}: {}", output.status, output.stderr));
+    let error = Error::on(
+        to.ip,
+        format!("fetching clusterd: {}: {}", output.status, output.stderr),
+    );
     Err(Refusal { how, error })
 }
 
@@ -274,22 +278,15 @@ fn unreadable(program: &Program, source: std::io::Error) -> Error {
     }
 }
 
-/// A host that is sent to.
-struct Target<'a> {
-    ip: Ipv4Addr,
-    connection: &'a Connection,
-    elevate: &'a Become,
-}
-
 impl Supply<'_> {
     /// Sends it from here: compressed, unless the host cannot take it so.
-    async fn send(&self, to: &Target<'_>, size: u64, bandwidth: Option<&Bandwidth>) -> Result<()> {
+    async fn send(&self, to: &Target<'_>, wanted: &Wanted<'_>, bandwidth: Option<&Bandwidth>) -> Result<()> {
         let program = self.program;
         tracing::info!(host = %to.ip, digest = program.digest.short(), "sending clusterd");
         if !to.connection.is_local()
             && let Some(packed) = self.packed().await
         {
-            match send_packed(to, &packed, program, size, bandwidth).await {
+            match send_packed(to, &packed, wanted, bandwidth).await {
                 Ok(()) => return Ok(()),
                 Err(error) if is_lost(&error) => return Err(error),
                 Err(error) => tracing::info!(host = %to.ip, %error, "clusterd is sent as it is"),
@@ -324,22 +321,15 @@ fn pack(path: &Path) -> io::Result<File> {
     packed.finish()
 }
 
-async fn send_packed(
-    to: &Target<'_>,
-    packed: &File,
-    program: &Program,
-    size: u64,
-    bandwidth: Option<&Bandwidth>,
-) -> Result<()> {
+async fn send_packed(to: &Target<'_>, packed: &File, wanted: &Wanted<'_>, bandwidth: Option<&Bandwidth>) -> Result<()> {
     // Opened anew, it is read from its beginning whoever else reads it.
     let own = format!("/proc/self/fd/{}", packed.as_raw_fd());
-    let file = tokio::fs::File::open(own).await;
-    let content = Throttled::new(file.map_err(|source| unreadable(program, source))?, bandwidth);
-    let wanted = Wanted {
-        digest: &program.digest,
-        size,
-    };
-    let command = fetching(None, &wanted, CLUSTERD).elevate(to.elevate.clone());
+    let file = tokio::fs::File::open(own).await.map_err(|source| Error::Local {
+        what: "cannot read the gzip of clusterd".to_owned(),
+        source,
+    })?;
+    let content = Throttled::new(file, bandwidth);
+    let command = fetching(None, wanted, CLUSTERD).elevate(to.elevate.clone());
     let output = to.connection.exec_with(&command, content).await?;
     match output.status {
         ExitStatus::Code(0) => Ok(()),
