@@ -42,9 +42,10 @@ impl Decoder {
         });
     }
 
-    /// Whether nothing was found so far.
-    pub(crate) fn is_clean(&self) -> bool {
-        self.problems.is_empty()
+    /// How many problems were found so far: whoever compares two counts knows whether something in between was refused, and
+    /// says nothing that only follows from it.
+    pub(crate) fn problem_count(&self) -> usize {
+        self.problems.len()
     }
 
     /// The warnings if nothing is wrong, else every finding.
@@ -150,6 +151,16 @@ impl<'n> Object<'n> {
     pub(crate) fn get(&mut self, field: &'static str) -> Option<&'n Node> {
         self.asked.push(field);
         self.node.get(field)
+    }
+
+    /// Whether it is a mapping; if not, that was told, and nothing can be missing in it.
+    pub(crate) fn is_mapping(&self) -> bool {
+        matches!(self.node.value, Value::Map(_))
+    }
+
+    /// Whether it is a mapping that does not give the field. A value that was refused is not missing.
+    pub(crate) fn lacks(&self, field: &str) -> bool {
+        self.is_mapping() && self.node.get(field).is_none()
     }
 
     pub(crate) fn object(&mut self, decoder: &mut Decoder, field: &'static str) -> Option<Object<'n>> {

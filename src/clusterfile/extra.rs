@@ -141,7 +141,7 @@ fn file_fields(decoder: &mut Decoder, object: &mut Object<'_>) -> (String, Strat
 }
 
 pub(crate) fn required_string(decoder: &mut Decoder, object: &mut Object<'_>, field: &'static str) -> String {
-    if object.get(field).is_none() {
+    if object.lacks(field) {
         decoder.problem(object.at(), format!("{} is missing", object.name(field)));
     }
     object.string(decoder, field).unwrap_or_default()

@@ -137,7 +137,8 @@ impl KubeadmSettings {
             "KubeProxyConfiguration" => "kubeproxy.config.k8s.io/",
             _ => "kubeadm.k8s.io/",
         };
-        if !version.is_some_and(|version| version.starts_with(group)) {
+        let refused = version.is_none() && !document.lacks("apiVersion");
+        if !refused && !version.is_some_and(|version| version.starts_with(group)) {
             decoder.problem(
                 document.at(),
                 format!("{kind} needs an apiVersion of the group {group}"),
@@ -201,6 +202,12 @@ impl KubeadmSettings {
         }
         document.finish_foreign(decoder, "KubeProxyConfiguration", DISTRIBUTION, &sealer::KUBEADM);
     }
+}
+
+/// Whether every field of a mapping is a string.
+pub(crate) fn is_mapping_of_strings(node: &Node) -> bool {
+    let strings = |(_, value): &(yaml::Key, Node)| matches!(value.value, yaml::Value::String(_) | yaml::Value::Null);
+    matches!(node.value, yaml::Value::Map(_)) && node.entries().iter().all(strings)
 }
 
 /// Accepts fields that say what is so anyway, and refuses them when they say something else.

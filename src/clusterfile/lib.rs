@@ -9,6 +9,7 @@ mod decode;
 mod docs_tests;
 mod extra;
 mod first;
+mod hosts;
 pub mod kubeadm;
 pub mod kubefile;
 pub mod names;

@@ -97,25 +97,21 @@ const LARGEST_RANGE: u32 = 4096;
 /// # Errors
 /// If it is neither, if the range runs backwards, or is larger than 4096 addresses.
 pub fn expand_range(text: &str) -> Result<Vec<Ipv4Addr>, AddressError> {
-    if text.contains(':') {
-        return Err(AddressError(format!(
-            "{text:?} is an IPv6 address; hosts are reached by IPv4 for now"
-        )));
-    }
-    if text.contains('/') {
+    if text.contains('/') && !text.contains("//") {
         return Err(AddressError(format!(
             "{text:?} is a block; list addresses or write a range a-b"
         )));
     }
-    let address = |part: &str| {
-        part.trim()
-            .parse::<Ipv4Addr>()
-            .map_err(|_| AddressError(format!("{:?} is not an IPv4 address", part.trim())))
+    let (first, last) = match text.split_once('-') {
+        Some((first, last)) if first.trim().parse::<Ipv4Addr>().is_ok() => (first, Some(last)),
+        // Not the first half of a range: a name may have hyphens.
+        _ => (text, None),
     };
-    let Some((first, last)) = text.split_once('-') else {
-        return Ok(vec![address(text)?]);
+    let first = address(first)?;
+    let Some(last) = last else {
+        return Ok(vec![first]);
     };
-    let (first, last) = (u32::from(address(first)?), u32::from(address(last)?));
+    let (first, last) = (u32::from(first), u32::from(address(last)?));
     if last < first {
         return Err(AddressError(format!("the range {text:?} runs backwards")));
     }
@@ -125,6 +121,48 @@ pub fn expand_range(text: &str) -> Result<Vec<Ipv4Addr>, AddressError> {
         )));
     }
     Ok((first..=last).map(Ipv4Addr::from).collect())
+}
+
+/// One IPv4 address. What people write around one goes into a field of its own, and the error says which.
+fn address(text: &str) -> Result<Ipv4Addr, AddressError> {
+    let text = text.trim();
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let bare = text
+        .trim_start_matches('[')
+        .split([']', '%'])
+        .next()
+        .unwrap_or_default();
+    if bare.parse::<std::net::Ipv6Addr>().is_ok() {
+        return Err(AddressError(format!(
+            "{text:?} is an IPv6 address; hosts are reached by IPv4 for now"
+        )));
+    }
+    let plain = text.strip_prefix("ssh://").unwrap_or(text);
+    // What stands before the @ may hold a password, so it is not repeated.
+    let (has_user, host) = plain.rsplit_once('@').map_or((false, plain), |(_, host)| (true, host));
+    let shown = if has_user {
+        format!("…@{host}")
+    } else {
+        text.to_owned()
+    };
+    let (host, port) = host
+        .split_once(':')
+        .map_or((host, None), |(host, port)| (host, Some(port)));
+    if host.parse::<Ipv4Addr>().is_err() || port.is_some_and(|port| port.parse::<u16>().is_err()) {
+        return Err(AddressError(format!("{shown:?} is not an IPv4 address")));
+    }
+    let user = has_user.then(|| "the user into ssh.user".to_owned());
+    let port = port.map(|port| format!("the port into ssh.port ({port})"));
+    let others: Vec<String> = user.into_iter().chain(port).collect();
+    let others = match others.len() {
+        0 => String::new(),
+        _ => format!(", and {}", others.join(" and ")),
+    };
+    Err(AddressError(format!(
+        "{shown:?} is more than an address: write {host} here{others}"
+    )))
 }
 
 #[cfg(test)]
@@ -148,6 +186,29 @@ mod tests {
             "0.0.0.0-255.255.255.255",
         ] {
             assert!(expand_range(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_stands_around_an_address_is_told_with_its_field() {
+        let port = "is more than an address: write 192.0.2.11 here, and the port into ssh.port (22)";
+        let both = "is more than an address: write 192.0.2.11 here, and the user into ssh.user and the port into ssh.port (22)";
+        for (text, expected) in [
+            ("192.0.2.11:22", port),
+            ("ssh://ann@192.0.2.11:22", both),
+            ("ann:hunter2@192.0.2.11:22", both),
+            ("192.0.2.9-192.0.2.11:22", port),
+            ("::1", "is an IPv6 address"),
+            ("[2001:db8::1]:22", "is an IPv6 address"),
+            ("fe80::1%eth0", "is an IPv6 address"),
+            ("db-1.example.org", "\"db-1.example.org\" is not an IPv4 address"),
+            ("192.0.2.11:x:y", "is not an IPv4 address"),
+        ] {
+            let error = expand_range(text).unwrap_err().to_string();
+            assert!(
+                error.contains(expected) && !error.contains("hunter2"),
+                "{text}: {error}"
+            );
         }
     }
 

@@ -124,8 +124,12 @@ impl Plugin {
         let mut plugins = Vec::new();
         for node in &documents {
             let mut document = Object::new(&mut decoder, node, "");
-            let kind = document.string(&mut decoder, "kind").unwrap_or_default();
+            let before = decoder.problem_count();
+            let kind = required_string(&mut decoder, &mut document, "kind");
             let version = document.string(&mut decoder, "apiVersion");
+            if decoder.problem_count() > before {
+                continue;
+            }
             if kind != "Plugin" {
                 decoder.problem(node.at, format!("kind is {kind:?}, but only Plugin is known here"));
                 continue;

@@ -1,19 +1,18 @@
 //! Reading a Clusterfile: documents by kind, and kind `Cluster` itself.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::cluster::{
-    Cluster, Clusterfile, ContainerRuntime, DEFAULT_DATA_ROOT, DEFAULT_REGISTRY_PORT, Env, ExternalRegistry, Host,
-    HostAlias, LocalRegistry, Registry, Role, Taint,
+    Cluster, Clusterfile, ContainerRuntime, DEFAULT_DATA_ROOT, DEFAULT_REGISTRY_PORT, Env, ExternalRegistry, HostAlias,
+    LocalRegistry, Registry,
 };
-use crate::decode::{Decoder, Object, pick};
-use crate::names::{COMPUTED_VARIABLES, did_you_mean, is_env_name, is_label_text, is_qualified_name, nearest};
-use crate::net::expand_range;
+use crate::decode::{Decoder, Object};
+use crate::extra::required_string;
+use crate::names::{COMPUTED_VARIABLES, did_you_mean, is_env_name};
 use crate::problem::Problems;
 use crate::ssh::{self, SshOverlay};
 use crate::yaml::{self, Node, Position};
-use crate::{extra, first, kubeadm, plugin, sealer, trust, validate};
+use crate::{extra, first, hosts, kubeadm, plugin, sealer, trust, validate};
 
 /// Why a Clusterfile can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -65,14 +64,20 @@ impl Clusterfile {
                 false => vec![document],
             })
             .collect();
+        let first_refused = decoder.problem_count() > 0;
         let mut parts = Parts::default();
         for document in &documents {
             parts.read(&mut decoder, document);
         }
-        let Some((cluster, places)) = parts.cluster else {
-            decoder.problem(Position::default(), "there is no document of kind Cluster");
+        let Some((cluster, mut places)) = parts.cluster else {
+            // A document whose kind was refused may have been meant as one.
+            if !parts.kind_refused {
+                decoder.problem(Position::default(), "there is no document of kind Cluster");
+            }
             return Err(decoder.finish().err().unwrap_or_else(|| Problems::new(Vec::new())));
         };
+        places.hosts_refused |= first_refused;
+        places.blocks_refused |= first_refused || parts.blocks_refused;
         let clusterfile = Clusterfile {
             cluster,
             configs: parts.configs,
@@ -104,6 +109,10 @@ struct Parts {
     plugins: Vec<plugin::Plugin>,
     applications: Vec<extra::Application>,
     kubeadm: kubeadm::KubeadmSettings,
+    /// Whether a document's kind was refused.
+    kind_refused: bool,
+    /// Whether `ClusterConfiguration.networking` was refused.
+    blocks_refused: bool,
 }
 
 /// Where things stood that are validated as a whole.
@@ -113,16 +122,28 @@ pub(crate) struct Places {
     pub(crate) hosts: Position,
     pub(crate) addresses: Vec<Position>,
     pub(crate) env: Position,
+    /// Whether any group of hosts is written down, and one with the role master, though its addresses may be refused.
+    pub(crate) names_group: bool,
+    pub(crate) names_master: bool,
+    /// Whether something was refused that may have named hosts or their roles: then nobody knows whether one lacks.
+    pub(crate) hosts_refused: bool,
+    /// The same of the blocks of pods and services.
+    pub(crate) blocks_refused: bool,
 }
 
 impl Parts {
     fn read(&mut self, decoder: &mut Decoder, node: &Node) {
         let mut document = Object::new(decoder, node, "");
-        let (Some(kind), version) = (document.string(decoder, "kind"), document.string(decoder, "apiVersion")) else {
+        if document.lacks("kind") {
             decoder.problem(node.at, "kind is missing");
+        }
+        let (Some(kind), version) = (document.string(decoder, "kind"), document.string(decoder, "apiVersion")) else {
+            self.kind_refused = true;
             return;
         };
         if kubeadm::KINDS.contains(&kind.as_str()) {
+            let networking = node.get("networking");
+            self.blocks_refused |= networking.is_some_and(|networking| !kubeadm::is_mapping_of_strings(networking));
             return self.kubeadm.read(decoder, document, &kind, version.as_deref());
         }
         let kind_at = node.get("kind").map_or(node.at, |kind| kind.at);
@@ -131,6 +152,7 @@ impl Parts {
             return;
         }
         if !SEALER_KINDS.contains(&kind.as_str()) {
+            self.kind_refused = true;
             let known = SEALER_KINDS.iter().chain(kubeadm::KINDS.iter()).copied();
             let hint = did_you_mean(&kind, known.clone());
             let known: Vec<&str> = known.collect();
@@ -163,6 +185,8 @@ pub(crate) fn check_version(decoder: &mut Decoder, node: &Node, kind: &str, vers
                 format!("apiVersion {version:?} is not supported (use {})", SEALER_VERSIONS[0]),
             );
         }
+        // What is given and no string was refused already.
+        None if node.get("apiVersion").is_some() => {}
         // Only a Cluster means something else in another version.
         None if kind != "Cluster" => {
             decoder.warning(at, format!("apiVersion is missing; {} is meant", SEALER_VERSIONS[0]));
@@ -177,13 +201,10 @@ pub(crate) fn metadata_name(decoder: &mut Decoder, document: &mut Object<'_>) ->
         decoder.problem(document.at(), "metadata.name is missing");
         return String::new();
     };
-    let name = metadata.string(decoder, "name");
-    if name.is_none() {
-        decoder.problem(metadata.at(), "metadata.name is missing");
-    }
+    let name = required_string(decoder, &mut metadata, "name");
     metadata.refuse(decoder, &sealer::METADATA);
     metadata.finish(decoder);
-    name.unwrap_or_default()
+    name
 }
 
 /// `env`, a list of `NAME=VALUE`.
@@ -244,10 +265,12 @@ fn cluster(decoder: &mut Decoder, mut document: Object<'_>) -> (Cluster, Places)
         cmd: Vec::new(),
         app_names: Vec::new(),
     };
-    if let Some(spec) = document.object(decoder, "spec") {
-        read_spec(decoder, spec, &mut cluster, &mut places);
-    } else {
-        decoder.problem(document.at(), "spec is missing");
+    match document.object(decoder, "spec") {
+        Some(spec) => read_spec(decoder, spec, &mut cluster, &mut places),
+        None => {
+            decoder.problem(document.at(), "spec is missing");
+            places.hosts_refused = true;
+        }
     }
     document.finish(decoder);
     (cluster, places)
@@ -255,8 +278,12 @@ fn cluster(decoder: &mut Decoder, mut document: Object<'_>) -> (Cluster, Places)
 
 fn read_spec(decoder: &mut Decoder, mut spec: Object<'_>, cluster: &mut Cluster, places: &mut Places) {
     let at = |node: Option<&Node>, or: Position| node.map_or(or, |node| node.at);
+    places.hosts_refused = !spec.is_mapping();
+    let before = decoder.problem_count();
     cluster.image = spec.string(decoder, "image").unwrap_or_default();
-    if cluster.image.trim().is_empty() {
+    if decoder.problem_count() > before || !spec.is_mapping() {
+        // It was refused already.
+    } else if cluster.image.trim().is_empty() {
         decoder.problem(
             at(spec.get("image"), spec.at()),
             "spec.image is missing: which cluster image shall be installed?",
@@ -269,7 +296,9 @@ fn read_spec(decoder: &mut Decoder, mut spec: Object<'_>, cluster: &mut Cluster,
     }
     cluster.trust = spec.object(decoder, "trust").map(|object| trust::read(decoder, object));
     places.env = at(spec.get("env"), spec.at());
+    let before = decoder.problem_count();
     cluster.env = env_entries(decoder, &mut spec);
+    places.blocks_refused = decoder.problem_count() > before;
     let overlay = spec
         .object(decoder, "ssh")
         .map(|object| ssh::read(decoder, object))
@@ -299,14 +328,7 @@ fn read_spec(decoder: &mut Decoder, mut spec: Object<'_>, cluster: &mut Cluster,
         cluster.registry = registry(decoder, object);
     }
     places.hosts = at(spec.get("hosts"), spec.at());
-    for (index, node) in spec.list(decoder, "hosts").iter().enumerate() {
-        let object = Object::new(decoder, node, format!("spec.hosts[{index}]"));
-        let hosts = host_group(decoder, object, &overlay, &cluster.env);
-        for (host, at) in hosts {
-            cluster.hosts.push(host);
-            places.addresses.push(at);
-        }
-    }
+    cluster.hosts = hosts::read(decoder, &mut spec, &overlay, &cluster.env, places);
     let texts = |list: Vec<(String, Position)>| list.into_iter().map(|(text, _)| text).collect();
     cluster.cmd = texts(spec.strings(decoder, "cmd"));
     cluster.app_names = texts(spec.strings(decoder, "appNames"));
@@ -318,7 +340,7 @@ fn host_aliases(decoder: &mut Decoder, spec: &mut Object<'_>) -> Vec<HostAlias> 
     let mut aliases = Vec::new();
     for (index, node) in spec.list(decoder, "hostAliases").iter().enumerate() {
         let mut object = Object::new(decoder, node, format!("spec.hostAliases[{index}]"));
-        let ip = object.string(decoder, "ip").unwrap_or_default();
+        let ip = required_string(decoder, &mut object, "ip");
         let hostnames: Vec<String> = object
             .strings(decoder, "hostnames")
             .into_iter()
@@ -335,6 +357,8 @@ fn host_aliases(decoder: &mut Decoder, spec: &mut Object<'_>) -> Vec<HostAlias> 
         }
         match ip.parse() {
             Ok(ip) => aliases.push(HostAlias { ip, hostnames }),
+            // What is missing or no string was told.
+            Err(_) if ip.is_empty() => {}
             Err(_) => decoder.problem(node.at, format!("{} {ip:?} is no IP address", object.name("ip"))),
         }
         object.finish(decoder);
@@ -382,12 +406,7 @@ fn local_registry(decoder: &mut Decoder, mut object: Object<'_>) -> LocalRegistr
         password: object.secret(decoder, "password", "passwordFile", "passwordEnv"),
         alt_names: Vec::new(),
     };
-    check_credentials(
-        decoder,
-        &object,
-        registry.username.is_some(),
-        registry.password.is_none(),
-    );
+    check_credentials(decoder, &mut object);
     if let Some(mut cert) = object.object(decoder, "cert") {
         if let Some(mut names) = cert.object(decoder, "subjectAltName") {
             registry
@@ -405,10 +424,10 @@ fn local_registry(decoder: &mut Decoder, mut object: Object<'_>) -> LocalRegistr
 }
 
 fn external_registry(decoder: &mut Decoder, mut object: Object<'_>) -> ExternalRegistry {
-    let domain = registry_domain(decoder, &mut object);
-    if domain.is_none() {
+    if object.lacks("domain") {
         decoder.problem(object.at(), format!("{} is missing", object.name("domain")));
     }
+    let domain = registry_domain(decoder, &mut object);
     let registry = ExternalRegistry {
         domain: domain.unwrap_or_default(),
         port: object.port(decoder, "port").unwrap_or(DEFAULT_REGISTRY_PORT),
@@ -417,12 +436,7 @@ fn external_registry(decoder: &mut Decoder, mut object: Object<'_>) -> ExternalR
         password: object.secret(decoder, "password", "passwordFile", "passwordEnv"),
         ca_file: object.path(decoder, "caFile"),
     };
-    check_credentials(
-        decoder,
-        &object,
-        registry.username.is_some(),
-        registry.password.is_none(),
-    );
+    check_credentials(decoder, &mut object);
     if registry.insecure && registry.ca_file.is_some() {
         decoder.problem(
             object.at(),
@@ -433,135 +447,14 @@ fn external_registry(decoder: &mut Decoder, mut object: Object<'_>) -> ExternalR
     registry
 }
 
-fn check_credentials(decoder: &mut Decoder, object: &Object<'_>, has_user: bool, no_password: bool) {
-    if has_user == no_password {
+fn check_credentials(decoder: &mut Decoder, object: &mut Object<'_>) {
+    let has_password = ["password", "passwordFile", "passwordEnv"]
+        .into_iter()
+        .any(|field| object.get(field).is_some());
+    if object.get("username").is_some() != has_password {
         decoder.problem(
             object.at(),
             format!("{} and a password go together", object.name("username")),
         );
     }
-}
-
-fn host_group(decoder: &mut Decoder, mut object: Object<'_>, ssh: &SshOverlay, env: &Env) -> Vec<(Host, Position)> {
-    let mut addresses = Vec::new();
-    let ips = object.strings(decoder, "ips");
-    if ips.is_empty() {
-        decoder.problem(object.at(), format!("{} is missing", object.name("ips")));
-    }
-    for (text, at) in ips {
-        match expand_range(&text) {
-            Ok(range) => addresses.extend(range.into_iter().map(|ip| (ip, at))),
-            Err(error) => decoder.problem(at, format!("{}: {error}", object.name("ips"))),
-        }
-    }
-    let roles = roles(decoder, &mut object);
-    if object.get("roles").is_none() {
-        decoder.problem(
-            object.at(),
-            format!("{} is missing (master or node)", object.name("roles")),
-        );
-    }
-    let labels = labels(decoder, &mut object);
-    let taints = taints(decoder, &mut object);
-    let mut own_env = env.clone();
-    own_env.extend(env_entries(decoder, &mut object));
-    let own_ssh = object
-        .object(decoder, "ssh")
-        .map(|object| ssh::read(decoder, object))
-        .unwrap_or_default();
-    let ssh = own_ssh.over(ssh).resolve();
-    object.refuse(decoder, &sealer::MACHINE);
-    object.finish(decoder);
-    addresses
-        .into_iter()
-        .map(|(ip, at)| {
-            let (roles, labels, taints) = (roles.clone(), labels.clone(), taints.clone());
-            (
-                Host {
-                    ip,
-                    roles,
-                    labels,
-                    taints,
-                    env: own_env.clone(),
-                    ssh: ssh.clone(),
-                },
-                at,
-            )
-        })
-        .collect()
-}
-
-fn roles(decoder: &mut Decoder, object: &mut Object<'_>) -> Vec<Role> {
-    let known = [("master", Role::Master), ("node", Role::Node)];
-    let mut roles = Vec::new();
-    for (text, at) in object.strings(decoder, "roles") {
-        let is_slip = known.iter().any(|(name, _)| *name == text) || nearest(&text, ["master", "node"]).is_some();
-        if is_slip {
-            roles.extend(pick(decoder, at, &object.name("roles"), &text, &known));
-        } else {
-            let rest =
-                "(known: master, node); mark such hosts by labels, and name them by address in the scope of hooks";
-            decoder.problem(at, format!("{} is {text:?} {rest}", object.name("roles")));
-        }
-    }
-    roles.sort_unstable();
-    roles.dedup();
-    roles
-}
-
-fn labels(decoder: &mut Decoder, object: &mut Object<'_>) -> BTreeMap<String, String> {
-    let name = object.name("labels");
-    let mut labels = BTreeMap::new();
-    let Some(node) = object.get("labels") else {
-        return labels;
-    };
-    if !matches!(node.value, yaml::Value::Map(_)) {
-        decoder.mismatch(node, &name, "a mapping");
-    }
-    for (key, value) in node.entries() {
-        let text = decoder
-            .string(value, &format!("{name}.{}", key.name))
-            .unwrap_or_default();
-        if !is_qualified_name(&key.name) {
-            decoder.problem(key.at, format!("{name}: {:?} is no label key", key.name));
-        }
-        if !is_label_text(&text) {
-            decoder.problem(value.at, format!("{name}.{}: {text:?} is no label value", key.name));
-        }
-        labels.insert(key.name.clone(), text);
-    }
-    labels
-}
-
-fn taints(decoder: &mut Decoder, object: &mut Object<'_>) -> Vec<Taint> {
-    let mut taints = Vec::new();
-    for (text, at) in object.strings(decoder, "taints") {
-        match parse_taint(&text) {
-            Ok(taint) => taints.push(taint),
-            Err(reason) => decoder.problem(at, format!("{}: {text:?} {reason}", object.name("taints"))),
-        }
-    }
-    taints
-}
-
-const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
-
-fn parse_taint(text: &str) -> Result<Taint, String> {
-    let (name, effect) = text.rsplit_once(':').ok_or("is not of the form key=value:Effect")?;
-    if !EFFECTS.contains(&effect) {
-        let hint = did_you_mean(effect, EFFECTS);
-        return Err(format!(
-            "has the unknown effect {effect:?}{hint} (known: {})",
-            EFFECTS.join(", ")
-        ));
-    }
-    let (key, value) = name.split_once('=').unwrap_or((name, ""));
-    if !is_qualified_name(key) || !is_label_text(value) {
-        return Err("has a key or value that labels can't have".to_string());
-    }
-    Ok(Taint {
-        key: key.to_string(),
-        value: value.to_string(),
-        effect: effect.to_string(),
-    })
 }

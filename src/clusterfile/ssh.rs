@@ -47,7 +47,7 @@ pub(crate) fn read(decoder: &mut Decoder, mut object: Object<'_>) -> SshOverlay 
         let message = "local means this machine itself, so the other fields of ssh mean nothing";
         decoder.problem(object.at(), format!("{}: {message}", object.name("connection")));
     }
-    if overlay.certificate.is_some() && overlay.pk.is_none() {
+    if overlay.certificate.is_some() && object.lacks("pk") {
         let message = "it goes with the key that it is for: name that in pk";
         decoder.problem(object.at(), format!("{}: {message}", object.name("certificate")));
     }

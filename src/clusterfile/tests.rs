@@ -348,6 +348,113 @@ fn kinds_and_versions_are_checked() {
     }
 }
 
+/// What was refused once is not told again as lacking: these are all the findings of each file.
+#[test]
+fn nothing_is_told_that_only_follows_from_a_value_that_was_refused() {
+    let mut wrong = Vec::new();
+    for (spec, expected) in [
+        (
+            "  hosts: [{ips: [\"192.0.2.11:22\"], roles: [master]}]\n",
+            "6:18: spec.hosts[0].ips: \"192.0.2.11:22\" is more than an address: write 192.0.2.11 here, and the port into ssh.port (22)",
+        ),
+        (
+            "  hosts: [{ips: 192.0.2.11, roles: [master]}]\n",
+            "6:17: spec.hosts[0].ips must be a list of strings, not a string",
+        ),
+        (
+            "  hosts: [{ips: [192.0.2.11], roles: [mastre]}]\n",
+            "6:39: spec.hosts[0].roles is \"mastre\", did you mean \"master\"? (known: master, node)",
+        ),
+        (
+            "  hosts: [{ips: [192.0.2.11]}]\n",
+            "6:11: spec.hosts[0].roles is missing (master or node)",
+        ),
+        (
+            "  hosts: [192.0.2.11]\n",
+            "6:11: spec.hosts[0] must be a mapping, not a string",
+        ),
+        ("  hosts: 192.0.2.11\n", "6:10: spec.hosts must be a list, not a string"),
+        (
+            "  hosts: [{ips: [192.0.2.11], roles: [master]}]\n  trust: {keys: a.pub}\n",
+            "7:17: spec.trust.keys must be a list of strings, not a string",
+        ),
+        (
+            "  hosts: [{ips: [192.0.2.11], roles: [master]}]\n  registry: {externalRegistry: {domain: 5}}\n",
+            "7:41: spec.registry.externalRegistry.domain must be a string, not a number (put it in quotes)",
+        ),
+        (
+            "  hosts: [{ips: [192.0.2.11], roles: [master]}]\n  registry: {localRegistry: {username: 5, password: x}}\n",
+            "7:40: spec.registry.localRegistry.username must be a string, not a number (put it in quotes)",
+        ),
+        (
+            "  hosts: [{ips: [192.0.2.11], roles: [master]}]\n  ssh: {certificate: c.pub, pk: 5}\n",
+            "7:33: spec.ssh.pk must be a string, not a number (put it in quotes)",
+        ),
+        (
+            "  hosts: [{ips: [192.0.2.11], roles: [master]}]\n  hostAliases: [{ip: 5, hostnames: [a]}]\n",
+            "7:22: spec.hostAliases[0].ip must be a string, not a number (put it in quotes)",
+        ),
+        (
+            // With the default block there would be a conflict as well.
+            "  hosts: [{ips: [100.64.0.1], roles: [master]}]\n  env: \"PodCIDR=10.244.0.0/16\"\n",
+            "7:8: spec.env must be a list of strings, not a string",
+        ),
+    ] {
+        let error = parse(&with_spec(spec)).unwrap_err();
+        if error != format!("Clusterfile:{expected}") {
+            wrong.push(format!("{spec}\nexpected {expected}\ngot {error}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+#[test]
+fn a_document_that_was_refused_is_not_told_to_lack_what_it_may_have() {
+    let head = "apiVersion: sealer.io/v2\nkind: Cluster\n";
+    let rest = "metadata: {name: a}\nspec: {image: i, hosts: [{ips: [10.0.0.1], roles: [master]}]}\n";
+    for (text, expected) in [
+        (
+            format!("apiVersion: sealer.io/v2\nkind: 5\n{rest}"),
+            "2:7: kind must be a string",
+        ),
+        (
+            format!("kind: Cluster\napiVersion: 2\n{rest}"),
+            "2:13: apiVersion must be a string",
+        ),
+        (
+            "apiVersion: sealer.io/v2\nkind: Clutser\n".to_owned(),
+            "2:7: unknown kind \"Clutser\"",
+        ),
+        (format!("{head}metadata: {{name: a}}\n"), "1:1: spec is missing"),
+        (
+            format!("{head}metadata: {{name: a}}\nspec: 5\n"),
+            "4:7: spec must be a mapping",
+        ),
+        (
+            format!("{head}{}", rest.replace("{name: a}", "5")),
+            "3:11: metadata must be a mapping",
+        ),
+        (
+            format!("{head}{}", rest.replace("name: a", "name: 5")),
+            "3:18: metadata.name must be a string",
+        ),
+        (
+            format!("{head}{}", rest.replace("image: i", "image: 5")),
+            "4:15: spec.image must be a string",
+        ),
+        (
+            format!("apiVersion: sealer.io/v1\nkind: Cluster\nmetadata: {{name: a}}\nspec: {{image: i, masters: 5}}\n"),
+            "4:27: spec.masters must be a mapping",
+        ),
+    ] {
+        let error = parse(&text).unwrap_err();
+        assert!(
+            error.lines().count() == 1 && error.starts_with(&format!("Clusterfile:{expected}")),
+            "{text}\nexpected {expected}\ngot {error}"
+        );
+    }
+}
+
 #[test]
 fn an_even_number_of_masters_is_only_a_warning() {
     let file = parse(&with_spec("  hosts: [{ips: [10.0.0.1-10.0.0.2], roles: [master]}]\n")).unwrap();

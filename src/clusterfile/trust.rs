@@ -8,6 +8,7 @@ const PEM: &str = "-----BEGIN ";
 
 pub(crate) fn read(decoder: &mut Decoder, mut object: Object<'_>) -> Trust {
     let mut keys = Vec::new();
+    let before = decoder.problem_count();
     for (text, at) in object.strings(decoder, "keys") {
         let name = object.name("keys");
         let text = text.trim();
@@ -28,7 +29,7 @@ pub(crate) fn read(decoder: &mut Decoder, mut object: Object<'_>) -> Trust {
             keys.push(TrustedKey::Inline { pem, place });
         }
     }
-    if keys.is_empty() {
+    if keys.is_empty() && object.is_mapping() && decoder.problem_count() == before {
         decoder.problem(
             object.at(),
             format!(
