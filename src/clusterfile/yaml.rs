@@ -73,11 +73,11 @@ pub fn parse(text: &str) -> Result<Vec<Node>, SyntaxError> {
         budget: serde_saphyr::budget! { max_events: 4_000_000, max_nodes: 2_000_000, max_documents: 10_000 },
     };
     let documents: Vec<Node> =
-        serde_saphyr::from_multiple_with_options(text, options).map_err(|error| syntax_error(&error))?;
+        serde_saphyr::from_multiple_with_options(text, options).map_err(|error| syntax_error(&error, text))?;
     Ok(documents.into_iter().filter(|node| node.value != Value::Null).collect())
 }
 
-fn syntax_error(error: &serde_saphyr::Error) -> SyntaxError {
+fn syntax_error(error: &serde_saphyr::Error, source: &str) -> SyntaxError {
     let at = error
         .location()
         .map(|at| Position {
@@ -91,10 +91,30 @@ fn syntax_error(error: &serde_saphyr::Error) -> SyntaxError {
         Some(cut) if text.get(cut..).is_some_and(|tail| tail.len() < 48) => text[..cut].trim_end().to_string(),
         _ => text,
     };
-    SyntaxError {
-        at,
-        message: message.trim_end_matches(':').to_string(),
+    let message = message.trim_end_matches(':').to_string();
+    match tab_in_indentation(source, at, &message) {
+        Some(at) => SyntaxError {
+            at,
+            message: "a tab cannot indent a line: YAML takes spaces only".to_string(),
+        },
+        None => SyntaxError { at, message },
     }
+}
+
+/// Where the tab is that the parser stumbled over: it tells the place where the value before it began, or one behind it.
+fn tab_in_indentation(source: &str, stopped: Position, message: &str) -> Option<Position> {
+    let indented = |line: &str| {
+        let text = line.trim_start();
+        let indentation = line.get(..line.len() - text.len())?;
+        let column = indentation.chars().position(|c| c == '\t')?;
+        (!text.is_empty() && !text.starts_with('#')).then_some(column as u64 + 1)
+    };
+    let from = stopped.line.checked_sub(1)?;
+    // What it says of something else can only be about a tab in the very line.
+    let lines = if message.contains("tab") { usize::MAX } else { 1 };
+    let lines = source.lines().zip(1..).skip(usize::try_from(from).ok()?).take(lines);
+    let mut tabs = lines.filter_map(|(line, number)| indented(line).map(|column| (number, column)));
+    tabs.next().map(|(line, column)| Position { line, column })
 }
 
 impl Node {
@@ -307,6 +327,37 @@ mod tests {
         assert!(error.message.contains("duplicate"), "{error}");
         assert!(!error.message.contains("line"), "{error}");
         assert!(parse("a: [1, 2\nb: }").is_err());
+    }
+
+    #[test]
+    fn a_tab_is_told_where_it_stands() {
+        for (text, line, column) in [
+            ("a: 1\nspec:\n\timage: x\n", 3, 1),
+            ("a: 1\nspec:\n  image: x\n\thosts: y\n", 4, 1),
+            ("a: 1\nspec:\n  image: x\n  \thosts: y\n", 4, 3),
+            ("a: 1\nspec:\n  image: x\n\n# more\n\t# here\n\thosts: y\n", 7, 1),
+            ("spec:\n  hosts:\n  - a\n\t- b\n", 4, 1),
+            ("a: |\n\tx\nb: 2\n", 2, 1),
+            ("a: |\n  x\n\ty\nb: 2\n", 3, 1),
+            ("a: \"x\n\ty\"\n", 2, 1),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert_eq!((error.at.line, error.at.column), (line, column), "{text:?}: {error}");
+            assert!(error.message.contains("a tab cannot indent"), "{text:?}: {error}");
+        }
+        // Another mistake stays what it is, though there are tabs.
+        for (text, line) in [
+            ("a: x: y\nb: |\n  z\n  \tz\n", 1),
+            ("a: {x: 1,\n\ty: 2\n\nc: 3\n", 4),
+            ("a: [1,\n\t2\n", 1),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(
+                error.at.line >= line && !error.message.contains("a tab cannot"),
+                "{text:?}: {error:?}"
+            );
+        }
+        assert!(parse("a:\t1\nb: [1,\n\t2]\nc: |\n  x\n  \ty\n").is_ok());
     }
 
     #[test]
