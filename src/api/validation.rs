@@ -9,9 +9,13 @@ mod config;
 mod container;
 mod error;
 mod meta;
+mod mount;
 pub mod names;
 mod pod;
+mod pod_fields;
+mod probe;
 mod rules;
+mod security;
 mod service;
 mod volume;
 mod workload;
@@ -45,6 +49,7 @@ pub fn validate_create(kind: &Kind, object: &Value) -> Vec<FieldError> {
         "core.v1.Binding" => cluster::binding(&mut out, object),
         _ => {}
     }
+    pod_fields::check(&mut out, kind, object, None);
     out
 }
 
@@ -85,6 +90,7 @@ pub fn validate_update(kind: &Kind, new: &Value, old: &Value, subresource: Optio
         },
         Some(_) => {}
     }
+    pod_fields::check(&mut out, kind, new, Some(old));
     out
 }
 

@@ -81,7 +81,10 @@ pub(super) fn binding(out: &mut Errors, b: &Value, namespaced: bool) {
                 if !group.is_empty() {
                     out.push(FieldError::not_supported(format!("{at}.apiGroup"), group, &[""]));
                 }
-                required(out, s, &at, "namespace");
+                // In a RoleBinding it is the binding's own.
+                if !namespaced {
+                    required(out, s, &at, "namespace");
+                }
             }
             "User" | "Group" => {
                 if group != GROUP {

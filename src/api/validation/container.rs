@@ -5,10 +5,9 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::rules::{
-    Errors, entries, has, is_zero, items, named, non_negative, port_number, port_number_or_name, quantity, required,
-    required_name, supported, text,
+    Errors, entries, has, is_zero, items, named, port_number, quantity, required, required_name, supported, text,
 };
-use super::{FieldError, names};
+use super::{FieldError, mount, names, probe, security};
 
 /// Names of a pod's volumes.
 pub(super) type Volumes = BTreeSet<String>;
@@ -27,6 +26,11 @@ pub(super) fn all(out: &mut Errors, spec: &Value, path: &str, volumes: &Volumes)
             container(out, c, &at, volumes);
             unique_name(out, c, &at, &mut seen);
             host_ports(out, c, &at, host_network);
+            if c["securityContext"]["procMount"] == "Unmasked" && spec["hostUsers"] != false {
+                let field = format!("{at}.securityContext.procMount");
+                let why = "`hostUsers` must be false to use `Unmasked`";
+                out.push(FieldError::invalid_text(field, "Unmasked", why));
+            }
             let sidecar = text(c, "restartPolicy") == "Always";
             if list == "initContainers" && !sidecar {
                 for field in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
@@ -96,7 +100,7 @@ fn container(out: &mut Errors, c: &Value, path: &str, volumes: &Volumes) {
     );
     ports(out, c, path);
     environment(out, c, path);
-    mounts(out, c, path, volumes);
+    mount::mounts(out, c, path, volumes);
     resources(out, &c["resources"], &format!("{path}.resources"));
     for (field, one_success) in [
         ("livenessProbe", true),
@@ -104,15 +108,63 @@ fn container(out: &mut Errors, c: &Value, path: &str, volumes: &Volumes) {
         ("startupProbe", true),
     ] {
         if has(c, field) {
-            probe(out, &c[field], &format!("{path}.{field}"), one_success);
+            probe::probe(out, &c[field], &format!("{path}.{field}"), one_success);
         }
     }
     for hook in ["postStart", "preStop"] {
         if has(&c["lifecycle"], hook) {
-            handler(out, &c["lifecycle"][hook], &format!("{path}.lifecycle.{hook}"));
+            probe::handler(out, &c["lifecycle"][hook], &format!("{path}.lifecycle.{hook}"));
         }
     }
-    security(out, &c["securityContext"], &format!("{path}.securityContext"));
+    restarts(out, c, path);
+    resize_policy(out, c, path);
+    security::of_container(out, &c["securityContext"], &format!("{path}.securityContext"));
+}
+
+/// When the container is started again, where that differs from its pod.
+fn restarts(out: &mut Errors, c: &Value, path: &str) {
+    let rules = items(c, "restartPolicyRules");
+    let at = format!("{path}.restartPolicyRules");
+    if text(c, "restartPolicy").is_empty() && !rules.is_empty() {
+        let why = "must specify restartPolicy when restart rules are used";
+        out.push(FieldError::required(format!("{path}.restartPolicy"), why));
+    }
+    supported(out, c, path, "restartPolicy", &["Always", "Never", "OnFailure"]);
+    if rules.len() > 20 {
+        out.push(FieldError::too_many(at.clone(), rules.len(), 20));
+    }
+    for (i, rule) in rules.iter().enumerate() {
+        let at = format!("{at}[{i}]");
+        required(out, rule, &at, "action");
+        supported(out, rule, &at, "action", &["Restart", "RestartAllContainers"]);
+        let codes = &rule["exitCodes"];
+        if !has(rule, "exitCodes") {
+            out.push(FieldError::required(format!("{at}.exitCodes"), "must be specified"));
+            continue;
+        }
+        let at = format!("{at}.exitCodes");
+        required(out, codes, &at, "operator");
+        supported(out, codes, &at, "operator", &["In", "NotIn"]);
+        let count = items(codes, "values").len();
+        if count > 255 {
+            out.push(FieldError::too_many(format!("{at}.values"), count, 255));
+        }
+    }
+}
+
+/// What a change of resources would do to the container. Such changes are not served, so only the form matters.
+fn resize_policy(out: &mut Errors, c: &Value, path: &str) {
+    let mut seen = BTreeSet::new();
+    for (i, p) in items(c, "resizePolicy").iter().enumerate() {
+        let at = format!("{path}.resizePolicy[{i}]");
+        required(out, p, &at, "resourceName");
+        supported(out, p, &at, "resourceName", &["cpu", "memory"]);
+        required(out, p, &at, "restartPolicy");
+        supported(out, p, &at, "restartPolicy", &["NotRequired", "RestartContainer"]);
+        if !seen.insert(text(p, "resourceName")) {
+            out.push(FieldError::duplicate(at, &p["resourceName"]));
+        }
+    }
 }
 
 fn ports(out: &mut Errors, c: &Value, path: &str) {
@@ -295,60 +347,6 @@ pub(super) fn resource_ref(out: &mut Errors, r: &Value, path: &str) {
     }
 }
 
-fn mounts(out: &mut Errors, c: &Value, path: &str, volumes: &Volumes) {
-    let mut seen = BTreeSet::new();
-    for (i, m) in items(c, "volumeMounts").iter().enumerate() {
-        let at = format!("{path}.volumeMounts[{i}]");
-        let (name, target) = (text(m, "name"), text(m, "mountPath"));
-        if name.is_empty() {
-            out.push(FieldError::required(format!("{at}.name"), ""));
-        } else if !volumes.contains(name) {
-            out.push(FieldError::not_found(format!("{at}.name"), name));
-        }
-        if target.is_empty() {
-            out.push(FieldError::required(format!("{at}.mountPath"), ""));
-        } else if !seen.insert(target) {
-            out.push(FieldError::invalid_text(
-                format!("{at}.mountPath"),
-                target,
-                "must be unique",
-            ));
-        }
-        for field in ["subPath", "subPathExpr"] {
-            local_path(out, format!("{at}.{field}"), text(m, field));
-        }
-        if !text(m, "subPath").is_empty() && !text(m, "subPathExpr").is_empty() {
-            let why = "subPathExpr and subPath are mutually exclusive";
-            out.push(FieldError::invalid_text(
-                format!("{at}.subPathExpr"),
-                text(m, "subPathExpr"),
-                why,
-            ));
-        }
-        supported(
-            out,
-            m,
-            &at,
-            "mountPropagation",
-            &["None", "HostToContainer", "Bidirectional"],
-        );
-        if text(m, "mountPropagation") == "Bidirectional" && c["securityContext"]["privileged"] != true {
-            let why = "Bidirectional mount propagation is available only to privileged containers";
-            out.push(FieldError::forbidden(format!("{at}.mountPropagation"), why));
-        }
-    }
-}
-
-/// A path that stays below where it is put.
-pub(super) fn local_path(out: &mut Errors, path: String, value: &str) {
-    if value.starts_with('/') {
-        out.push(FieldError::invalid_text(path.clone(), value, "must be a relative path"));
-    }
-    if value.split('/').any(|part| part == "..") {
-        out.push(FieldError::invalid_text(path, value, "must not contain '..'"));
-    }
-}
-
 /// Requests and limits.
 pub(super) fn resources(out: &mut Errors, r: &Value, path: &str) {
     let mut limits = std::collections::BTreeMap::new();
@@ -394,118 +392,6 @@ fn resource_name(out: &mut Errors, path: &str, name: &str) {
             name,
             "must be a standard resource for containers",
         ));
-    }
-}
-
-fn probe(out: &mut Errors, p: &Value, path: &str, one_success: bool) {
-    handler(out, p, path);
-    for field in [
-        "initialDelaySeconds",
-        "timeoutSeconds",
-        "periodSeconds",
-        "successThreshold",
-        "failureThreshold",
-    ] {
-        non_negative(out, p, path, field);
-    }
-    if one_success && p["successThreshold"].as_i64().is_some_and(|n| n > 1) {
-        out.push(FieldError::invalid(
-            format!("{path}.successThreshold"),
-            &p["successThreshold"],
-            "must be 1",
-        ));
-    }
-    if let Some(n) = p["terminationGracePeriodSeconds"].as_i64() {
-        let at = format!("{path}.terminationGracePeriodSeconds");
-        if !one_success {
-            out.push(FieldError::invalid(
-                at,
-                &n.into(),
-                "must not be set for readinessProbes",
-            ));
-        } else if n <= 0 {
-            out.push(FieldError::invalid(at, &n.into(), "must be greater than 0"));
-        }
-    }
-}
-
-fn handler(out: &mut Errors, h: &Value, path: &str) {
-    let given: Vec<_> = ["exec", "httpGet", "tcpSocket", "grpc", "sleep"]
-        .into_iter()
-        .filter(|k| has(h, k))
-        .collect();
-    if given.is_empty() {
-        out.push(FieldError::required(path, "must specify a handler type"));
-    }
-    for extra in given.iter().skip(1) {
-        out.push(FieldError::forbidden(
-            format!("{path}.{extra}"),
-            "may not specify more than 1 handler type",
-        ));
-    }
-    let Some(kind) = given.first() else { return };
-    let (v, at) = (&h[*kind], format!("{path}.{kind}"));
-    match *kind {
-        "exec" if items(v, "command").is_empty() => out.push(FieldError::required(format!("{at}.command"), "")),
-        "httpGet" => {
-            required(out, v, &at, "path");
-            port_number_or_name(out, format!("{at}.port"), &v["port"]);
-            supported(out, v, &at, "scheme", &["HTTP", "HTTPS"]);
-            for (i, header) in items(v, "httpHeaders").iter().enumerate() {
-                named(
-                    out,
-                    format!("{at}.httpHeaders[{i}].name"),
-                    text(header, "name"),
-                    names::http_header_name,
-                );
-            }
-        }
-        "tcpSocket" => port_number_or_name(out, format!("{at}.port"), &v["port"]),
-        "grpc" => port_number(out, format!("{at}.port"), v["port"].as_i64().unwrap_or(0)),
-        "sleep" => non_negative(out, v, &at, "seconds"),
-        _ => {}
-    }
-}
-
-fn security(out: &mut Errors, s: &Value, path: &str) {
-    for field in ["runAsUser", "runAsGroup"] {
-        non_negative(out, s, path, field);
-    }
-    supported(out, s, path, "procMount", &["Default", "Unmasked"]);
-    if s["privileged"] == true && s["allowPrivilegeEscalation"] == false {
-        out.push(FieldError::invalid(
-            path,
-            &"".into(),
-            "cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
-        ));
-    }
-    if s["allowPrivilegeEscalation"] == false
-        && items(&s["capabilities"], "add")
-            .iter()
-            .any(|c| c == "CAP_SYS_ADMIN" || c == "SYS_ADMIN")
-    {
-        out.push(FieldError::invalid(
-            path,
-            &"".into(),
-            "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN",
-        ));
-    }
-    let seccomp = &s["seccompProfile"];
-    if has(s, "seccompProfile") {
-        supported(
-            out,
-            seccomp,
-            &format!("{path}.seccompProfile"),
-            "type",
-            &["Localhost", "RuntimeDefault", "Unconfined"],
-        );
-        if text(seccomp, "type") == "Localhost" && text(seccomp, "localhostProfile").is_empty() {
-            let why = "must be set when seccomp type is Localhost ";
-            out.push(FieldError::required(
-                format!("{path}.seccompProfile.localhostProfile"),
-                why.trim_end(),
-            ));
-        }
     }
 }
 

@@ -48,6 +48,19 @@ pub fn dns1123_label(s: &str) -> Vec<String> {
     out
 }
 
+/// Name of a sysctl, written with dots or with slashes.
+pub fn sysctl(s: &str) -> Vec<String> {
+    let part = |p: &str| {
+        let b = p.as_bytes();
+        let edge = |c: Option<&u8>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        edge(b.first()) && edge(b.last()) && b.iter().all(|c| edge(Some(c)) || matches!(c, b'-' | b'_'))
+    };
+    if s.len() <= 253 && s.split(['.', '/']).all(part) {
+        return Vec::new();
+    }
+    vec![r"must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$".to_owned()]
+}
+
 /// RFC 1123 subdomain, at most 253 bytes.
 pub fn dns1123_subdomain(s: &str) -> Vec<String> {
     let mut out = Vec::new();

@@ -3,10 +3,10 @@
 use serde_json::Value;
 
 use super::rules::{
-    Errors, has, items, join, label_selector, labels, named, non_negative, required, required_name, same, supported,
-    text,
+    Errors, has, items, join, label_selector, labels, named, non_negative, required, required_choice, required_name,
+    same, supported, text,
 };
-use super::{FieldError, container, meta, names, volume};
+use super::{FieldError, container, meta, names, security, volume};
 
 const DNS_POLICIES: [&str; 4] = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
 const RESTART_POLICIES: [&str; 3] = ["Always", "OnFailure", "Never"];
@@ -98,7 +98,33 @@ pub(super) fn spec(out: &mut Errors, s: &Value, path: &str) {
     tolerations(out, items(s, "tolerations"), &at("tolerations"));
     affinity(out, &s["affinity"], &at("affinity"));
     spread(out, s, path);
-    security(out, s, &at("securityContext"));
+    security::of_pod(out, s, &at("securityContext"));
+    if has(s, "os") {
+        required_choice(out, &s["os"], &at("os"), "name", &["linux", "windows"]);
+    }
+    supported(out, s, path, "preemptionPolicy", &["Never", "PreemptLowerPriority"]);
+    host_name(out, s, path);
+    for (i, gate) in items(s, "schedulingGates").iter().enumerate() {
+        let field = format!("{path}.schedulingGates[{i}]");
+        named(out, field, text(gate, "name"), names::qualified_name);
+    }
+}
+
+fn host_name(out: &mut Errors, s: &Value, path: &str) {
+    let (name, field) = (text(s, "hostnameOverride"), format!("{path}.hostnameOverride"));
+    if name.is_empty() {
+        return;
+    }
+    named(out, field.clone(), name, names::dns1123_subdomain);
+    if name.len() > 64 {
+        out.push(FieldError::too_long(field.clone(), 64));
+    }
+    for other in ["setHostnameAsFQDN", "hostNetwork"] {
+        if s[other] == true {
+            let why = format!("may not be specified when {other} is true");
+            out.push(FieldError::forbidden(field.clone(), why));
+        }
+    }
 }
 
 fn dns(out: &mut Errors, s: &Value, path: &str) {
@@ -269,32 +295,24 @@ fn spread(out: &mut Errors, s: &Value, path: &str) {
         );
         required(out, c, &at, "whenUnsatisfiable");
         supported(out, c, &at, "whenUnsatisfiable", &["DoNotSchedule", "ScheduleAnyway"]);
-        label_selector(out, &format!("{at}.labelSelector"), &c["labelSelector"]);
-    }
-}
-
-fn security(out: &mut Errors, s: &Value, path: &str) {
-    let c = &s["securityContext"];
-    for field in ["runAsUser", "runAsGroup", "fsGroup"] {
-        non_negative(out, c, path, field);
-    }
-    supported(out, c, path, "fsGroupChangePolicy", &["Always", "OnRootMismatch"]);
-    let mut seen = Vec::new();
-    for (i, sysctl) in items(c, "sysctls").iter().enumerate() {
-        let at = format!("{path}.sysctls[{i}].name");
-        let name = text(sysctl, "name");
-        if name.is_empty() {
-            out.push(FieldError::required(at, ""));
-        } else if !name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_./".contains(&b))
-        {
-            let why = "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
-            out.push(FieldError::invalid_text(at, name, why));
-        } else if seen.contains(&name) {
-            out.push(FieldError::duplicate(at, &name.into()));
+        for field in ["nodeAffinityPolicy", "nodeTaintsPolicy"] {
+            supported(out, c, &at, field, &["Honor", "Ignore"]);
         }
-        seen.push(name);
+        if let Some(n) = c["minDomains"].as_i64() {
+            let field = format!("{at}.minDomains");
+            if n <= 0 {
+                out.push(FieldError::invalid(
+                    field.clone(),
+                    &n.into(),
+                    "must be greater than zero",
+                ));
+            }
+            if text(c, "whenUnsatisfiable") != "DoNotSchedule" {
+                let why = "can only use minDomains if whenUnsatisfiable=DoNotSchedule, not ScheduleAnyway";
+                out.push(FieldError::invalid(field, &n.into(), why));
+            }
+        }
+        label_selector(out, &format!("{at}.labelSelector"), &c["labelSelector"]);
     }
 }
 
@@ -408,6 +426,15 @@ pub(super) fn ephemeral_update(out: &mut Errors, new: &Value, old: &Value) {
     let (n, o) = (&new["spec"], &old["spec"]);
     let volumes = volume::volumes(&mut Vec::new(), n, "spec.volumes");
     container::ephemeral(out, n, "spec", &volumes);
+    let known = |c: &&Value| {
+        items(o, "ephemeralContainers")
+            .iter()
+            .any(|x| text(x, "name") == text(c, "name"))
+    };
+    if !items(n, "ephemeralContainers").iter().all(|c| known(&c)) {
+        let why = "ephemeral containers are not supported: the node agents do not start them";
+        out.push(FieldError::forbidden("spec.ephemeralContainers", why));
+    }
     for (i, c) in items(o, "ephemeralContainers").iter().enumerate() {
         let at = "spec.ephemeralContainers";
         match items(n, "ephemeralContainers")

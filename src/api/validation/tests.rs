@@ -308,6 +308,9 @@ fn roles_and_bindings_are_whole() {
         b,
         &["subjects[0].namespace: Required value"],
     );
+    // In a namespace the subject's is the binding's.
+    let b = json!({"metadata": {"name": "a", "namespace": "n"}, "roleRef": {"kind": "Role", "name": "r"}, "subjects": [{"kind": "ServiceAccount", "name": "s"}]});
+    create(RBAC, "rolebindings", b, &[]);
     let b = json!({"metadata": {"name": "a"}, "roleRef": {"kind": "ClusterRole", "name": "r"}});
     let b = create(RBAC, "clusterrolebindings", b, &[]);
     update(

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::container::{field_ref, local_path, resource_ref};
+use super::container::{field_ref, resource_ref};
+use super::mount::local_path;
 use super::rules::{Errors, has, items, quantity, required, required_name, supported, text};
 use super::{FieldError, names};
 
