@@ -57,6 +57,9 @@ pub async fn prepare(ctx: &Ctx, pod: &Pod, ips: Vec<String>) -> Result<(), Error
 
 /// Makes a sandbox.
 pub async fn create_sandbox(ctx: &Ctx, pod: &Pod, attempt: u32) -> Result<(), Error> {
+    if let Some(message) = crate::security::missing_isolation(pod) {
+        return Err(Error::Other(message));
+    }
     let handler = runtime_handler(ctx, pod).await?;
     let result = ctx.cri.run_sandbox(sandbox_config(ctx, pod, attempt), &handler).await;
     ctx.relist.refresh().await;

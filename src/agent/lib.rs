@@ -50,6 +50,7 @@ mod status;
 #[cfg(test)]
 mod status_tests;
 mod status_writer;
+mod storage_limits;
 mod tls;
 mod volumes;
 mod worker;

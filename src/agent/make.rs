@@ -9,8 +9,8 @@ use crate::security::{self, ImageUser};
 use crate::spec;
 use crate::start::StartError;
 use k8s_cri::v1::{
-    ContainerConfig, ContainerMetadata, ImageSpec, KeyValue, LinuxContainerConfig, LinuxContainerResources,
-    LinuxPodSandboxConfig, Mount, PodSandboxConfig, PodSandboxMetadata, PortMapping, Protocol,
+    ContainerConfig, ContainerMetadata, HugepageLimit, ImageSpec, KeyValue, LinuxContainerConfig,
+    LinuxContainerResources, LinuxPodSandboxConfig, Mount, PodSandboxConfig, PodSandboxMetadata, PortMapping, Protocol,
 };
 use k8s_openapi::api::core::v1::{Container, Pod};
 use std::collections::HashMap;
@@ -206,6 +206,40 @@ fn resources(pod: &Pod, c: &Container, config: &Config, memory: u64) -> LinuxCon
         cpu_shares: i64::try_from(qos::cpu_shares(qos::request_milli(c, "cpu").unwrap_or(0))).unwrap_or(2),
         memory_limit_in_bytes: qos::limit_milli(c, "memory").unwrap_or(0) / 1000,
         oom_score_adj: qos::oom_score_adj(pod, c, memory),
+        hugepage_limits: hugepage_limits(c),
         ..Default::default()
+    }
+}
+
+/// Limits of huge pages, by the names that the kernel's controller gives to their sizes (`hugepages-2Mi` is `2MB`).
+fn hugepage_limits(c: &Container) -> Vec<HugepageLimit> {
+    let limits = c.resources.iter().flat_map(|r| r.limits.iter().flatten());
+    limits
+        .filter_map(|(name, amount)| {
+            let size = name.strip_prefix("hugepages-")?.strip_suffix('i')?;
+            Some(HugepageLimit {
+                page_size: format!("{size}B"),
+                limit: u64::try_from(crate::quantity::whole(&amount.0)?).ok()?,
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn huge_pages_are_limited_by_the_size_of_their_pages() {
+        let c: Container = serde_json::from_value(
+            json!({"name": "c", "resources": {"limits": {"hugepages-2Mi": "100Mi", "hugepages-1Gi": "2Gi", "cpu": "1"}}}),
+        )
+        .unwrap();
+        let limits: Vec<_> = hugepage_limits(&c)
+            .into_iter()
+            .map(|l| (l.page_size, l.limit))
+            .collect();
+        assert_eq!(limits, [("1GB".to_owned(), 2 << 30), ("2MB".to_owned(), 100 << 20)]);
     }
 }

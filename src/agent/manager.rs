@@ -191,6 +191,9 @@ impl Manager {
         if let Some(message) = crate::security::forbidden_sysctl(pod, &self.ctx.config) {
             return Some(("SysctlForbidden".into(), message));
         }
+        if let Some(message) = crate::security::missing_isolation(pod) {
+            return Some(("UserNamespacesNotSupported".into(), message));
+        }
         let others: Vec<Arc<Pod>> = self
             .lock_pods()
             .values()

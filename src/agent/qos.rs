@@ -1,7 +1,7 @@
 //! From requests and limits to what the kernel is told: QoS class, CPU shares and quota, memory limit, OOM score.
 //! Pure; applying it is `cgroup`'s and the runtime's business.
 
-use crate::quantity::{milli_of, whole_of};
+use crate::quantity::milli_of;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
@@ -30,7 +30,15 @@ impl Qos {
     /// The class of a pod.
     pub fn of(pod: &Pod) -> Qos {
         let Some(spec) = &pod.spec else { return Qos::BestEffort };
-        let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+        let whole = whole_pod(pod);
+        let counted = |c: &Container| {
+            ["cpu", "memory"]
+                .iter()
+                .any(|r| request_milli(c, r).unwrap_or(0) > 0 || limit_milli(c, r).unwrap_or(0) > 0)
+        };
+        let parts = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+        // What the pod says as a whole stands for what its containers say.
+        let all: Vec<&Container> = if counted(&whole) { vec![&whole] } else { parts.collect() };
         let (mut any, mut guaranteed) = (false, true);
         for c in all {
             for resource in ["cpu", "memory"] {
@@ -45,6 +53,14 @@ impl Qos {
             (true, true) => Qos::Guaranteed,
             (true, false) => Qos::Burstable,
         }
+    }
+}
+
+/// The resources of the pod as a whole (`spec.resources`), in the form of a container.
+fn whole_pod(pod: &Pod) -> Container {
+    Container {
+        resources: pod.spec.as_ref().and_then(|s| s.resources.clone()),
+        ..Default::default()
     }
 }
 
@@ -105,13 +121,25 @@ pub fn oom_score_adj(pod: &Pod, container: &Container, memory_capacity: u64) -> 
         Qos::Guaranteed => -997,
         Qos::BestEffort => 1000,
         Qos::Burstable => {
-            let request = whole_of(requests(container), "memory")
-                .or_else(|| whole_of(limits(container), "memory"))
-                .unwrap_or(0);
+            let request = request_milli(container, "memory").unwrap_or(0) / 1000 + spare_memory(pod);
             let share = i128::from(request) * 1000 / i128::from(memory_capacity.max(1));
             (1000 - share).clamp(3, 999) as i64
         }
     }
+}
+
+/// What the pod requests as a whole beyond its containers' requests, shared out equally among them; bytes.
+fn spare_memory(pod: &Pod) -> i64 {
+    let Some(of_pod) = request_milli(&whole_pod(pod), "memory") else {
+        return 0;
+    };
+    let containers: Vec<_> = crate::spec::containers(pod)
+        .filter(|(kind, _)| *kind != crate::spec::Kind::Init)
+        .map(|(_, c)| c)
+        .collect();
+    let of_containers: i64 = containers.iter().filter_map(|c| request_milli(c, "memory")).sum();
+    let count = i64::try_from(containers.len().max(1)).unwrap_or(i64::MAX);
+    (of_pod - of_containers).max(0) / 1000 / count
 }
 
 /// What a pod's cgroup is limited to.
@@ -128,7 +156,8 @@ pub struct PodLimits {
 }
 
 /// A pod's effective amount of a resource: the larger of all main containers plus sidecars, and any step of the
-/// initialisation (each init container beside the sidecars started before it), plus overhead.
+/// initialisation (each init container beside the sidecars started before it); what the pod says as a whole stands for
+/// that. Plus overhead.
 pub fn pod_amount(pod: &Pod, resource: &str, of: fn(&Container, &str) -> Option<i64>) -> i64 {
     let Some(spec) = &pod.spec else { return 0 };
     let main: i64 = spec.containers.iter().filter_map(|c| of(c, resource)).sum();
@@ -143,18 +172,20 @@ pub fn pod_amount(pod: &Pod, resource: &str, of: fn(&Container, &str) -> Option<
         }
     }
     let overhead = milli_of(spec.overhead.as_ref(), resource).unwrap_or(0);
-    (main + sidecars).max(peak) + overhead
+    let of_pod = of(&whole_pod(pod), resource).filter(|n| *n > 0);
+    of_pod.unwrap_or_else(|| (main + sidecars).max(peak)) + overhead
 }
 
 /// The limits of a pod's cgroup.
 pub fn pod_limits(pod: &Pod, pids: i64, quota: bool) -> PodLimits {
     let all_limited = |resource: &str| {
-        pod.spec.as_ref().is_some_and(|s| {
-            s.containers
-                .iter()
-                .chain(s.init_containers.iter().flatten())
-                .all(|c| limit_milli(c, resource).unwrap_or(0) > 0)
-        })
+        limit_milli(&whole_pod(pod), resource).unwrap_or(0) > 0
+            || pod.spec.as_ref().is_some_and(|s| {
+                s.containers
+                    .iter()
+                    .chain(s.init_containers.iter().flatten())
+                    .all(|c| limit_milli(c, resource).unwrap_or(0) > 0)
+            })
     };
     PodLimits {
         cpu_shares: cpu_shares(pod_amount(pod, "cpu", request_milli)),
@@ -216,6 +247,30 @@ mod tests {
         assert_eq!(score(json!({"requests": {"memory": "1Gi"}})), 900);
         assert_eq!(score(json!({"requests": {"cpu": "1"}})), 999);
         assert_eq!(score(json!({"requests": {"memory": "100Gi"}})), 3);
+    }
+
+    #[test]
+    fn what_the_pod_says_as_a_whole_stands_for_its_containers() {
+        let whole = |resources: serde_json::Value| -> Pod {
+            serde_json::from_value(json!({"spec": {"resources": resources, "containers": [
+                {"name": "a", "resources": {"requests": {"memory": "1Gi"}}}, {"name": "b"}]}}))
+            .unwrap()
+        };
+        let limited =
+            whole(json!({"requests": {"cpu": "1", "memory": "3Gi"}, "limits": {"cpu": "2", "memory": "4Gi"}}));
+        assert_eq!(Qos::of(&limited), Qos::Burstable);
+        assert_eq!(pod_amount(&limited, "memory", request_milli) / 1000, 3 << 30);
+        let limits = pod_limits(&limited, -1, true);
+        assert_eq!((limits.cpu_quota, limits.memory), (Some(200_000), Some(4 << 30)));
+        let equal = json!({"cpu": "2", "memory": "4Gi"});
+        assert_eq!(
+            Qos::of(&whole(json!({"requests": equal, "limits": equal}))),
+            Qos::Guaranteed
+        );
+        assert_eq!(Qos::of(&whole(json!({}))), Qos::Burstable);
+        // Of 3 GiB for the pod, 1 is a's own; each container is given one of the others.
+        let score = |i: usize| oom_score_adj(&limited, &limited.spec.as_ref().unwrap().containers[i], 10 << 30);
+        assert_eq!((score(0), score(1)), (800, 900));
     }
 
     #[test]

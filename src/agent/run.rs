@@ -16,7 +16,7 @@ use crate::node;
 use crate::objects::Objects;
 use crate::relist::Relist;
 use crate::volumes::Volumes;
-use crate::{eviction, gc, logs, server, sources, statics, tls};
+use crate::{eviction, gc, logs, server, sources, statics, storage_limits, tls};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -197,6 +197,10 @@ async fn start(args: Args, config: Config, tasks: &mut Tasks) -> Result<()> {
         let period = ctx.config.file_check_frequency.min(Duration::from_secs(1));
         spawn(tasks, statics::watch(dir, ctx.node_name.clone(), period, static_sender));
     }
+    spawn(
+        tasks,
+        storage_limits::run(ctx.clone(), pods.clone(), request_sender.clone()),
+    );
     spawn(
         tasks,
         eviction::run(ctx.clone(), pods.clone(), pressure_sender, request_sender),

@@ -55,6 +55,15 @@ pub fn forbidden_sysctl(pod: &Pod, config: &Config) -> Option<String> {
         .map(|name| format!("forbidden sysctl: {name:?} not allowlisted"))
 }
 
+/// What of the pod asks for isolation that the agent cannot give, as a message. The API server refuses it as well, but static
+/// pods and older objects do not pass its checks.
+pub fn missing_isolation(pod: &Pod) -> Option<String> {
+    (pod.spec.as_ref()?.host_users == Some(false)).then(|| {
+        "spec.hostUsers is false, but user namespaces are not supported: the pod would run as users of the host"
+            .to_owned()
+    })
+}
+
 fn pod_context(pod: &Pod) -> PodSecurityContext {
     pod.spec
         .as_ref()
@@ -293,6 +302,18 @@ mod tests {
             (None, image(None, "nobody"), false),
         ] {
             assert_eq!(non_root(user, &image).is_ok(), ok, "{user:?} {image:?}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_asks_for_users_of_its_own_is_told_that_it_gets_none() {
+        for (spec, refused) in [
+            (json!({"containers": [], "hostUsers": false}), true),
+            (json!({"containers": [], "hostUsers": true}), false),
+            (json!({"containers": []}), false),
+        ] {
+            let pod: Pod = serde_json::from_value(json!({"spec": spec})).unwrap();
+            assert_eq!(missing_isolation(&pod).is_some(), refused, "{spec}");
         }
     }
 
