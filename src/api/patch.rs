@@ -97,6 +97,10 @@ const RETAIN_KEYS: &str = "$retainKeys";
 const DELETE_PRIMITIVES: &str = "$deleteFromPrimitiveList/";
 const SET_ORDER: &str = "$setElementOrder/";
 
+fn items_of(value: Option<&Value>) -> &[Value] {
+    value.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
+
 fn merge_map(
     message: Option<&'static Message>,
     object: &mut Map<String, Value>,
@@ -121,6 +125,13 @@ fn merge_map(
     if let Some(keys) = patch.get(RETAIN_KEYS).and_then(Value::as_array) {
         object.retain(|key, _| keys.iter().any(|k| k == key));
     }
+    let ordered: Vec<_> = patch
+        .iter()
+        .filter_map(|(k, v)| {
+            let key = k.strip_prefix(SET_ORDER)?;
+            Some((key, v.as_array()?, items_of(object.get(key)).to_vec()))
+        })
+        .collect();
     for (key, value) in patch {
         let field = |name: &str| message.and_then(|m| m.field(name));
         if let Some(name) = key.strip_prefix(DELETE_PRIMITIVES) {
@@ -136,15 +147,12 @@ fn merge_map(
             merge_field(field(key), object.entry(key.clone()).or_insert(Value::Null), value)?;
         }
     }
-    for (key, order) in patch
-        .iter()
-        .filter_map(|(k, v)| Some((k.strip_prefix(SET_ORDER)?, v.as_array()?)))
-    {
+    for (key, order, original) in ordered {
         let merge = message
             .and_then(|m| m.field(key))
             .map_or_else(Merge::default, |f| f.merge);
         if let Some(list) = object.get_mut(key).and_then(Value::as_array_mut) {
-            set_order(list, order, merge.key);
+            set_order(list, order, &original, merge.key);
         }
     }
     Ok(())
@@ -169,8 +177,13 @@ fn merge_field(field: Option<&'static Field>, slot: &mut Value, patch: &Value) -
                     *slot = Value::Array(Vec::new());
                 }
                 if let Some(list) = slot.as_array_mut() {
-                    let missing: Vec<_> = items.iter().filter(|i| !list.contains(i)).cloned().collect();
-                    list.extend(missing);
+                    let original = list.clone();
+                    for item in items {
+                        if !list.contains(item) {
+                            list.push(item.clone());
+                        }
+                    }
+                    set_order(list, items, &original, None);
                 }
                 Ok(())
             }
@@ -204,6 +217,7 @@ fn merge_list(message: Option<&'static Message>, slot: &mut Value, items: &[Valu
         *list = items.iter().filter(|i| i[DIRECTIVE].is_null()).cloned().collect();
         return Ok(());
     }
+    let original = list.clone();
     for item in items {
         let identity = &item[key];
         if identity.is_null() {
@@ -230,32 +244,35 @@ fn merge_list(message: Option<&'static Message>, slot: &mut Value, items: &[Valu
             }
         }
     }
+    let patched: Vec<_> = items.iter().filter(|i| i[DIRECTIVE].is_null()).cloned().collect();
+    set_order(list, &patched, &original, Some(key));
     Ok(())
 }
 
-/// Items that the order names come in that order; the others keep their place relative to the item before them.
-fn set_order(list: &mut [Value], order: &[Value], key: Option<&str>) {
-    let rank = |item: &Value| {
+/// Brings a merged list into the order that Kubernetes gives it. Items of `patched` come in its order, the others in that of
+/// `original`; where both were there before they keep their order towards each other, and what is new comes before what it
+/// is compared with.
+fn set_order(list: &mut Vec<Value>, patched: &[Value], original: &[Value], key: Option<&str>) {
+    let index = |order: &[Value], item: &Value| {
         order.iter().position(|o| match key {
             Some(key) => o[key] == item[key],
             None => o == item,
         })
     };
-    let mut last = 0;
-    let mut ranks: Vec<(usize, usize)> = Vec::with_capacity(list.len());
-    for (i, item) in list.iter().enumerate() {
-        if let Some(rank) = rank(item) {
-            last = rank + 1;
-            ranks.push((last, 0));
-        } else {
-            ranks.push((last, i + 1));
-        }
+    let all = std::mem::take(list);
+    let (mut named, mut others): (Vec<_>, Vec<_>) = all.into_iter().partition(|i| index(patched, i).is_some());
+    named.sort_by_key(|i| index(patched, i));
+    others.sort_by_key(|i| index(original, i).unwrap_or(usize::MAX));
+    let (mut named, mut others) = (named.into_iter().peekable(), others.into_iter().peekable());
+    while let (Some(n), Some(o)) = (named.peek(), others.peek()) {
+        let other_first = match (index(original, o), index(original, n)) {
+            (Some(o), Some(n)) => o < n,
+            _ => false,
+        };
+        list.extend(if other_first { others.next() } else { named.next() });
     }
-    let mut indexed: Vec<_> = ranks.into_iter().zip(list.iter().cloned()).collect();
-    indexed.sort_by_key(|(rank, _)| *rank);
-    for (slot, (_, item)) in list.iter_mut().zip(indexed) {
-        *slot = item;
-    }
+    list.extend(named);
+    list.extend(others);
 }
 
 #[cfg(test)]
@@ -279,7 +296,7 @@ mod tests {
             ),
             (
                 json!({"containers": [{"name": "c", "image": "3"}]}),
-                json!({"containers": [{"name": "a", "image": "1", "env": [{"name": "X", "value": "1"}]}, {"name": "b"}, {"name": "c", "image": "3"}], "hostNetwork": true}),
+                json!({"containers": [{"name": "c", "image": "3"}, {"name": "a", "image": "1", "env": [{"name": "X", "value": "1"}]}, {"name": "b"}], "hostNetwork": true}),
             ),
             (
                 json!({"containers": [{"name": "a", "$patch": "delete"}]}),
@@ -311,12 +328,41 @@ mod tests {
     }
 
     #[test]
+    fn merged_lists_have_kubernetes_order() {
+        let names = |list: &str| -> Value { list.chars().map(|c| json!({"name": c.to_string()})).collect() };
+        for (original, patch, order, expected) in [
+            ("ab", "c", None, "cab"),
+            ("ab", "cd", None, "cdab"),
+            ("ab", "bc", None, "abc"),
+            ("ab", "ca", None, "cab"),
+            ("abc", "cb", None, "acb"),
+            ("", "ba", None, "ba"),
+            ("ab", "c", Some("abc"), "abc"),
+            ("ab", "c", Some("acb"), "acb"),
+            ("abc", "", Some("ca"), "bca"),
+            ("axb", "c", Some("abc"), "axbc"),
+        ] {
+            let current = pod(json!({"containers": names(original)}));
+            let mut change = json!({"containers": names(patch)});
+            if let Some(order) = order {
+                change["$setElementOrder/containers"] = names(order);
+            }
+            let patched = strategic("core.v1.Pod", &current, &pod(change)).unwrap();
+            assert_eq!(
+                patched["spec"]["containers"],
+                names(expected),
+                "{original} {patch} {order:?}"
+            );
+        }
+    }
+
+    #[test]
     fn scalars_lists_are_sets_only_where_kubernetes_says_so() {
         let current =
             json!({"metadata": {"finalizers": ["a", "b"]}, "spec": {"containers": [{"name": "c", "args": ["x"]}]}});
         let patch = json!({"metadata": {"finalizers": ["c"], "$deleteFromPrimitiveList/finalizers": ["a"]}, "spec": {"containers": [{"name": "c", "args": ["y"]}]}});
         let patched = strategic("core.v1.Pod", &current, &patch).unwrap();
-        assert_eq!(patched["metadata"]["finalizers"], json!(["b", "c"]));
+        assert_eq!(patched["metadata"]["finalizers"], json!(["c", "b"]));
         assert_eq!(patched["spec"]["containers"][0]["args"], json!(["y"]));
     }
 
