@@ -96,6 +96,12 @@ impl Kind {
         self.subresources.iter().find(|s| s.name == name)
     }
 
+    /// What clients are told who use this kind although another one replaces it.
+    pub fn deprecation(&self) -> Option<&'static str> {
+        (self.message == "core.v1.Endpoints")
+            .then_some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
+    }
+
     /// Whether the kind has a `status` subresource.
     pub fn has_status(&self) -> bool {
         self.subresource("status").is_some()

@@ -4,6 +4,7 @@
 
 mod delete;
 mod qos;
+mod service;
 
 use serde_json::{Map, Value, json};
 
@@ -97,7 +98,6 @@ pub fn reach(kind: &Kind, subresource: Option<&str>) -> Reach {
         (None, _) if kind.has_status() => Reach::AllBut(&[&["status"]]),
         (Some("status"), "core.v1.Pod") => Reach::AllBut(&[&["spec"], &["metadata", "ownerReferences"]]),
         (Some("status"), "apps.v1.Deployment") => Reach::AllBut(&[&["spec"], &["metadata", "labels"]]),
-        (Some("status"), "certificates.v1.CertificateSigningRequest") => Reach::Only(&[&["status"]]),
         (Some("status"), _) => Reach::AllBut(&[&["spec"]]),
         (Some("approval"), _) => Reach::AllBut(&[&["spec"], &["status", "certificate"]]),
         (Some("finalize"), _) => Reach::AllBut(&[&["status"]]),
@@ -191,6 +191,17 @@ fn main_update(kind: &Kind, new: &mut Value, old: &Value) {
             put(child_mut(new, "spec"), "finalizers", finalizers);
         }
         "certificates.v1.CertificateSigningRequest" => keep(new, old, "spec"),
+        "core.v1.Service" => service::drop_unused(new, old),
+        // The server gave the pod these; a client that does not send them back does not mean to change them.
+        "core.v1.Pod" => {
+            for field in ["priority", "preemptionPolicy"] {
+                let given = old["spec"].get(field).cloned();
+                let spec = child_mut(new, "spec");
+                if spec.get(field).is_none_or(Value::is_null) {
+                    put(spec, field, given);
+                }
+            }
+        }
         _ => {}
     }
 }
@@ -201,26 +212,27 @@ fn status_update(kind: &Kind, new: &mut Value, old: &Value) {
     match kind.message {
         "core.v1.Pod" => put(metadata::metadata_mut(new), "ownerReferences", meta("ownerReferences")),
         "apps.v1.Deployment" => put(metadata::metadata_mut(new), "labels", meta("labels")),
-        "certificates.v1.CertificateSigningRequest" => {
-            for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
-                put(metadata::metadata_mut(new), field, meta(field));
-            }
-        }
         _ => {}
     }
 }
 
-/// Approval and denial are decided through `approval` only, and never taken back.
+/// Approval and denial are decided through `approval` only: what a write of the status says of them is what was there. One
+/// that adds or removes such a condition is left for validation to refuse.
 fn keep_decision(new: &mut Value, old: &Value, subresource: Option<&str>) {
     if subresource != Some("status") {
         return;
     }
-    let decides = |c: &Value| matches!(c["type"].as_str(), Some("Approved" | "Denied"));
-    let list = |v: &Value| v["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    let mut conditions: Vec<Value> = list(old).into_iter().filter(|c| decides(c)).collect();
-    conditions.extend(list(new).into_iter().filter(|c| !decides(c)));
-    if !conditions.is_empty() || new["status"].get("conditions").is_some() {
-        child_mut(new, "status").insert("conditions".to_owned(), conditions.into());
+    for decision in ["Approved", "Denied"] {
+        let of = |v: &Value| -> Vec<usize> {
+            let list = v["status"]["conditions"].as_array().into_iter().flatten().enumerate();
+            list.filter(|(_, c)| c["type"] == decision).map(|(i, _)| i).collect()
+        };
+        let (now, before) = (of(new), of(old));
+        if now.len() == before.len() {
+            for (i, j) in now.into_iter().zip(before) {
+                new["status"]["conditions"][i] = old["status"]["conditions"][j].clone();
+            }
+        }
     }
 }
 
@@ -407,13 +419,56 @@ mod tests {
     fn status_cannot_approve_a_certificate() {
         let kind = find("certificates.k8s.io", "v1", "certificatesigningrequests").unwrap();
         let old = json!({"metadata": {"name": "a"}, "spec": {"request": "r"}});
-        let mut new =
+        let wish =
             json!({"metadata": {"name": "a"}, "status": {"conditions": [{"type": "Approved"}], "certificate": "c"}});
-        let mut approval = new.clone();
-        prepare_update(kind, &mut new, &old, Some("status"));
-        assert_eq!(new["status"], json!({"conditions": [], "certificate": "c"}));
+        let mut status = wish.clone();
+        prepare_update(kind, &mut status, &old, Some("status"));
+        let refused = crate::validation::validate_update(kind, &status, &old, Some("status"));
+        let told: Vec<_> = refused.iter().map(ToString::to_string).collect();
+        assert!(
+            told.contains(
+                &"status.conditions: Forbidden: updates may not add a condition of type \"Approved\"".to_owned()
+            ),
+            "{told:?}"
+        );
+        let mut approval = wish;
         prepare_update(kind, &mut approval, &old, Some("approval"));
         assert_eq!(approval["status"], json!({"conditions": [{"type": "Approved"}]}));
         assert_eq!(approval["spec"]["request"], "r");
+        // What a decision says is not changed with the status either.
+        let mut reworded = json!({"metadata": {"name": "a"}, "status": {"certificate": "c", "conditions": [
+            {"type": "Failed"}, {"type": "Approved", "reason": "mine"}]}});
+        prepare_update(kind, &mut reworded, &approval, Some("status"));
+        assert_eq!(
+            reworded["status"]["conditions"],
+            json!([{"type": "Failed"}, {"type": "Approved"}])
+        );
+    }
+
+    #[test]
+    fn metadata_is_changed_through_subresources_where_kubernetes_does() {
+        let with = |text: &str| {
+            json!({"metadata": {"name": "a", "labels": {"x": text}, "annotations": {"x": text}, "finalizers": [text],
+                "ownerReferences": [{"uid": text}]}, "spec": {}, "status": {}})
+        };
+        for kind in crate::kinds::kinds() {
+            for way in ["status", "approval", "finalize"] {
+                if kind.subresource(way).is_none() {
+                    continue;
+                }
+                let mut new = with("new");
+                prepare_update(kind, &mut new, &with("old"), Some(way));
+                let kept: Vec<_> = ["labels", "annotations", "finalizers", "ownerReferences"]
+                    .into_iter()
+                    .filter(|f| new["metadata"][*f] == with("old")["metadata"][*f])
+                    .collect();
+                let expected: &[&str] = match (kind.kind, way) {
+                    ("Deployment", "status") => &["labels"],
+                    ("Pod", "status") => &["ownerReferences"],
+                    _ => &[],
+                };
+                assert_eq!(kept, expected, "{}/{way}", kind.kind);
+            }
+        }
     }
 }

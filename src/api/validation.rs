@@ -84,7 +84,12 @@ pub fn validate_update(kind: &Kind, new: &Value, old: &Value, subresource: Optio
         Some("finalize") => cluster::namespace(&mut out, new),
         Some("status" | "approval") => match kind.message {
             "core.v1.Node" => cluster::node(&mut out, new),
-            "certificates.v1.CertificateSigningRequest" => access::certificate_request_update(&mut out, new, old),
+            "certificates.v1.CertificateSigningRequest" => {
+                access::certificate_request_update(&mut out, new, old);
+                if subresource == Some("status") {
+                    access::certificate_request_status(&mut out, new, old);
+                }
+            }
             m if m.starts_with("apps.v1.") => workload::status(&mut out, new),
             _ => {}
         },

@@ -208,6 +208,20 @@ fn conditions(out: &mut Errors, c: &Value) {
     }
 }
 
+/// Through the status nobody decides: that is what approval is for.
+pub(super) fn certificate_request_status(out: &mut Errors, new: &Value, old: &Value) {
+    for decision in ["Approved", "Denied"] {
+        let count = |c: &Value| {
+            let list = items(&c["status"], "conditions").iter();
+            list.filter(|x| text(x, "type") == decision).count()
+        };
+        if count(new) > count(old) {
+            let why = format!("updates may not add a condition of type {decision:?}");
+            out.push(FieldError::forbidden("status.conditions", why));
+        }
+    }
+}
+
 /// Decisions are not taken back, and a certificate is issued once.
 pub(super) fn certificate_request_update(out: &mut Errors, new: &Value, old: &Value) {
     for decision in ["Approved", "Denied", "Failed"] {

@@ -39,6 +39,12 @@ pub(super) fn service(out: &mut Errors, service: &Value) {
     }
     match kind {
         "ExternalName" => {
+            for field in ["ipFamilies", "ipFamilyPolicy"] {
+                if has(s, field) {
+                    let why = "may not be set when `type` is 'ExternalName'";
+                    out.push(FieldError::forbidden(format!("spec.{field}"), why));
+                }
+            }
             if !matches!(text(s, "clusterIP"), "" | "None") {
                 out.push(FieldError::forbidden(
                     "spec.clusterIPs[0]",
@@ -144,15 +150,29 @@ fn addresses(out: &mut Errors, s: &Value) {
         "ipFamilyPolicy",
         &["PreferDualStack", "RequireDualStack", "SingleStack"],
     );
-    for (i, f) in items(s, "ipFamilies").iter().enumerate() {
-        let family = f.as_str().unwrap_or_default();
+    families(out, s, &all);
+}
+
+/// Families, and whether the addresses that are given are of them.
+fn families(out: &mut Errors, s: &Value, addresses: &[&str]) {
+    let list = items(s, "ipFamilies");
+    for (i, f) in list.iter().enumerate() {
+        let (at, family) = (format!("spec.ipFamilies[{i}]"), f.as_str().unwrap_or_default());
         if !matches!(family, "IPv4" | "IPv6") {
-            out.push(FieldError::not_supported(
-                format!("spec.ipFamilies[{i}]"),
-                family,
-                &["IPv4", "IPv6"],
-            ));
+            out.push(FieldError::not_supported(at, family, &["IPv4", "IPv6"]));
+        } else if list[..i].contains(f) {
+            out.push(FieldError::duplicate(at, f));
         }
+        let given = addresses.get(i).and_then(|ip| ip.parse::<IpAddr>().ok());
+        if given.is_some_and(|ip| ip.is_ipv4() != (family == "IPv4")) {
+            let why = format!("expected an {family} value as indicated by `ipFamilies[{i}]`");
+            let at = format!("spec.clusterIPs[{i}]");
+            out.push(FieldError::invalid_text(at, addresses[i], why));
+        }
+    }
+    if addresses.len() > 2 {
+        let why = "may only hold up to 2 values";
+        out.push(FieldError::invalid("spec.clusterIPs", &s["clusterIPs"], why));
     }
 }
 
@@ -167,6 +187,11 @@ fn policies(out: &mut Errors, s: &Value, kind: &str) {
             text(s, "externalTrafficPolicy"),
             why,
         ));
+    }
+    let health = s["healthCheckNodePort"].as_i64().unwrap_or(0);
+    if health != 0 && (kind != "LoadBalancer" || text(s, "externalTrafficPolicy") != "Local") {
+        let why = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
+        out.push(FieldError::invalid("spec.healthCheckNodePort", &health.into(), why));
     }
     if kind != "LoadBalancer" {
         for field in [
@@ -200,6 +225,11 @@ pub(super) fn update(out: &mut Errors, new: &Value, old: &Value) {
             &list,
             "may not change once set",
         ));
+    }
+    let needs_health_check =
+        |s: &Value| text(s, "type") == "LoadBalancer" && text(s, "externalTrafficPolicy") == "Local";
+    if needs_health_check(n) && needs_health_check(o) && has(o, "healthCheckNodePort") {
+        immutable(out, n, o, "spec", "healthCheckNodePort");
     }
     service(out, new);
 }

@@ -3,6 +3,9 @@
 //! What is taken is read off the services themselves, so nothing can leak and a restart needs no repair. The caller holds one
 //! lock from reading them to storing the result.
 
+mod families;
+mod ports;
+
 use crate::error::{ApiError, FieldError, Result};
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, net::Ipv4Addr, ops::RangeInclusive};
@@ -22,7 +25,7 @@ pub struct Ranges {
 #[derive(Debug, Clone, Default)]
 pub struct Taken {
     addresses: BTreeSet<Ipv4Addr>,
-    ports: BTreeSet<(String, u16)>,
+    ports: BTreeSet<u16>,
 }
 
 impl Taken {
@@ -39,28 +42,10 @@ impl Taken {
                     .as_str()
                     .and_then(|ip| ip.parse::<Ipv4Addr>().ok()),
             );
-            for port in service["spec"]["ports"].as_array().into_iter().flatten() {
-                if let Some(number) = port["nodePort"]
-                    .as_u64()
-                    .and_then(|n| u16::try_from(n).ok())
-                    .filter(|n| *n > 0)
-                {
-                    taken.ports.insert((protocol(port), number));
-                }
-            }
-            let health = service["spec"]["healthCheckNodePort"]
-                .as_u64()
-                .and_then(|n| u16::try_from(n).ok());
-            taken
-                .ports
-                .extend(health.filter(|n| *n > 0).map(|n| ("TCP".to_owned(), n)));
+            taken.ports.extend(ports::of(service));
         }
         taken
     }
-}
-
-fn protocol(port: &Value) -> String {
-    port["protocol"].as_str().unwrap_or("TCP").to_owned()
 }
 
 impl Ranges {
@@ -84,39 +69,26 @@ impl Ranges {
     }
 }
 
-/// Gives a service what it lacks, keeps what it has, and frees what its new type does not use.
+/// Gives a service what it lacks and keeps what it has. What its new type does not use is gone already
+/// (`api::strategy::prepare_update`), or refused by validation.
 ///
 /// # Errors
-/// 422 where an address or port that was asked for is taken or out of range; 500 where nothing is left.
+/// 422 where an address, a family or a port that was asked for is taken or not to be had; 500 where nothing is left.
 pub fn assign(ranges: &Ranges, taken: &Taken, service: &mut Value, old: Option<&Value>) -> Result<()> {
-    let kind = service["spec"]["type"].as_str().unwrap_or("ClusterIP").to_owned();
-    if kind == "ExternalName" {
-        release(service, &["clusterIP", "clusterIPs"]);
+    if service["spec"]["type"] == "ExternalName" {
+        if service["spec"]["clusterIP"] == "None" {
+            release(service, &["clusterIP", "clusterIPs"]);
+        }
     } else {
+        families::assign(service, old)?;
         address(ranges, taken, service, old)?;
     }
-    if matches!(kind.as_str(), "NodePort" | "LoadBalancer") {
-        node_ports(ranges, taken, service, old)?;
-    } else if old.is_some_and(|o| o["spec"]["type"] != kind.as_str()) {
-        for port in ports_mut(service) {
-            release_in(port, "nodePort");
-        }
-    }
-    Ok(())
-}
-
-fn ports_mut(service: &mut Value) -> impl Iterator<Item = &mut Value> {
-    let ports = service.pointer_mut("/spec/ports").and_then(Value::as_array_mut);
-    ports.into_iter().flatten()
+    ports::assign(&ranges.node_ports, &taken.ports, service, old)
 }
 
 fn release(service: &mut Value, fields: &[&str]) {
-    fields.iter().for_each(|field| release_in(&mut service["spec"], field));
-}
-
-fn release_in(object: &mut Value, field: &str) {
-    if let Some(map) = object.as_object_mut() {
-        map.remove(field);
+    if let Some(spec) = service["spec"].as_object_mut() {
+        fields.iter().for_each(|field| drop(spec.remove(*field)));
     }
 }
 
@@ -142,14 +114,8 @@ fn address(ranges: &Ranges, taken: &Taken, service: &mut Value, old: Option<&Val
 
 fn chosen(ranges: &Ranges, taken: &Taken, service: &Value, text: &str) -> Result<Ipv4Addr> {
     let refuse = |why: &str| {
-        invalid(
-            service,
-            FieldError::invalid(
-                "spec.clusterIPs",
-                &json!([text]),
-                format!("failed to allocate IP {text}: {why}"),
-            ),
-        )
+        let why = format!("failed to allocate IP {text}: {why}");
+        refused(service, &[FieldError::invalid("spec.clusterIPs", &json!([text]), why)])
     };
     let ip: Ipv4Addr = text.parse().map_err(|_| refuse("it is not an IPv4 address"))?;
     if !ranges.usable().contains(&u32::from(ip)) {
@@ -176,79 +142,9 @@ fn free_address(ranges: &Ranges, taken: &Taken) -> Result<Ipv4Addr> {
         .ok_or_else(|| ApiError::internal("failed to allocate a serviceIP: range is full"))
 }
 
-fn node_ports(ranges: &Ranges, taken: &Taken, service: &mut Value, old: Option<&Value>) -> Result<()> {
-    let unwanted =
-        service["spec"]["type"] == "LoadBalancer" && service["spec"]["allocateLoadBalancerNodePorts"] == false;
-    let mut own = taken.ports.clone();
-    let had = |protocol: &str, port: &Value| {
-        let same = |o: &&Value| self::protocol(o) == protocol && o["port"] == port["port"];
-        old.and_then(|o| o["spec"]["ports"].as_array()?.iter().find(same)?["nodePort"].as_u64())
-            .and_then(|n| u16::try_from(n).ok())
-    };
-    let ports = service["spec"]["ports"].as_array().cloned().unwrap_or_default();
-    let mut given = Vec::with_capacity(ports.len());
-    for (i, port) in ports.iter().enumerate() {
-        let protocol = protocol(port);
-        let asked = port["nodePort"].as_u64().filter(|n| *n > 0);
-        let path = || format!("spec.ports[{i}].nodePort");
-        let number = match asked {
-            Some(n) => match u16::try_from(n)
-                .ok()
-                .filter(|n| ranges.node_ports.contains(n) || had(&protocol, port) == Some(*n))
-            {
-                None => {
-                    let (low, high) = (ranges.node_ports.start(), ranges.node_ports.end());
-                    return Err(invalid(
-                        service,
-                        FieldError::invalid(
-                            path(),
-                            &n.into(),
-                            format!(
-                                "provided port is not in the valid range. The range of valid ports is {low}-{high}"
-                            ),
-                        ),
-                    ));
-                }
-                // One number serves TCP and UDP of one service.
-                Some(n) if own.contains(&(protocol.clone(), n)) => {
-                    return Err(invalid(
-                        service,
-                        FieldError::invalid(path(), &n.into(), "provided port is already allocated"),
-                    ));
-                }
-                Some(n) => n,
-            },
-            None if unwanted => {
-                given.push(None);
-                continue;
-            }
-            None => match had(&protocol, port) {
-                Some(n) => n,
-                None => free_port(ranges, &own)?,
-            },
-        };
-        own.insert((protocol, number));
-        given.push(Some(number));
-    }
-    for (port, number) in ports_mut(service).zip(given) {
-        if let Some(number) = number {
-            port["nodePort"] = number.into();
-        }
-    }
-    Ok(())
-}
-
-fn free_port(ranges: &Ranges, taken: &BTreeSet<(String, u16)>) -> Result<u16> {
-    let numbers: BTreeSet<u16> = taken.iter().map(|(_, n)| *n).collect();
-    let start = rand::random_range(ranges.node_ports.clone());
-    let mut all = (start..=*ranges.node_ports.end()).chain(*ranges.node_ports.start()..start);
-    all.find(|n| !numbers.contains(n))
-        .ok_or_else(|| ApiError::internal("failed to allocate a nodePort: range is full"))
-}
-
-fn invalid(service: &Value, error: FieldError) -> ApiError {
+fn refused(service: &Value, errors: &[FieldError]) -> ApiError {
     let name = service["metadata"]["name"].as_str().unwrap_or_default();
-    ApiError::invalid("", "Service", name, &[error])
+    ApiError::invalid("", "Service", name, errors)
 }
 
 #[cfg(test)]
@@ -325,13 +221,13 @@ mod tests {
     }
 
     #[test]
-    fn an_update_keeps_address_and_ports_and_a_type_without_ports_frees_them() {
+    fn an_update_keeps_address_and_ports() {
         let mut first = service(
             "s",
-            json!({"type": "NodePort", "ports": [{"port": 80}, {"port": 53, "protocol": "UDP"}]}),
+            json!({"type": "NodePort", "ports": [{"name": "a", "port": 80}, {"name": "b", "port": 53, "protocol": "UDP"}]}),
         );
         assign(&ranges(), &Taken::default(), &mut first, None).unwrap();
-        let mut second = service("s", json!({"type": "NodePort", "ports": [{"port": 80}]}));
+        let mut second = service("s", json!({"type": "NodePort", "ports": [{"name": "a", "port": 80}]}));
         assign(
             &ranges(),
             &Taken::by_others([&first], "d", "s"),
@@ -344,13 +240,6 @@ mod tests {
             second["spec"]["ports"][0]["nodePort"],
             first["spec"]["ports"][0]["nodePort"]
         );
-        let mut third = second.clone();
-        third["spec"]["type"] = "ClusterIP".into();
-        assign(&ranges(), &Taken::default(), &mut third, Some(&second)).unwrap();
-        assert!(third["spec"]["ports"][0]["nodePort"].is_null());
-        let mut fourth = service("s", json!({"type": "ExternalName", "clusterIP": "10.96.0.9"}));
-        assign(&ranges(), &Taken::default(), &mut fourth, Some(&third)).unwrap();
-        assert!(fourth["spec"]["clusterIP"].is_null());
     }
 
     #[test]

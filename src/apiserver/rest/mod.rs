@@ -71,7 +71,9 @@ impl Context {
 /// # Errors
 /// The refusal.
 pub async fn serve(c: Context, request: Request<Incoming>) -> Result<Response> {
-    let kind = api::kinds::find(&c.info.group, &c.info.version, &c.info.resource).ok_or_else(ApiError::no_such_path)?;
+    let Some(kind) = api::kinds::find(&c.info.group, &c.info.version, &c.info.resource) else {
+        return no_definitions(&c);
+    };
     if !kind.namespaced && !c.info.namespace.is_empty() && kind.plural != "namespaces" {
         return Err(ApiError::no_such_path());
     }
@@ -82,19 +84,45 @@ pub async fn serve(c: Context, request: Request<Incoming>) -> Result<Response> {
     if !kind.verbs.contains(&verb) {
         return Err(ApiError::method_not_allowed());
     }
-    match verb {
-        "get" => list::get(&c, kind, request.headers()).await,
+    let response = by_verb(&c, kind, request).await?;
+    let warnings: Vec<String> = kind.deprecation().map(str::to_owned).into_iter().collect();
+    Ok(body::warn(response, &warnings))
+}
+
+/// There are no custom resources, so the list of their definitions is empty. kubectl asks for it before it says of a kind that
+/// it is not there, and takes an error for a fault of the server. Every other unknown resource is 404.
+fn no_definitions(c: &Context) -> Result<Response> {
+    let i = &c.info;
+    let asked = (
+        i.verb.as_str(),
+        i.group.as_str(),
+        i.version.as_str(),
+        i.resource.as_str(),
+    );
+    if asked != ("list", "apiextensions.k8s.io", "v1", "customresourcedefinitions") || !i.subresource.is_empty() {
+        return Err(ApiError::no_such_path());
+    }
+    let list = serde_json::json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinitionList",
+        "metadata": {"resourceVersion": c.app.cache.progress().to_string()}, "items": [],
+    });
+    Ok(crate::server::json(200, &list))
+}
+
+async fn by_verb(c: &Context, kind: &'static Kind, request: Request<Incoming>) -> Result<Response> {
+    match c.info.verb.as_str() {
+        "get" => list::get(c, kind, request.headers()).await,
         "list" => {
-            let answer = list::list(&c, kind, request.headers()).await?;
+            let answer = list::list(c, kind, request.headers()).await?;
             Ok(crate::compress::gzip(request.headers(), answer).await)
         }
-        "watch" => watch::watch(&c, kind, request.headers()).await,
-        "create" if !kind.stored() => reviews::create(&c, kind, request).await,
-        "create" => write::create(&c, kind, request).await,
-        "update" => write::update(&c, kind, request).await,
-        "patch" => patch::patch(&c, kind, request).await,
-        "delete" => delete::delete(&c, kind, request).await,
-        "deletecollection" => delete::collection(&c, kind, request).await,
+        "watch" => watch::watch(c, kind, request.headers()).await,
+        "create" if !kind.stored() => reviews::create(c, kind, request).await,
+        "create" => write::create(c, kind, request).await,
+        "update" => write::update(c, kind, request).await,
+        "patch" => patch::patch(c, kind, request).await,
+        "delete" => delete::delete(c, kind, request).await,
+        "deletecollection" => delete::collection(c, kind, request).await,
         _ => Err(ApiError::method_not_allowed()),
     }
 }
