@@ -5,6 +5,7 @@ use crate::status::Status;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::fmt;
 
 /// JSON as received.
@@ -21,22 +22,81 @@ pub struct Parsed {
 /// # Errors
 /// 400 when it is no JSON.
 pub fn parse_json(bytes: &[u8]) -> Result<Parsed, Status> {
-    let found = RefCell::new(Found::default());
+    let (value, found) = parse(bytes, HashSet::new())?;
+    Ok(Parsed {
+        value,
+        duplicates: found.duplicates,
+    })
+}
+
+fn parse(bytes: &[u8], unknown: HashSet<String>) -> Result<(Value, Found), Status> {
+    let found = RefCell::new(Found {
+        unknown,
+        ..Found::default()
+    });
     let mut parser = serde_json::Deserializer::from_slice(bytes);
     let refuse =
         |e: serde_json::Error| Status::bad_request(format!("couldn't get version/kind; json parse error: {e}"));
     let value = serde::de::DeserializeSeed::deserialize(Seed(&found), &mut parser).map_err(refuse)?;
     parser.end().map_err(refuse)?;
-    Ok(Parsed {
-        value,
-        duplicates: found.into_inner().duplicates,
-    })
+    Ok((value, found.into_inner()))
+}
+
+/// A field that strict validation refuses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OddField {
+    /// The message has no such field.
+    Unknown(String),
+    /// It occurs twice.
+    Duplicate(String),
+}
+
+impl fmt::Display for OddField {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(path) => write!(f, "unknown field {path:?}"),
+            Self::Duplicate(path) => write!(f, "duplicate field {path:?}"),
+        }
+    }
+}
+
+/// Odd fields in the order in which the text has them. `unknown` are the paths that [`prune`] found; what occurs twice and is
+/// unknown is told as unknown only.
+///
+/// # Errors
+/// 400 when it is no JSON.
+pub fn odd_fields(bytes: &[u8], unknown: Vec<String>) -> Result<Vec<OddField>, Status> {
+    Ok(parse(bytes, unknown.into_iter().collect())?.1.odd)
 }
 
 #[derive(Default)]
 struct Found {
     path: Vec<String>,
     duplicates: Vec<String>,
+    unknown: HashSet<String>,
+    odd: Vec<OddField>,
+}
+
+impl Found {
+    fn enter(&mut self, key: &str) {
+        self.path.push(key.to_owned());
+        if !self.unknown.is_empty() {
+            let here = OddField::Unknown(join(&self.path));
+            if matches!(&here, OddField::Unknown(path) if self.unknown.contains(path)) && !self.odd.contains(&here) {
+                self.odd.push(here);
+            }
+        }
+    }
+
+    fn repeated(&mut self) {
+        let path = join(&self.path);
+        let below_unknown = (1..=self.path.len()).any(|n| self.unknown.contains(&join(&self.path[..n])));
+        let duplicate = OddField::Duplicate(path.clone());
+        if !below_unknown && !self.odd.contains(&duplicate) {
+            self.odd.push(duplicate);
+        }
+        self.duplicates.push(path);
+    }
 }
 
 struct Seed<'a>(&'a RefCell<Found>);
@@ -108,12 +168,11 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut out = Map::new();
         while let Some(key) = map.next_key::<String>()? {
-            self.0.borrow_mut().path.push(key.clone());
+            self.0.borrow_mut().enter(&key);
             let value = map.next_value_seed(Seed(self.0))?;
             let mut found = self.0.borrow_mut();
             if out.insert(key, value).is_some() {
-                let path = join(&found.path);
-                found.duplicates.push(path);
+                found.repeated();
             }
             found.path.pop();
         }
@@ -283,6 +342,31 @@ fn scalar(ty: Type, value: &mut Value, path: &mut Vec<String>, unknown: &mut Vec
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn odd_fields_are_told_in_the_order_of_the_text() {
+        let text = br#"{"metadata": {"name": "a", "name": "b", "odd": 1}, "spec": {
+            "replicas": 1, "strange": {"x": 1, "x": 2}, "strange": 2, "replicas": 2, "paused": true,
+            "template": {"spec": {"containers": [{"name": "c", "extra": 1, "name": "d"}]}}}}"#;
+        let mut value = parse_json(text).unwrap().value;
+        let unknown = prune("apps.v1.Deployment", &mut value).unwrap();
+        let told: Vec<_> = odd_fields(text, unknown)
+            .unwrap()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(
+            told,
+            [
+                "duplicate field \"metadata.name\"",
+                "unknown field \"metadata.odd\"",
+                "unknown field \"spec.strange\"",
+                "duplicate field \"spec.replicas\"",
+                "unknown field \"spec.template.spec.containers[0].extra\"",
+                "duplicate field \"spec.template.spec.containers[0].name\"",
+            ]
+        );
+    }
 
     #[test]
     fn unknown_fields_are_named_and_removed() {

@@ -92,14 +92,12 @@ pub fn from_protobuf(bytes: &[u8]) -> Result<Value> {
 /// # Errors
 /// 400 for fields of the wrong type.
 pub fn check_fields(kind: &Kind, value: &mut Value, raw: Option<(&str, &[u8])>) -> Result<Vec<String>> {
-    let mut found: Vec<String> = Vec::new();
-    if let Some(("application/json", bytes)) = raw {
-        let parsed = api::fieldcheck::parse_json(bytes)?;
-        found.extend(parsed.duplicates.iter().map(|p| format!("duplicate field {p:?}")));
-    }
     let unknown = api::fieldcheck::prune(kind.message, value)?;
-    found.extend(unknown.iter().map(|p| format!("unknown field {p:?}")));
-    Ok(found)
+    if let Some(("application/json", bytes)) = raw {
+        let odd = api::fieldcheck::odd_fields(bytes, unknown)?;
+        return Ok(odd.iter().map(ToString::to_string).collect());
+    }
+    Ok(unknown.iter().map(|p| format!("unknown field {p:?}")).collect())
 }
 
 /// 422 if there are errors.

@@ -41,10 +41,15 @@ pub struct Attributes<'a> {
 
 impl Attributes<'_> {
     fn creates(&self, group: &str, plural: &str) -> bool {
-        self.operation == Operation::Create
-            && self.subresource.is_empty()
-            && self.group == group
-            && self.plural == plural
+        self.operation == Operation::Create && self.is_about(group, plural)
+    }
+
+    fn updates(&self, group: &str, plural: &str) -> bool {
+        self.operation == Operation::Update && self.is_about(group, plural)
+    }
+
+    fn is_about(&self, group: &str, plural: &str) -> bool {
+        self.subresource.is_empty() && self.group == group && self.plural == plural
     }
 }
 
@@ -67,6 +72,10 @@ pub fn admit(lookup: &dyn Lookup, attributes: &Attributes<'_>, object: &mut Valu
         priority::pod(lookup, attributes, object)?;
         defaults::tolerations(object);
         defaults::runtime_class(lookup, attributes, object)?;
+    }
+    if attributes.updates("", "pods") {
+        // Whoever sends a list of tolerations of his own does not know those that were added when the pod was made.
+        defaults::tolerations(object);
     }
     if attributes.creates("scheduling.k8s.io", "priorityclasses") {
         priority::class(lookup, object)?;

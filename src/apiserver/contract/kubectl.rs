@@ -337,3 +337,25 @@ async fn stock_kubectl_explains_and_validates() {
     drop(k);
     cluster.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kinds_that_are_not_there_are_told_as_such() {
+    let Some(path) = find("kubectl") else { return };
+    let cluster = Cluster::start().await;
+    let k = Program::new("kubectl", path, &cluster);
+    for (version, kind) in [
+        ("example.com/v1", "Widget"),
+        ("apps/v1beta1", "Deployment"),
+        ("apps/v1", "Widget"),
+        ("v1", "Widget"),
+        ("policy/v1", "PodSecurityPolicy"),
+    ] {
+        let manifest = format!("{{apiVersion: {version}, kind: {kind}, metadata: {{name: a}}}}");
+        let told = format!("no matches for kind \"{kind}\" in version \"{version}\"");
+        for verb in ["apply", "create"] {
+            k.refused(&format!("{verb} -f -"), &manifest, &[&told]).await;
+        }
+    }
+    drop(k);
+    cluster.end().await;
+}

@@ -4,6 +4,7 @@
 
 mod access;
 mod apply;
+mod changes;
 mod helm;
 mod kinds;
 mod kubectl;
@@ -11,6 +12,7 @@ mod objects;
 mod openapi;
 mod programs;
 mod proxies;
+mod services;
 mod watches;
 
 use std::net::TcpListener;

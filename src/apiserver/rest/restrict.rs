@@ -60,6 +60,9 @@ fn node_restriction(node: &str, kind: &Kind, a: &Attributes<'_>, new: &Value, ol
                 "node {node:?} can only update pod status for pods with spec.nodeName set to itself"
             ));
         }
+        ("", "pods", "status", Operation::Update) if old.is_some_and(|o| labels_differ(o, new)) => {
+            return refuse(format!("node {node:?} cannot update labels through pod status"));
+        }
         ("", "nodes", _, Operation::Create | Operation::Update) => {
             if metadata::name(new) != node {
                 return refuse(format!("node {node:?} is not allowed to modify node {:?}", a.name));
@@ -74,6 +77,11 @@ fn node_restriction(node: &str, kind: &Kind, a: &Attributes<'_>, new: &Value, ol
         _ => {}
     }
     Ok(())
+}
+
+fn labels_differ(a: &Value, b: &Value) -> bool {
+    let labels = |o: &Value| metadata::labels(o).cloned().unwrap_or_default();
+    labels(a) != labels(b)
 }
 
 /// Labels that steer workloads to chosen nodes are not the node's to set, nor are its taints once it is there.
@@ -227,6 +235,30 @@ mod tests {
         assert!(node_restriction("n", pods, &a, &mirror, None).is_ok());
         assert!(node_restriction("m", pods, &a, &mirror, None).is_err());
         assert!(node_restriction("n", pods, &a, &json!({"spec": {"nodeName": "n"}}), None).is_err());
+    }
+
+    #[test]
+    fn a_node_does_not_label_pods_through_their_status() {
+        let pods = api::kinds::find("", "v1", "pods").unwrap();
+        let a = Attributes {
+            operation: Operation::Update,
+            group: "",
+            plural: "pods",
+            subresource: "status",
+            namespace: "a",
+            name: "p",
+        };
+        let pod = |labels: Value| json!({"metadata": {"name": "p", "labels": labels}, "spec": {"nodeName": "n"}});
+        let old = pod(json!({"a": "b"}));
+        for (labels, good) in [
+            (json!({"a": "b"}), true),
+            (json!({"a": "c"}), false),
+            (json!(null), false),
+        ] {
+            assert_eq!(node_restriction("n", pods, &a, &pod(labels), Some(&old)).is_ok(), good);
+        }
+        let bare = pod(json!(null));
+        assert!(node_restriction("n", pods, &a, &pod(json!({})), Some(&bare)).is_ok());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::request::Query;
 pub fn spec(kind: &Kind) -> Spec {
     let fields = selectable_fields(kind.storage_group, kind.plural)
         .iter()
-        .copied()
+        .map(|f| stored_path(f))
         .filter(|f| !matches!(*f, "metadata.name" | "metadata.namespace"))
         .collect();
     Spec {
@@ -81,13 +81,15 @@ impl Selection {
             "metadata.namespace" => return &o.namespace,
             _ => {}
         }
-        let stored = stored_path(path);
-        let value = self
-            .paths
-            .iter()
-            .position(|p| *p == stored)
-            .and_then(|i| o.fields.get(i))
-            .map_or("", |v| v);
+        let cached = |stored: &str| {
+            let at = self.paths.iter().position(|p| *p == stored);
+            at.and_then(|i| o.fields.get(i)).map_or("", |v| v)
+        };
+        let value = cached(stored_path(path));
+        if value.is_empty() && path == "source" {
+            // Newer clients name only the controller that reports.
+            return cached("reportingComponent");
+        }
         if value.is_empty() && matches!(path, "spec.unschedulable" | "spec.hostNetwork") {
             "false"
         } else {
@@ -96,9 +98,10 @@ impl Selection {
     }
 }
 
-/// Events of both groups are stored in the form of the older one.
+/// Where the value that a field stands for is stored. Events of both groups are stored in the form of the older one.
 fn stored_path(path: &str) -> &str {
     match path {
+        "source" => "source.component",
         "regarding.kind" => "involvedObject.kind",
         "regarding.namespace" => "involvedObject.namespace",
         "regarding.name" => "involvedObject.name",
@@ -118,7 +121,10 @@ mod tests {
     use serde_json::json;
 
     fn check(selector: &str, object: serde_json::Value, expected: bool) {
-        let kind = find("", "v1", "pods").unwrap();
+        check_kind(find("", "v1", "pods").unwrap(), selector, object, expected);
+    }
+
+    fn check_kind(kind: &Kind, selector: &str, object: serde_json::Value, expected: bool) {
         let paths = spec(kind).fields;
         let (o, _) = Object::from_value(object, 1, &paths);
         let s = Selection::parse(kind, &paths, "a", &Query::parse(selector)).unwrap();
@@ -135,5 +141,29 @@ mod tests {
         check("fieldSelector=spec.nodeName%3D", pod.clone(), false);
         check("fieldSelector=spec.hostNetwork%3Dfalse", pod, true);
         check("", json!({"metadata": {"namespace": "b", "name": "p"}}), false);
+    }
+
+    #[test]
+    fn the_source_of_an_event_is_its_component_or_its_controller() {
+        let event = |source: &str, controller: &str| json!({"metadata": {"namespace": "a", "name": "e"}, "source": {"component": source}, "reportingComponent": controller});
+        let events = find("", "v1", "events").unwrap();
+        for (source, controller, expected) in [
+            ("kubelet", "", true),
+            ("kubelet", "other", true),
+            ("", "kubelet", true),
+            ("other", "kubelet", false),
+            ("", "", false),
+        ] {
+            check_kind(
+                events,
+                "fieldSelector=source%3Dkubelet",
+                event(source, controller),
+                expected,
+            );
+        }
+        let newer = find("events.k8s.io", "v1", "events").unwrap();
+        let selector = "fieldSelector=reportingController%3Dc,regarding.name%3Dp";
+        let stored = json!({"metadata": {"namespace": "a", "name": "e"}, "reportingComponent": "c", "involvedObject": {"name": "p"}});
+        check_kind(newer, selector, stored, true);
     }
 }
