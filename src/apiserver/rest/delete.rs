@@ -98,7 +98,7 @@ pub async fn delete_object(app: &App, target: &Target<'_>, options: &Value, dry:
         name: target.name,
     };
     admission::admit(&CacheLookup(&app.cache), &attributes, &mut Value::Null)?;
-    objects::modify(app, kind, target.namespace, target.name, dry, |current| {
+    let outcome = objects::modify(app, kind, target.namespace, target.name, dry, |current| {
         strategy::preconditions(kind, current, options)?;
         Ok(match strategy::delete(kind, current, options, Timestamp::now()) {
             Deletion::Now => Modify::Delete(current.clone()),
@@ -106,7 +106,17 @@ pub async fn delete_object(app: &App, target: &Target<'_>, options: &Value, dry:
             Deletion::Unchanged => Modify::Keep,
         })
     })
-    .await
+    .await?;
+    if kind.plural == "namespaces" && !dry {
+        // Once this is answered nothing is made in the namespace any more, and that is decided by the caches.
+        if let Err(e) = app.cache.consistent().await {
+            tracing::warn!(
+                namespace = target.name,
+                "the caches do not know yet that it is going: {e}"
+            );
+        }
+    }
+    Ok(outcome)
 }
 
 /// Answers a delete.
