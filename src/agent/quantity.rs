@@ -65,11 +65,6 @@ pub fn milli_of(list: Option<&BTreeMap<String, Quantity>>, resource: &str) -> Op
     list?.get(resource).and_then(|q| milli(&q.0))
 }
 
-/// One resource of a list, in whole units.
-pub fn whole_of(list: Option<&BTreeMap<String, Quantity>>, resource: &str) -> Option<i64> {
-    list?.get(resource).and_then(|q| whole(&q.0))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
