@@ -32,7 +32,8 @@ pub struct Removed {
 pub struct PruneOptions {
     /// Only say what would go.
     pub dry_run: bool,
-    /// Read every blob, and remove those whose content isn't what their digest says.
+    /// Read every blob, and remove those whose content isn't what their digest says; and take away the names of images that
+    /// can never be used, because they contradict themselves.
     pub damaged: bool,
     /// Forget what is remembered of layers, so that the next build makes them again.
     pub cache: bool,
@@ -48,6 +49,8 @@ pub struct Pruned {
     pub partial: Vec<Freed>,
     /// Damaged blobs that images need.
     pub damaged: Vec<Damaged>,
+    /// Images that can never be used; their names go.
+    pub unusable: Vec<Unusable>,
     /// Bytes of temporary files.
     pub temporary: u64,
     /// Bytes of what is remembered of layers.
@@ -65,6 +68,17 @@ pub struct Freed {
     pub size: u64,
 }
 
+/// An image whose documents say of its content what is not so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Unusable {
+    /// Its name in its short form.
+    pub name: String,
+    /// The index digest.
+    pub digest: Digest,
+    /// The contradiction.
+    pub problem: String,
+}
+
 /// A damaged blob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Damaged {
@@ -76,6 +90,14 @@ pub struct Damaged {
     pub problem: String,
     /// The images that need it, and must be pulled, loaded or built again.
     pub images: Vec<String>,
+}
+
+impl Pruned {
+    fn add_up(&mut self) {
+        let blobs = self.blobs.iter().chain(&self.partial).map(|blob| blob.size);
+        let damaged = self.damaged.iter().map(|blob| blob.size);
+        self.bytes = blobs.chain(damaged).sum::<u64>() + self.temporary + self.cache;
+    }
 }
 
 impl Store {
@@ -99,7 +121,7 @@ impl Store {
                 ..Removed::default()
             });
         };
-        let wanted = self.wanted(true)?;
+        let wanted = self.wanted(true, &[])?;
         let mut removed = Removed::default();
         for (digest, size) in self.unwanted(&wanted)? {
             self.blobs().remove(&digest)?;
@@ -132,16 +154,11 @@ impl Store {
         };
         let mut pruned = Pruned::default();
         if options.damaged {
-            pruned.damaged = self.damaged(progress)?;
-            if !options.dry_run {
-                for blob in &pruned.damaged {
-                    self.blobs().remove(&blob.digest)?;
-                }
-            }
+            self.prune_damaged(options.dry_run, &mut pruned, progress)?;
         }
         let lost: BTreeSet<&Digest> = pruned.damaged.iter().map(|blob| &blob.digest).collect();
         let keep_unknown = !lost.is_empty();
-        let wanted = match self.wanted(!options.dry_run) {
+        let wanted = match self.wanted(!options.dry_run, &pruned.unusable) {
             Ok(wanted) => Some(wanted),
             // A document was among the damaged: what its image needs isn't known, so all of that stays for now.
             Err(_) if keep_unknown => None,
@@ -160,15 +177,7 @@ impl Store {
         pruned.temporary = leftovers.iter().map(|path| bytes_below(path)).sum();
         let cache = self.root().join("cache");
         pruned.cache = if options.cache { bytes_below(&cache) } else { 0 };
-        pruned.bytes = pruned
-            .blobs
-            .iter()
-            .chain(&pruned.partial)
-            .map(|blob| blob.size)
-            .sum::<u64>()
-            + pruned.damaged.iter().map(|blob| blob.size).sum::<u64>()
-            + pruned.temporary
-            + pruned.cache;
+        pruned.add_up();
         if !options.dry_run {
             self.sweep(&pruned, &leftovers)?;
             if options.cache {
@@ -178,6 +187,23 @@ impl Store {
             self.forget_lost_blobs();
         }
         Ok(pruned)
+    }
+
+    /// What can never be used, and what isn't what it should be. The caller holds the store alone.
+    fn prune_damaged(&self, dry_run: bool, pruned: &mut Pruned, progress: &dyn Progress) -> Result<(), Error> {
+        pruned.unusable = self.unusable()?;
+        pruned.damaged = self.damaged(progress)?;
+        if dry_run {
+            return Ok(());
+        }
+        if !pruned.unusable.is_empty() {
+            let is_gone = |digest: &Digest| pruned.unusable.iter().any(|image| image.digest == *digest);
+            self.change_index(|root| root.manifests.retain(|entry| !is_gone(&entry.digest)))?;
+        }
+        for blob in &pruned.damaged {
+            self.blobs().remove(&blob.digest)?;
+        }
+        Ok(())
     }
 
     fn sweep(&self, pruned: &Pruned, leftovers: &[PathBuf]) -> Result<(), Error> {
@@ -193,18 +219,23 @@ impl Store {
         Ok(())
     }
 
-    /// Every blob that a name needs, and artifacts about those. `tidy` drops artifacts that are about nothing any more
-    /// from the list. The caller holds the store alone.
-    fn wanted(&self, tidy: bool) -> Result<BTreeSet<Digest>, Error> {
+    /// Every blob that a name needs, and artifacts about those; `unusable` images need nothing. `tidy` drops artifacts that are
+    /// about nothing any more from the list. The caller holds the store alone.
+    fn wanted(&self, tidy: bool, unusable: &[Unusable]) -> Result<BTreeSet<Digest>, Error> {
         let mut wanted = BTreeSet::new();
         let root = self.layout().read_index()?;
-        for entry in root.manifests.iter().filter(|entry| !is_artifact_entry(entry)) {
+        let is_unusable = |entry: &oci::Descriptor| unusable.iter().any(|image| image.digest == entry.digest);
+        let images = root.manifests.iter().filter(|entry| !is_artifact_entry(entry));
+        for entry in images.filter(|entry| !is_unusable(entry)) {
             let needed = self.reachable(entry).map_err(|error| {
                 let name = entry.annotations.get(REF_NAME).cloned();
                 let name = name.unwrap_or_else(|| entry.digest.to_string());
+                let remedy = match self.contradiction(entry) {
+                    Some(_) => "it can never be used: `installer prune --damaged` takes its name away",
+                    None => "pull, load or build it again, or remove it",
+                };
                 Error::Refused(format!(
-                    "it can't be told what image {name} needs, so nothing is removed: {error}; pull, load or build it \
-                     again, or remove it"
+                    "it can't be told what image {name} needs, so nothing is removed: {error}; {remedy}"
                 ))
             })?;
             wanted.extend(needed.into_iter().map(|blob| blob.digest));
@@ -221,6 +252,20 @@ impl Store {
         let blobs = attached.into_iter().flat_map(|artifact| artifact.blobs);
         wanted.extend(blobs.map(|blob| blob.digest));
         Ok(wanted)
+    }
+
+    /// Images that contradict themselves. Their content may be fine, and is freed as what nobody needs.
+    fn unusable(&self) -> Result<Vec<Unusable>, Error> {
+        let root = self.layout().read_index()?.manifests;
+        let images = root.iter().filter(|entry| !is_artifact_entry(entry));
+        let found = images.filter_map(|entry| {
+            Some(Unusable {
+                problem: self.contradiction(entry)?,
+                name: entry.annotations.get(REF_NAME).cloned().unwrap_or_default(),
+                digest: entry.digest.clone(),
+            })
+        });
+        Ok(found.collect())
     }
 
     fn unwanted(&self, wanted: &BTreeSet<Digest>) -> Result<Vec<(Digest, u64)>, Error> {

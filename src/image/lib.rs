@@ -88,7 +88,7 @@ pub use credentials::{AuthFile, CredentialEnv, CredentialFiles, registry_key};
 pub use describe::{ArtifactDescription, CarriedDescription, Description, History, PlatformDescription, Step};
 pub use diff::{Change, Difference, FileShape, PlatformDifference, diff};
 pub use error::{Error, MissingImage};
-pub use garbage::{Damaged, Freed, PruneOptions, Pruned, Removed};
+pub use garbage::{Damaged, Freed, PruneOptions, Pruned, Removed, Unusable};
 pub use helm::chart_values;
 pub use listing::ImageSummary;
 pub use load::{Loaded, load, load_stream};

@@ -41,7 +41,7 @@ pub struct ImageSummary {
     pub created: Option<String>,
     /// When it came into the store, seconds since 1970.
     pub stored: u64,
-    /// Why it can't be used, if it can't.
+    /// Why it can't be used, if it can't, and what to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
@@ -92,6 +92,13 @@ impl Store {
                 }
                 Err(error) => summary.problem = Some(error.to_string()),
             }
+            summary.problem = summary.problem.map(|problem| match self.contradiction(entry) {
+                Some(why) => format!(
+                    "it can never be used ({why}); `installer prune --damaged` takes such names away, `installer rmi {}` this one",
+                    summary.name
+                ),
+                None => format!("{problem}; build, load or pull it again, or `installer rmi {}`", summary.name),
+            });
             summary
         };
         Ok(root.iter().map(summary).collect())

@@ -158,6 +158,13 @@ pub(crate) fn choose(index: &Index, platform: &Platform) -> Result<Descriptor, S
     let best = fitting.min_by(|one, other| (one.0, &one.1).cmp(&(other.0, &other.1)));
     match best {
         Some((_, _, entry)) if entry.is_index() => Err("its index lists an index, which is not supported".to_string()),
+        // Taken for a plain blob, it would be carried without its layers.
+        Some((_, _, entry)) if !is_document(entry) => {
+            let (digest, kind) = (&entry.digest, &entry.media_type);
+            Err(format!(
+                "its index lists {digest} as {kind:?}, which is no type of image manifests"
+            ))
+        }
         Some((_, _, entry)) => Ok(Descriptor {
             annotations: BTreeMap::new(),
             ..entry.clone()
@@ -167,6 +174,33 @@ pub(crate) fn choose(index: &Index, platform: &Platform) -> Result<Descriptor, S
             let available: Vec<String> = platforms.map(platform_text).collect();
             let (wanted, available) = (platform_text(platform), available.join(", "));
             Err(format!("it has no content for {wanted}, it has {available}"))
+        }
+    }
+}
+
+/// Compares what an index says of a manifest with the manifest that came. Everybody who reads the image later goes by what the
+/// index says.
+///
+/// # Errors
+/// What differs, and what to do.
+pub(crate) fn check_described(said: &Descriptor, found: &Descriptor) -> Result<(), String> {
+    let (digest, remedy) = (
+        &said.digest,
+        "the image was published wrongly: push it again, or take another one",
+    );
+    if said.is_index() != found.is_index() {
+        let (said, found) = (&said.media_type, &found.media_type);
+        return Err(format!(
+            "its index lists {digest} as {said}, but it is {found}; {remedy}"
+        ));
+    }
+    match said.size == found.size {
+        true => Ok(()),
+        false => {
+            let (said, found) = (said.size, found.size);
+            Err(format!(
+                "its index says that {digest} has {said} bytes, but it has {found}; {remedy}"
+            ))
         }
     }
 }

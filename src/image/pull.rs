@@ -12,7 +12,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use oci::{Descriptor, Digest, Index, Platform, Reference};
 
 use crate::error::Error;
-use crate::manifest::{MAX_JSON, Manifest, PINNED_INDEX, check_platform, choose, parse, pin};
+use crate::manifest::{MAX_JSON, Manifest, PINNED_INDEX, check_described, check_platform, choose, parse, pin};
 use crate::progress::{Event, Progress};
 use crate::remote::{Access, Meter, Remote, RemoteOptions, Repository, UNREACHABLE, manifest_kind};
 use crate::store::Store;
@@ -172,6 +172,7 @@ impl Pull<'_> {
         let list: Index = parse(&top.descriptor, &top.bytes).map_err(|error| self.failed(error))?;
         let mut entry = choose(&list, self.platform).map_err(|why| self.failed(why))?;
         let manifest = self.document(entry.digest.as_str()).await?;
+        check_described(&entry, &manifest.descriptor).map_err(|why| self.failed(why))?;
         self.fetch(&manifest, progress).await?;
         self.store.put(&manifest.bytes)?;
         if self.reference.digest() == Some(&top.descriptor.digest) {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clusterfile::Secret;
-use oci::{Descriptor, Digest, Reference, media_type};
+use oci::{Descriptor, Digest, Index, Reference, media_type};
 
 use crate::manifest::pinned;
 use crate::progress::{Event, NoProgress, Progress};
@@ -388,6 +388,37 @@ fn manifests_are_judged_before_they_are_believed() {
         .registry
         .put("team/app", wanted.as_str(), media_type::MANIFEST, ours.as_bytes());
     bench.refused(&format!("team/app@{wanted}"), "corrupt");
+}
+
+#[test]
+fn an_index_that_lies_about_its_manifest_is_refused_before_anything_is_kept() {
+    let bench = Bench::new();
+    let list = |change: &dyn Fn(&mut Descriptor)| {
+        let found = bench.registry.state().manifests["team/app"][bench.image.manifest.as_str()].clone();
+        let mut entry = Descriptor::of(found.0, &found.1);
+        entry.platform = Some(host_platform());
+        change(&mut entry);
+        let index = Index {
+            manifests: vec![entry],
+            ..Index::default()
+        };
+        serde_json::to_vec(&index).unwrap()
+    };
+    type Change<'a> = (&'a dyn Fn(&mut Descriptor), &'a str);
+    let lies: [Change<'_>; 3] = [
+        (&|entry| entry.size -= 100, "its index says that sha256:"),
+        (&|entry| entry.size += 1, "bytes, but it has"),
+        (
+            &|entry| entry.media_type = "text/plain".into(),
+            "no type of image manifests",
+        ),
+    ];
+    for (lie, expected) in lies {
+        bench.registry.put("team/app", "v1", media_type::INDEX, &list(lie));
+        bench.refused("team/app:v1", expected);
+    }
+    bench.registry.put("team/app", "v1", media_type::INDEX, &list(&|_| {}));
+    bench.pull("team/app:v1").unwrap();
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! that is killed leaves temporary files and unnamed blobs, never a visible blob that isn't whole; `garbage.rs` removes
 //! both.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -215,7 +216,8 @@ impl Store {
     /// store since before it found the index there ([`Store::hold`]).
     ///
     /// # Errors
-    /// When the name asks for another digest than the index has, or `index.json` can't be replaced.
+    /// When the name asks for another digest than the index has, when something that the index needs is missing or has not the
+    /// size that its descriptor says, or when `index.json` can't be replaced.
     pub fn tag(&self, reference: &Reference, index: &Descriptor) -> Result<(), Error> {
         if let Some(wanted) = reference.digest().filter(|wanted| **wanted != index.digest) {
             let found = &index.digest;
@@ -223,6 +225,7 @@ impl Store {
                 "{reference}: the image has the digest {found}, not {wanted}"
             )));
         }
+        self.check_complete(index)?;
         let mut entry = Descriptor::new(index.media_type.clone(), index.digest.clone(), index.size);
         entry.annotations.insert(REF_NAME.to_string(), reference.familiar());
         // A name must not outlive a power failure that its blobs don't.
@@ -304,7 +307,52 @@ impl Store {
         manifest::reachable(descriptor, &read)
     }
 
-    /// The same, each blob once and with its size.
+    /// Everything that a descriptor needs is in the store, with the sizes that descriptors say. Content is not read again.
+    ///
+    /// # Errors
+    /// The first blob that is missing or has another size.
+    pub(crate) fn check_complete(&self, descriptor: &Descriptor) -> Result<(), Error> {
+        for blob in self.reachable(descriptor)? {
+            let size = self.blobs().size(&blob.digest);
+            let size = size.ok_or_else(|| oci::Error::Missing(blob.digest.clone()))?;
+            if size != blob.size {
+                let what = format!("it has {size} bytes instead of {}", blob.size);
+                return Err(oci::Error::Corrupt {
+                    digest: blob.digest,
+                    what,
+                }
+                .into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Why an image of the store can never be used, whatever is fetched again: its documents say of content that is whole what
+    /// is not so. None if it can be used, or could be once what is missing or damaged is there.
+    pub(crate) fn contradiction(&self, image: &Descriptor) -> Option<String> {
+        let unreadable = Cell::new(false);
+        let read = |document: &Descriptor| {
+            let read = self.blobs().read(&document.digest, manifest::MAX_JSON);
+            unreadable.set(unreadable.get() || read.is_err());
+            Ok(read?)
+        };
+        let blobs = match manifest::reachable(image, &read) {
+            Ok(blobs) => blobs,
+            Err(_) if unreadable.get() => return None,
+            Err(error) => return Some(error.to_string()),
+        };
+        // Read is only what has another size than it should: it may be damaged.
+        blobs.iter().find_map(|blob| {
+            let size = self.blobs().size(&blob.digest).filter(|size| *size != blob.size)?;
+            self.blobs().verify(&blob.digest, size).ok()?;
+            Some(format!(
+                "{}: the image says that it has {} bytes, but it has {size}",
+                blob.digest, blob.size
+            ))
+        })
+    }
+
+    /// As [`Store::reachable`], each blob once and with its size.
     pub(crate) fn sizes(&self, descriptor: &Descriptor) -> Result<BTreeMap<Digest, u64>, Error> {
         let blobs = self.reachable(descriptor)?.into_iter();
         Ok(blobs.map(|blob| (blob.digest, blob.size)).collect())

@@ -214,6 +214,99 @@ fn nothing_is_freed_while_it_is_unknown_what_an_image_needs() {
     assert!(bench.store.blobs().list().unwrap().is_empty());
 }
 
+/// An index that lists the child's content, changed by `change`.
+fn changed(bench: &Bench, child: &ClusterImage, change: impl Fn(&mut oci::Index)) -> oci::Descriptor {
+    let mut index = bench.store.read_index(&child.index).unwrap();
+    change(&mut index);
+    bench.store.put_json(oci::media_type::INDEX, &index).unwrap()
+}
+
+#[test]
+fn what_has_not_the_size_that_is_said_of_it_gets_no_name() {
+    let (bench, _base, child) = bench();
+    let config: oci::Descriptor = child.rootfs.config.clone();
+    let manifest: serde_json::Value = bench.store.read_json(&child.rootfs.manifest).unwrap();
+    let mut lying = manifest.clone();
+    lying["config"]["size"] = serde_json::json!(config.size + 1);
+    let lying = bench.store.put_json(oci::media_type::MANIFEST, &lying).unwrap();
+    for (index, expected) in [
+        (
+            changed(&bench, &child, |index| index.manifests[0].size += 100),
+            "instead of",
+        ),
+        (
+            changed(&bench, &child, |index| {
+                index.manifests[0].digest.clone_from(&lying.digest);
+                index.manifests[0].size = lying.size;
+            }),
+            "instead of",
+        ),
+        (
+            changed(&bench, &child, |index| {
+                index.manifests[0].digest = Digest::of(b"nowhere")
+            }),
+            "missing",
+        ),
+    ] {
+        let error = bench
+            .store
+            .tag(&"lies:1".parse().unwrap(), &index)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(expected), "{error}");
+        assert!(bench.store.resolve("lies:1").is_err(), "it has no name");
+    }
+}
+
+#[test]
+fn an_image_that_can_never_be_used_is_told_with_what_to_do_and_goes_with_the_damaged() {
+    let (bench, base, child) = bench();
+    let lies = changed(&bench, &child, |index| index.manifests[0].size += 100);
+    // As a program without the check has left it.
+    bench
+        .store
+        .change_index(|root| {
+            let mut entry = lies.clone();
+            entry.annotations.insert(oci::REF_NAME.into(), "lies:1".into());
+            root.manifests.push(entry);
+        })
+        .unwrap();
+    let problem = |name: &str| {
+        let listed = bench.store.list().unwrap();
+        listed.into_iter().find(|image| image.name == name).unwrap().problem
+    };
+    let told = problem("lies:1").unwrap();
+    assert!(
+        told.contains("can never be used") && told.contains("prune --damaged") && told.contains("rmi lies:1"),
+        "{told}"
+    );
+    let error = bench.store.prune(WET, &NoProgress).unwrap_err().to_string();
+    assert!(error.contains("prune --damaged"), "{error}");
+    for dry_run in [true, false] {
+        let options = PruneOptions {
+            damaged: true,
+            dry_run,
+            ..WET
+        };
+        let pruned = bench.store.prune(options, &NoProgress).unwrap();
+        let names: Vec<&str> = pruned.unusable.iter().map(|image| image.name.as_str()).collect();
+        assert_eq!(names, ["lies:1"]);
+        let freed: Vec<&Digest> = pruned.blobs.iter().map(|blob| &blob.digest).collect();
+        assert_eq!(freed, [&lies.digest], "what other images need stays");
+    }
+    assert!(bench.store.list().unwrap().iter().all(|image| image.problem.is_none()));
+    for image in [base, child] {
+        assert!(image.verify(true).problems.is_empty());
+    }
+    // What is only damaged can be repaired, and keeps its name.
+    let layer = bench.open("child:1").rootfs.layers.pop().unwrap();
+    fs::write(bench.store.blobs().path(&layer.digest), "x").unwrap();
+    assert!(problem("child:1").unwrap().contains("build, load or pull it again"));
+    let options = PruneOptions { damaged: true, ..WET };
+    assert!(bench.store.prune(options, &NoProgress).unwrap().unusable.is_empty());
+    assert!(bench.store.resolve("child:1").is_ok());
+}
+
 #[test]
 fn names_stand_for_what_they_say() {
     let (bench, base, child) = bench();

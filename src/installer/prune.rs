@@ -9,7 +9,8 @@ pub struct Args {
     /// Only say what would be freed
     #[arg(long)]
     pub dry_run: bool,
-    /// Read every blob too, and remove damaged ones, so that they can be pulled, loaded or built again
+    /// Read every blob too, and remove damaged ones, so that they can be pulled, loaded or built again, and images that can
+    /// never be used
     #[arg(long)]
     pub damaged: bool,
     /// Forget what is remembered of layers too; the next build makes them again
@@ -35,6 +36,13 @@ pub async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
         pruned
     })
     .await??;
+    let verb = if args.dry_run { "would be removed" } else { "removed" };
+    for image in &pruned.unusable {
+        let (name, problem) = (&image.name, &image.problem);
+        context
+            .out
+            .warn(format!("{name}: {verb}, it can never be used: {problem}"));
+    }
     for blob in &pruned.damaged {
         let images = match blob.images.as_slice() {
             [] => "no image needs it".to_string(),
@@ -59,6 +67,13 @@ fn list(pruned: &Pruned, wide: bool) -> table::Table {
         for blob in blobs.iter().filter(|_| wide) {
             list.row([format!("  {}", blob.digest), String::new(), table::size(blob.size)]);
         }
+    }
+    if !pruned.unusable.is_empty() {
+        list.row([
+            "unusable images".to_string(),
+            pruned.unusable.len().to_string(),
+            String::new(),
+        ]);
     }
     let damaged = pruned.damaged.iter().map(|blob| blob.size).sum();
     list.row([
