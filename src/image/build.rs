@@ -294,7 +294,7 @@ struct Build<'a> {
 impl<'a> Build<'a> {
     fn new(supplies: Supplies<'a>, recipe: &'a Recipe, pulled: BTreeMap<usize, Descriptor>) -> Result<Self, Error> {
         let Supplies { store, progress, .. } = supplies;
-        let mut files = FileSystem::new(store, &supplies.plan.contexts, &recipe.platform, progress);
+        let mut files = FileSystem::new(store, &supplies.plan.contexts, &recipe.platform, progress).of_rootfs();
         let (mut config, mut carried) = (ClusterConfig::default(), BTreeMap::new());
         if let Some(base) = &recipe.base {
             files.inherit(&base.rootfs.layers)?;
@@ -344,7 +344,8 @@ impl<'a> Build<'a> {
             });
             let made = self
                 .step(index, step)
-                .map_err(|error| error.at(&self.recipe.file, &step.line))?;
+                .and_then(|made| self.files.check_folders().map(|()| made));
+            let made = made.map_err(|error| error.at(&self.recipe.file, &step.line))?;
             if !matches!(step.line.keyword, "FROM" | "ARG" | "IMAGE") {
                 self.history.push((step.line.text(), made));
             }

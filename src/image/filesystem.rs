@@ -22,12 +22,37 @@ use crate::manifest::{fits, host_platform, platform_text};
 use crate::progress::Progress;
 use crate::run;
 use crate::store::Store;
-use crate::tree::{Change, Changes, Entry, Kind, Source, Tree, normalize};
+use crate::tree::{Change, Changes, Entry, Kind, Source, Tree, follow, normalize};
 use crate::unpack::{self, Unpacked};
 use crate::walk::join;
 
 /// How many layers are compressed at once; each uses several threads itself.
 const PARALLEL_LAYERS: usize = 2;
+
+/// Folders of a rootfs that mean something to whoever uses the image. A file in such a place would mean nothing.
+pub(crate) const FOLDERS: [&str; 15] = [
+    "application",
+    "application/apps",
+    "bin",
+    "charts",
+    "cni",
+    "etc",
+    "etc/cni",
+    "etc/containerd",
+    "etc/kubelet",
+    "etc/kubernetes",
+    "etc/kubernetes/manifests",
+    "manifests",
+    "plugins",
+    "scripts",
+    "systemd",
+];
+
+/// Whether a path of a rootfs is always a folder: one of [`FOLDERS`], or that of an application.
+fn is_rootfs_folder(path: &str) -> bool {
+    let is_app = path.strip_prefix(apps::FOLDER).is_some_and(|name| !name.contains('/'));
+    FOLDERS.contains(&path) || is_app
+}
 
 pub(crate) struct FileSystem<'a> {
     store: &'a Store,
@@ -39,6 +64,8 @@ pub(crate) struct FileSystem<'a> {
     base: BTreeMap<Digest, Descriptor>,
     staging: Option<Staging>,
     slots: Vec<Slot>,
+    /// Whether a path is a folder by its name, whatever is copied to it.
+    is_folder_by_name: fn(&str) -> bool,
 }
 
 /// What a source stands for: a file or a folder with everything in it.
@@ -84,7 +111,14 @@ impl<'a> FileSystem<'a> {
             base,
             staging: None,
             slots: Vec::new(),
+            is_folder_by_name: |_| false,
         }
+    }
+
+    /// The same for the rootfs of a cluster image, where [`FOLDERS`] mean something.
+    pub(crate) fn of_rootfs(mut self) -> Self {
+        self.is_folder_by_name = is_rootfs_folder;
+        self
     }
 
     /// Begins on top of the layers of another image.
@@ -232,7 +266,9 @@ impl<'a> FileSystem<'a> {
     fn lay(&self, tree: &Tree, found: &[Found], destination: &str, chmod: Option<u32>) -> Result<Changes, Error> {
         let target = normalize(destination)?;
         let existing_folder = matches!(tree.0.get(&target), Some(Entry { kind: Kind::Dir, .. }));
-        let into = destination.ends_with('/') || target.is_empty() || existing_folder || found.len() > 1;
+        let named_folder = (self.is_folder_by_name)(&target);
+        let into =
+            destination.ends_with('/') || target.is_empty() || existing_folder || named_folder || found.len() > 1;
         let mut changes = Changes::default();
         for one in found {
             if one.is_folder && !target.is_empty() {
@@ -253,6 +289,24 @@ impl<'a> FileSystem<'a> {
             }
         }
         Ok(changes)
+    }
+
+    /// What means something as a folder is one, or a link to one, if it is there at all.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub(crate) fn check_folders(&self) -> Result<(), Error> {
+        for folder in FOLDERS.into_iter().filter(|folder| self.tree.0.contains_key(*folder)) {
+            let target = follow(&self.tree, folder)?;
+            let is_folder = matches!(self.tree.0.get(&target), Some(Entry { kind: Kind::Dir, .. }));
+            if !is_folder {
+                let why = format!(
+                    "it must be a folder, or nothing in it would be found; to put a file into it write {folder}/"
+                );
+                return Err(Error::path(folder, why));
+            }
+        }
+        Ok(())
     }
 
     /// An empty folder for somebody's work.

@@ -58,6 +58,8 @@ mod pull_contract_tests;
 #[cfg(test)]
 mod pull_tests;
 mod recipe;
+#[cfg(test)]
+mod recipe_tests;
 mod referrers;
 #[cfg(test)]
 mod referrers_tests;
