@@ -20,7 +20,7 @@ use crate::carried;
 use crate::config::{AppMeta, ClusterConfig, ImageConfig};
 use crate::container::{Workshop, fetched_for};
 use crate::context::Contexts;
-use crate::download::{self, Fetched};
+use crate::download::Fetched;
 use crate::error::Error;
 use crate::filesystem::FileSystem;
 use crate::helm::{Helm, Rendered};
@@ -28,10 +28,13 @@ use crate::manifest::{CLUSTER_IMAGE, CONTENT, Manifest, ROOTFS, has_digest, host
 use crate::progress::{Event, Progress};
 use crate::proof::{Origins, Proof};
 use crate::pull::{PullOptions, Puller};
-use crate::recipe::{Recipe, Step, given};
+use crate::recipe::{Recipe, Step, given, unknown_app};
 use crate::store::Store;
 
 mod applications;
+mod plan;
+
+use plan::{Plan, Pulled, fetch_files, pull_images};
 
 /// What to build.
 #[derive(Debug, Clone)]
@@ -101,6 +104,11 @@ pub async fn build(store: &Store, options: BuildOptions, progress: Arc<dyn Progr
     let _lock = store.lock_shared()?;
     let kept = store.clone();
     let (options, plan) = blocking(move || Plan::read(&kept, &options).map(|plan| (options, plan))).await??;
+    plan.warnings
+        .iter()
+        .cloned()
+        .map(Event::Warning)
+        .for_each(|event| progress.event(event));
     let puller = Puller::new(&options.pull, Arc::clone(&progress))?;
     let pulled = pull_images(store, &puller, &plan, &options).await?;
     let fetched = fetch_files(store, &plan, progress.as_ref()).await?;
@@ -139,78 +147,12 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
         .map_err(|error| Error::Refused(format!("the build was interrupted: {error}")))
 }
 
-/// Everything that can be known before something is fetched or made.
-struct Plan {
-    recipes: Vec<Recipe>,
-    contexts: Contexts,
-    wanted: download::Wanted,
-}
-
-impl Plan {
-    fn read(store: &Store, options: &BuildOptions) -> Result<Plan, Error> {
-        let contexts = Contexts::new(store, &options.context, &options.build_contexts)?;
-        let mut recipes = Vec::new();
-        let mut wanted = download::Wanted::new();
-        for platform in options.ordered()? {
-            let recipe = Recipe::read(store, options, &platform).map_err(options.error_on(&platform))?;
-            let downloads = recipe.downloads(&contexts, &options.build_args);
-            wanted.extend(downloads.map_err(options.error_on(&platform))?);
-            recipes.push(recipe);
-        }
-        Ok(Plan {
-            recipes,
-            contexts,
-            wanted,
-        })
-    }
-}
-
-impl BuildOptions {
-    /// Says for which platform something failed, where there are several.
-    fn error_on(&self, platform: &Platform) -> impl Fn(Error) -> Error {
-        let platform = (self.platforms.len() > 1).then(|| platform.clone());
-        move |error| match &platform {
-            Some(platform) => error.building_for(platform),
-            None => error,
-        }
-    }
-}
-
-/// Manifests of pulled images by recipe and step.
-type Pulled = BTreeMap<(usize, usize), Descriptor>;
-
-async fn pull_images(store: &Store, puller: &Puller, plan: &Plan, options: &BuildOptions) -> Result<Pulled, Error> {
-    let mut manifests = Pulled::new();
-    for (number, recipe) in plan.recipes.iter().enumerate() {
-        let asked = recipe.pulls()?;
-        let references = asked.iter().map(|(_, reference)| reference.clone()).collect();
-        let pulled = puller.pull_all(store, references, &recipe.platform).await;
-        for ((index, _), pulled) in asked.into_iter().zip(pulled) {
-            let manifest = pulled.map_err(|error| {
-                let error = error.at(&recipe.file, &recipe.steps[index].line);
-                options.error_on(&recipe.platform)(error)
-            })?;
-            manifests.insert((number, index), manifest);
-        }
-    }
-    Ok(manifests)
-}
-
-async fn fetch_files(store: &Store, plan: &Plan, progress: &dyn Progress) -> Result<BTreeMap<Digest, Fetched>, Error> {
-    let fetched = download::fetch_all(store, plan.wanted.clone(), progress).await;
-    fetched.map_err(|error| match (&error, plan.recipes.first()) {
-        (Error::Fetch { url, .. }, Some(recipe)) => match recipe.place_of_url(url) {
-            Some(line) => error.at(&recipe.file, line),
-            None => error,
-        },
-        _ => error,
-    })
-}
-
 /// What one platform contributes to the index.
 struct Part {
     rootfs: Descriptor,
     carried: BTreeMap<Reference, Descriptor>,
+    /// What may not be meant as it is.
+    warnings: BTreeSet<String>,
 }
 
 fn build_all(supplies: &Supplies<'_>, mut pulled: Pulled) -> Result<Built, Error> {
@@ -231,6 +173,11 @@ fn build_all(supplies: &Supplies<'_>, mut pulled: Pulled) -> Result<Built, Error
             "--build-arg {name}: no ARG of the recipes has this name{hint}"
         )));
     }
+    let warnings: BTreeSet<String> = parts.iter().flat_map(|part| part.warnings.iter().cloned()).collect();
+    warnings
+        .into_iter()
+        .map(Event::Warning)
+        .for_each(|event| supplies.progress.event(event));
     let index = write_index(store, parts)?;
     store.tag(&options.tag, &index)?;
     summary(store, options, &index)
@@ -354,10 +301,12 @@ impl<'a> Build<'a> {
         let charts = helm.render_all(&self.files, &self.config, &self.recipe.platform)?;
         self.prove_closure(&charts)?;
         declared.append(&mut self.declared);
+        let warnings = self.unused_scripts().collect();
         let rootfs = self.write()?;
         Ok(Part {
             rootfs,
             carried: self.carried,
+            warnings,
         })
     }
 
@@ -386,8 +335,8 @@ impl<'a> Build<'a> {
                 self.files.run(command, &step.variables)?;
                 return Ok(true);
             }
-            Instruction::Cni { name, sources } => return self.plugin(name, sources, |config| &mut config.cni),
-            Instruction::Csi { name, sources } => return self.plugin(name, sources, |config| &mut config.csi),
+            Instruction::Cni { name, sources } => return self.plugin("CNI", name, sources, |config| &mut config.cni),
+            Instruction::Csi { name, sources } => return self.plugin("CSI", name, sources, |config| &mut config.csi),
             Instruction::App { .. } => return self.new_app(&step.instruction),
             Instruction::Image {
                 reference,
@@ -408,9 +357,8 @@ impl<'a> Build<'a> {
     }
 
     fn app(&mut self, name: &str) -> Result<&mut AppMeta, Error> {
-        let hint = clusterfile::names::did_you_mean(name, self.config.apps.keys().map(String::as_str));
-        let unknown = || Error::Refused(format!("there is no APP {name:?} before this line{hint}"));
-        self.config.apps.get_mut(name).ok_or_else(unknown)
+        let unknown = unknown_app(name, self.config.apps.keys().map(String::as_str));
+        self.config.apps.get_mut(name).ok_or(unknown)
     }
 
     fn label(&mut self, pairs: &[(String, String)]) -> Result<(), Error> {

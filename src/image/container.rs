@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use clusterfile::Env;
 use clusterfile::kubefile::{Command, Dialect, Evaluator, Instruction, Line, lines};
+use clusterfile::{Env, Problem};
 use oci::{Descriptor, Digest, Platform, media_type};
 
 use crate::config::ImageConfig;
@@ -13,6 +13,7 @@ use crate::download::Fetched;
 use crate::error::Error;
 use crate::filesystem::FileSystem;
 use crate::manifest::Manifest;
+use crate::mistakes::Mistakes;
 use crate::progress::Progress;
 use crate::recipe::{download, given, read_text};
 use crate::store::Store;
@@ -27,6 +28,8 @@ pub(crate) struct ContainerRecipe {
     pub(crate) steps: Vec<ContainerStep>,
     /// The names that ARG declares.
     pub(crate) declared: BTreeSet<String>,
+    /// What may not be meant as it is written.
+    pub(crate) warnings: Vec<Problem>,
 }
 
 /// One instruction.
@@ -50,18 +53,41 @@ impl ContainerRecipe {
             folder => format!("{}/{name}", folder.trim_end_matches('/')),
         };
         let mut evaluator = Evaluator::new(&file, Dialect::Containerfile, build_args).with_given(&given(platform));
+        let found = lines(&read_text(&recipe)?, &file, Dialect::Containerfile);
+        let mut mistakes = Mistakes::default();
         let mut steps = Vec::new();
-        for line in lines(&read_text(&recipe)?, &file, Dialect::Containerfile)? {
+        for line in found.lines {
+            let Some(instruction) = evaluator.instruction(&line) else {
+                continue;
+            };
+            if let Instruction::From { base } = &instruction
+                && base != "scratch"
+            {
+                mistakes.add(only_scratch(base).at(&file, &line));
+                evaluator.env_is_unknown();
+            }
             steps.push(ContainerStep {
-                instruction: evaluator.instruction(&line)?,
+                instruction,
                 line,
                 variables: evaluator.variables(),
                 env: evaluator.env().clone(),
             });
         }
-        let declared = evaluator.declared().clone();
-        Ok(ContainerRecipe { file, steps, declared })
+        mistakes.extend(found.problems.into_iter().chain(evaluator.take_problems()));
+        mistakes.none(&file)?;
+        Ok(ContainerRecipe {
+            declared: evaluator.declared().clone(),
+            warnings: found.warnings,
+            file,
+            steps,
+        })
     }
+}
+
+fn only_scratch(base: &str) -> Error {
+    Error::Refused(format!(
+        "FROM {base}: only scratch is supported in a Containerfile for now"
+    ))
 }
 
 /// What images are built from folders with.
@@ -114,9 +140,7 @@ impl Workshop<'_> {
         match &step.instruction {
             Instruction::From { base } if base == "scratch" => {}
             Instruction::From { base } => {
-                return Err(Error::Refused(format!(
-                    "FROM {base}: only scratch is supported in a Containerfile for now"
-                )));
+                return Err(only_scratch(base));
             }
             Instruction::Copy {
                 flags,

@@ -14,6 +14,7 @@ mod carried;
 #[cfg(test)]
 mod chart_tests;
 mod closure;
+mod commands;
 mod config;
 mod container;
 mod contents;
@@ -46,6 +47,7 @@ mod manifest;
 mod merge;
 #[cfg(test)]
 mod merge_tests;
+mod mistakes;
 #[cfg(test)]
 mod platform_tests;
 mod progress;
@@ -66,6 +68,7 @@ mod referrers_tests;
 #[cfg(test)]
 mod registry_double;
 mod remote;
+mod review;
 mod run;
 mod save;
 mod split;

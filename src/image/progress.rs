@@ -25,6 +25,8 @@ pub enum Event {
         /// Whether it was there before.
         cached: bool,
     },
+    /// Something may not be meant as it is, though it stops nothing: what, where, and what to write instead.
+    Warning(String),
     /// Something else must end first; says what.
     Waiting(String),
     /// An image is being fetched or built to be carried.

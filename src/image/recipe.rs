@@ -1,21 +1,25 @@
 //! A Kubefile with everything replaced, for one platform, and what has to be fetched for it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
-use clusterfile::Env;
 use clusterfile::kubefile::{Dialect, Evaluator, ImageSource, Instruction, Line, is_url, lines};
+use clusterfile::{Env, Problem};
 use oci::{Digest, Platform, Reference};
 
 use crate::build::BuildOptions;
 use crate::carried;
+use crate::closure::known_value;
+use crate::commands::{self, variables_run_as_programs};
 use crate::container::ContainerRecipe;
 use crate::context::Contexts;
 use crate::download::Wanted;
 use crate::error::Error;
 use crate::manifest::{host_platform, platform_text};
+use crate::mistakes::Mistakes;
+use crate::review::Review;
 use crate::store::Store;
 use crate::view::ClusterImage;
 
@@ -30,6 +34,10 @@ pub(crate) struct Recipe {
     pub(crate) base: Option<ClusterImage>,
     /// The names that ARG declares.
     pub(crate) declared: BTreeSet<String>,
+    /// What comes from URLs, for the rootfs and for images built from folders.
+    pub(crate) wanted: Wanted,
+    /// What may not be meant as it is written.
+    pub(crate) warnings: Vec<Problem>,
 }
 
 /// One instruction.
@@ -41,21 +49,36 @@ pub(crate) struct Step {
 }
 
 impl Recipe {
-    pub(crate) fn read(store: &Store, options: &BuildOptions, platform: &Platform) -> Result<Recipe, Error> {
+    /// Reads a recipe and everything that can be known of it before something is fetched or made.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub(crate) fn read(
+        store: &Store,
+        options: &BuildOptions,
+        contexts: &Contexts,
+        platform: &Platform,
+    ) -> Result<Recipe, Error> {
         let file = options.kubefile.display().to_string();
-        let text = read_text(&options.kubefile)?;
+        let found = lines(&read_text(&options.kubefile)?, &file, Dialect::Kubefile);
         let given = given(platform);
         let mut evaluator = Evaluator::new(&file, Dialect::Kubefile, &options.build_args).with_given(&given);
+        let mut mistakes = Mistakes::default();
         let mut steps = Vec::new();
         let mut base = None;
-        for line in lines(&text, &file, Dialect::Kubefile)? {
-            let instruction = evaluator.instruction(&line)?;
+        for line in found.lines {
+            let Some(instruction) = evaluator.instruction(&line) else {
+                continue;
+            };
             if let Instruction::From { base: name } = &instruction
                 && name != "scratch"
             {
-                let image = ClusterImage::open(store, name, platform).map_err(|error| error.at(&file, &line))?;
-                evaluator.inherit_env(&image.config.env);
-                base = Some(image);
+                let image = ClusterImage::open(store, name, platform).map_err(|error| error.at(&file, &line));
+                base = mistakes.value(image);
+                match &base {
+                    Some(image) => evaluator.inherit_env(&image.config.env),
+                    None => evaluator.env_is_unknown(),
+                }
             }
             steps.push(Step {
                 line,
@@ -63,46 +86,55 @@ impl Recipe {
                 variables: evaluator.variables(),
             });
         }
-        let recipe = Recipe {
+        let is_whole = found.problems.is_empty();
+        mistakes.extend(found.problems.into_iter().chain(evaluator.take_problems()));
+        let mut recipe = Recipe {
             file,
             platform: platform.clone(),
             steps,
             base,
             declared: evaluator.declared().clone(),
+            wanted: Wanted::new(),
+            warnings: found.warnings,
         };
-        recipe.check_once()?;
+        Review::of(&recipe, contexts, is_whole).run(&mut mistakes);
+        recipe.plan_downloads(contexts, &options.build_args, &mut mistakes);
+        mistakes.none(&recipe.file)?;
+        recipe.warn_of_commands();
         Ok(recipe)
     }
 
-    /// Of some instructions a second one would silently take the first one's place.
-    fn check_once(&self) -> Result<(), Error> {
-        let mut seen: BTreeMap<String, u64> = BTreeMap::new();
+    /// Warns of launch commands in which a variable is run as a program.
+    fn warn_of_commands(&mut self) {
+        let last = self.steps.last().map(|step| &step.variables);
+        let mut known: BTreeSet<String> = last
+            .into_iter()
+            .flat_map(|variables| variables.keys().cloned())
+            .collect();
         for step in &self.steps {
-            let what = match &step.instruction {
-                Instruction::Launch(_) => "LAUNCH".to_string(),
-                Instruction::Commands(_) | Instruction::OneCommand(_) => "CMDS".to_string(),
-                Instruction::KubeVersion(_) => "KUBEVERSION".to_string(),
-                Instruction::App { name, .. } => format!("APP {name}"),
-                Instruction::AppCmds { name, .. } => format!("APPCMDS {name}"),
-                _ => continue,
-            };
-            let first = seen.get(&what).copied();
-            // Several CMD make a list, as in Sealer.
-            let is_one_more = matches!(step.instruction, Instruction::OneCommand(_));
-            let mixed = || {
-                self.steps
-                    .iter()
-                    .any(|step| matches!(step.instruction, Instruction::Commands(_)))
-            };
-            if let Some(first) = first
-                && (!is_one_more || mixed())
-            {
-                let error = Error::Refused(format!("{what} stands in line {first} already"));
-                return Err(error.at(&self.file, &step.line));
+            if let Instruction::AppEnv { env, .. } = &step.instruction {
+                known.extend(env.iter().map(|(name, _)| name.clone()));
             }
-            seen.insert(what, step.line.number);
         }
-        Ok(())
+        for step in &self.steps {
+            let (Instruction::Commands(commands)
+            | Instruction::OneCommand(commands)
+            | Instruction::AppCmds { commands, .. }) = &step.instruction
+            else {
+                continue;
+            };
+            let is_variable = |name: &str| known.contains(name) || known_value(name, &Env::new()).is_some();
+            for name in commands
+                .iter()
+                .flat_map(|text| variables_run_as_programs(text, is_variable))
+            {
+                self.warnings.push(Problem {
+                    file: self.file.clone(),
+                    at: step.line.place_of(&format!("$({name})")),
+                    message: format!("{}: {}", step.line.keyword, commands::told(&name)),
+                });
+            }
+        }
     }
 
     /// The images that come from registries: step, and the reference to pull.
@@ -128,8 +160,7 @@ impl Recipe {
         self.steps.iter().find(fetches).map(|step| &step.line)
     }
 
-    /// What comes from URLs, for the rootfs and for images built from folders.
-    pub(crate) fn downloads(&self, contexts: &Contexts, build_args: &Env) -> Result<Wanted, Error> {
+    fn plan_downloads(&mut self, contexts: &Contexts, build_args: &Env, mistakes: &mut Mistakes) {
         let mut wanted = Wanted::new();
         for step in &self.steps {
             let at = |error: Error| error.at(&self.file, &step.line);
@@ -138,20 +169,19 @@ impl Recipe {
                 from,
                 ..
             } = &step.instruction
+                && let Ok(path) = contexts.inside(from.as_deref(), folder)
+                && !carried::is_layout(&path)
             {
-                let path = contexts.inside(from.as_deref(), folder).map_err(at)?;
-                if !carried::is_layout(&path) {
-                    let inner = ContainerRecipe::read(&path, folder, build_args, &self.platform).map_err(at)?;
-                    inner
-                        .steps
-                        .iter()
-                        .try_for_each(|step| want(&mut wanted, &step.instruction))
-                        .map_err(at)?;
+                let inner = ContainerRecipe::read(&path, folder, build_args, &self.platform).map_err(at);
+                let Some(inner) = mistakes.value(inner) else { continue };
+                self.warnings.extend(inner.warnings);
+                for step in &inner.steps {
+                    mistakes.value(want(&mut wanted, &step.instruction).map_err(at));
                 }
             }
-            want(&mut wanted, &step.instruction).map_err(at)?;
+            mistakes.value(want(&mut wanted, &step.instruction).map_err(at));
         }
-        Ok(wanted)
+        self.wanted = wanted;
     }
 }
 
@@ -207,4 +237,10 @@ pub(crate) fn given(platform: &Platform) -> Env {
         .into_iter()
         .map(|(name, value)| (name.to_string(), value))
         .collect()
+}
+
+/// An instruction names an application that no APP has made.
+pub(crate) fn unknown_app<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Error {
+    let hint = clusterfile::names::did_you_mean(name, known);
+    Error::Refused(format!("there is no APP {name:?} before this line{hint}"))
 }

@@ -54,3 +54,100 @@ fn whatever_makes_a_file_of_such_a_folder_is_refused_with_its_line() {
     let image = bench.build("t:2", "FROM scratch\nRUN mkdir m && echo x > m/a && ln -s m charts\n");
     assert_eq!(text(&image, "m/a"), "x\n");
 }
+
+#[test]
+fn a_blank_line_in_a_continued_instruction_is_joined_and_told() {
+    let bench = Bench::new();
+    let (image, warnings) = bench.build_warned("FROM scratch\nRUN echo a > x \\\n\n  && echo b >> x\n");
+    assert_eq!(text(&image, "x"), "a\nb\n");
+    assert_eq!(warnings.len(), 1);
+    assert!(
+        warnings[0].starts_with("Kubefile:3:1: the empty line does not end"),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn a_variable_that_a_launch_command_runs_as_a_program_is_told_with_its_line() {
+    let bench = Bench::new();
+    let recipe = "FROM scratch\nENV NAME=x\nAPP web app.yaml\nAPPENV web Place=y\nAPPCMDS web [\"echo $(Place)\"]\n\
+                  CMDS [\"echo name=$(NAME)\", \"echo $NAME $(hostname)\"]\n";
+    let (image, warnings) = bench.build_warned(recipe);
+    assert_eq!(image.config.commands[0], "echo name=$(NAME)", "nothing is replaced");
+    assert_eq!(
+        warnings,
+        [
+            "Kubefile:5:20: APPCMDS: the shell runs $(Place) as a program, and puts what that prints in its place; the variable is \
+             written ${Place}",
+            "Kubefile:6:18: CMDS: the shell runs $(NAME) as a program, and puts what that prints in its place; the variable is \
+             written ${NAME}",
+        ]
+    );
+}
+
+#[test]
+fn a_script_as_a_plugin_is_refused_with_what_to_write() {
+    let bench = Bench::new();
+    bench.write("calico.sh", "kubectl apply -f x\n");
+    bench.write("net/a.yaml", "apiVersion: v1\nkind: ConfigMap\n");
+    bench.write("net/setup/run.sh", "true\n");
+    bench.write("words/README.md", "words\n");
+    for (line, expected) in [
+        (
+            "CNI calico local://calico.sh",
+            "Kubefile:2:1: calico.sh: calico.sh is a script, and nobody runs what CNI brings: bring the manifests that it applies; or \
+             make it an application that is launched when the cluster is up (APP calico calico.sh, LAUNCH [\"calico\"])",
+        ),
+        (
+            "CSI disk net",
+            "Kubefile:2:10: net: setup/run.sh is a script, and nobody runs what CSI",
+        ),
+        ("CNI calico words", "Kubefile:2:12: words: CNI brings manifests"),
+        (
+            "CNI calico net/a.yaml words/README.md",
+            "Kubefile:2:23: words/README.md: CNI brings manifests",
+        ),
+    ] {
+        let refused = bench.refusal(&format!("FROM scratch\n{line}\n"));
+        assert!(refused.starts_with(expected), "{line}: {refused}");
+    }
+    let (_, warnings) = bench.build_warned("FROM scratch\nCNI calico net/a.yaml\nCOPY calico.sh manifests\n");
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(
+        warnings[0].starts_with("manifests/calico.sh: nobody runs scripts"),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn the_mistakes_of_a_recipe_are_told_at_once() {
+    let bench = Bench::new();
+    bench.write("broken/Containerfile", "FROM scratch\nCOPY a\nFROM x\nEXPOSE z\n");
+    let refused = bench.refusal(
+        "FROM gone:1\nIMAGE\nCOPY nowhere x/\nFOO\nAPPENV web A=1\nCOPY $UNSET x\nLAUNCH [\"a\"]\nLAUNCH [\"b\"]\nIMAGE A.b/C\n\
+         IMAGE a.b/c:1 FROM broken\nRUN make later\nCOPY later x/\n",
+    );
+    let places: Vec<&str> = refused.lines().filter_map(|line| line.split(": ").next()).collect();
+    assert_eq!(
+        places,
+        [
+            "Kubefile:1:6",
+            "Kubefile:2:1",
+            "Kubefile:3:6",
+            "Kubefile:4:1",
+            "Kubefile:8:1",
+            "Kubefile:9:7",
+            "broken/Containerfile:2:1",
+            "broken/Containerfile:3:1",
+            "broken/Containerfile:4:8",
+        ],
+        "{refused}"
+    );
+    assert!(
+        refused.contains("IMAGE: arguments are missing; the form is IMAGE ["),
+        "{refused}"
+    );
+    let refused = bench.refusal("FROM scratch\nAPP web app.yaml\nAPPENV wbe A=1\nAPPCMDS x [\"a\"]\n");
+    assert_eq!(refused.lines().count(), 2, "{refused}");
+    assert!(refused.contains("Kubefile:3:1: there is no APP \"wbe\" before this line, did you mean \"web\"?"));
+}

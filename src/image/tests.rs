@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use crate::{BuildOptions, Built, ClusterImage, Error, FileKind, NoProgress, Store, build, host_platform, load, save};
+use crate::{
+    BuildOptions, Built, ClusterImage, Error, Event, FileKind, NoProgress, Progress, Store, build, host_platform, load,
+    save,
+};
 
 pub(crate) struct Bench {
     pub(crate) dir: tempfile::TempDir,
@@ -62,11 +65,35 @@ impl Bench {
     }
 
     pub(crate) fn try_build_with(&self, options: BuildOptions) -> Result<Built, Error> {
+        self.try_build_told(options, Arc::new(NoProgress))
+    }
+
+    fn try_build_told(&self, options: BuildOptions, progress: Arc<dyn Progress>) -> Result<Built, Error> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
-        runtime.block_on(build(&self.store, options, Arc::new(NoProgress)))
+        runtime.block_on(build(&self.store, options, progress))
+    }
+
+    /// An image, and what the build warned of, with the context's own path taken out.
+    pub(crate) fn build_warned(&self, kubefile: &str) -> (ClusterImage, Vec<String>) {
+        struct Warned(Mutex<Vec<String>>);
+        impl Progress for Warned {
+            fn event(&self, event: Event) {
+                if let Event::Warning(text) = event {
+                    self.0.lock().unwrap().push(text);
+                }
+            }
+        }
+        self.write("Kubefile", kubefile);
+        let warned = Arc::new(Warned(Mutex::default()));
+        self.try_build_told(self.options("t:1"), Arc::clone(&warned) as Arc<dyn Progress>)
+            .unwrap();
+        let warnings = std::mem::take(&mut *warned.0.lock().unwrap());
+        let context = format!("{}/", self.context().display());
+        let plain = warnings.into_iter().map(|text| text.replace(&context, ""));
+        (self.open("t:1"), plain.collect())
     }
 
     pub(crate) fn try_build_from(&self, kubefile: &str) -> Result<Built, Error> {

@@ -157,6 +157,7 @@ impl Progress for Show {
     fn event(&self, event: Event) {
         match event {
             Event::Step { number, total, text } => self.out.note(format!("[{number:>2}/{total}] {text}")),
+            Event::Warning(text) => self.out.warn(text),
             Event::Output(line) => self.out.note(format!("        {line}")),
             Event::Layer {
                 digest,

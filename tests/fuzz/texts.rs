@@ -13,26 +13,17 @@ pub(crate) fn kubefile(data: &[u8]) {
     let count = text.lines().count() as u64 + 1;
     let args = Env::from([("A".to_string(), "1".to_string())]);
     for dialect in [Dialect::Kubefile, Dialect::Containerfile] {
-        let lines = match lines(text, "F", dialect) {
-            Ok(lines) => lines,
-            Err(problems) => {
-                assert!(
-                    problems.list().iter().all(|problem| problem.at.line <= count),
-                    "{problems}"
-                );
-                continue;
-            }
-        };
+        let found = lines(text, "F", dialect);
+        let in_text = |problem: &clusterfile::Problem| problem.at.line <= count && !problem.message.is_empty();
+        assert!(found.problems.iter().chain(&found.warnings).all(in_text), "{found:?}");
         let mut evaluator = Evaluator::new("F", dialect, &args);
-        for line in &lines {
+        for line in &found.lines {
             assert!(line.number >= 1 && line.number <= count);
             assert!(dialect.instructions().contains(&line.keyword));
-            if let Err(problems) = evaluator.instruction(line) {
-                assert!(!problems.list().is_empty());
-                assert!(problems.to_string().starts_with("F:"), "{problems}");
-            }
-            let _ = line.text();
+            let _ = (evaluator.instruction(line), line.text());
         }
+        let problems = evaluator.take_problems();
+        assert!(problems.iter().all(in_text), "{problems:?}");
         let _ = evaluator.variables();
     }
 }

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use super::form::form;
 use super::instruction::{Command, Instruction, Variables};
 use super::words::{Fault, Word};
-use super::{Dialect, Line, words};
+use super::{Dialect, Line, lines, words};
 use crate::names::{is_dns_label, is_env_name};
-use crate::problem::Problems;
+use crate::problem::Problem;
 
 /// Walks a file's lines and knows the variables at each of them.
 #[derive(Debug, Clone)]
@@ -19,6 +20,11 @@ pub struct Evaluator {
     env: Variables,
     declared: BTreeSet<String>,
     seen_from: bool,
+    problems: Vec<Problem>,
+    /// Variables that lines set which could not be understood.
+    unknown: BTreeSet<String>,
+    /// Whether FROM may have brought variables that are not known here.
+    env_is_unknown: bool,
 }
 
 pub(super) type Parsed<T> = Result<T, Fault>;
@@ -36,6 +42,9 @@ impl Evaluator {
             env: Variables::new(),
             declared: BTreeSet::new(),
             seen_from: false,
+            problems: Vec::new(),
+            unknown: BTreeSet::new(),
+            env_is_unknown: false,
         }
     }
 
@@ -72,24 +81,73 @@ impl Evaluator {
         variables
     }
 
-    /// Understands one line.
-    ///
-    /// # Errors
-    /// What is wrong with it, with file, line and column.
-    pub fn instruction(&mut self, line: &Line) -> Result<Instruction, Problems> {
-        self.parse(line).map_err(|fault| {
-            let at = fault.at.map_or(line.at(), |offset| line.place(offset));
-            Problems::one(&self.file, at, format!("{}: {}", line.keyword, fault.message))
+    /// The image named by FROM could not be read: whatever is not set may come from there.
+    pub fn env_is_unknown(&mut self) {
+        self.env_is_unknown = true;
+    }
+
+    /// Understands one line. One that can't be understood is a problem ([`Evaluator::take_problems`]), unless that may only
+    /// follow from an earlier one.
+    pub fn instruction(&mut self, line: &Line) -> Option<Instruction> {
+        match self.parse(line) {
+            Ok(instruction) => Some(instruction),
+            Err(fault) => {
+                if !self.may_follow(&line.rest) {
+                    self.problems.push(Problem {
+                        file: self.file.clone(),
+                        at: fault.at.map_or(line.at(), |offset| line.place(offset)),
+                        message: format!("{}: {}", line.keyword, fault.message),
+                    });
+                }
+                self.forget(line);
+                None
+            }
+        }
+    }
+
+    /// What was wrong with lines since it was asked last, with file, line and column.
+    pub fn take_problems(&mut self) -> Vec<Problem> {
+        std::mem::take(&mut self.problems)
+    }
+
+    /// Whether a line uses a variable that an earlier one would have set if it had been understood.
+    fn may_follow(&self, rest: &str) -> bool {
+        let known = self.variables();
+        rest.split('$').skip(1).any(|text| {
+            let text = text.strip_prefix('{').unwrap_or(text);
+            let name = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).next();
+            let name = name.unwrap_or_default();
+            self.unknown.contains(name) || (self.env_is_unknown && !name.is_empty() && !known.contains_key(name))
         })
+    }
+
+    /// Remembers what a line would have done that could not be understood.
+    fn forget(&mut self, line: &Line) {
+        let words = line.rest.split_whitespace();
+        let names = words.map(|word| word.split('=').next().unwrap_or_default());
+        let names = names.map(|name| name.trim_matches(['"', '\'']).to_string());
+        let names: Vec<String> = names.filter(|name| is_env_name(name)).collect();
+        match line.keyword {
+            "FROM" => self.env_is_unknown = true,
+            "ENV" => self.unknown.extend(names),
+            "ARG" => {
+                self.declared.extend(names.iter().cloned());
+                self.unknown.extend(names);
+            }
+            _ => {}
+        }
     }
 
     fn parse(&mut self, line: &Line) -> Parsed<Instruction> {
         let rest = line.rest.as_str();
         if rest.is_empty() {
-            return Err("arguments are missing".into());
+            return Err(self.form(line.keyword, "arguments are missing"));
         }
         if let Some(at) = here_document(line.keyword, rest) {
-            let message = "here-documents are not supported; use a script file or \\ at line ends";
+            let message = lines::here_document(line.keyword);
+            let message = message
+                .split_once(": ")
+                .map_or(message.as_str(), |(_, message)| message);
             return Err(Fault::at(at, message));
         }
         match line.keyword {
@@ -106,17 +164,17 @@ impl Evaluator {
             "RUN" => Ok(Instruction::Run(command(rest)?)),
             "IMAGE" => self.image(rest),
             "CNI" => self
-                .plugin(rest)
+                .plugin("CNI", rest)
                 .map(|(name, sources)| Instruction::Cni { name, sources }),
             "CSI" => self
-                .plugin(rest)
+                .plugin("CSI", rest)
                 .map(|(name, sources)| Instruction::Csi { name, sources }),
             "APP" => self.app(rest),
             "APPENV" => self.app_env(rest),
             "APPCMDS" => self.app_cmds(rest),
             "LAUNCH" => Ok(Instruction::Launch(self.list(rest)?)),
             "CMDS" => Ok(Instruction::Commands(
-                json_list(rest)?.ok_or("a list [\"…\"] is expected")?,
+                json_list(rest)?.ok_or_else(|| self.form("CMDS", "a list is expected"))?,
             )),
             "CMD" if self.dialect == Dialect::Kubefile => Ok(Instruction::OneCommand(
                 json_list(rest)?.unwrap_or_else(|| vec![rest.to_string()]),
@@ -125,7 +183,7 @@ impl Evaluator {
             "ENTRYPOINT" => Ok(Instruction::Entrypoint(command(rest)?)),
             "KUBEVERSION" => self.kube_version(rest),
             "WORKDIR" => self.work_dir(rest),
-            "USER" => Ok(Instruction::User(self.expand(rest)?)),
+            "USER" => Ok(Instruction::User(self.join(rest)?)),
             "EXPOSE" => self.expose(rest),
             other => Err(format!("{other} is not an instruction").into()),
         }
@@ -133,6 +191,16 @@ impl Evaluator {
 
     pub(super) fn words(&self, text: &str) -> Parsed<Vec<Word>> {
         words::split(text, &self.variables())
+    }
+
+    /// A fault that says how the instruction is written.
+    pub(super) fn form(&self, keyword: &str, message: &str) -> Fault {
+        format!("{message}; the form is {}", form(self.dialect, keyword)).into()
+    }
+
+    /// One word whatever blanks it has.
+    fn join(&self, text: &str) -> Parsed<String> {
+        words::join(text, &self.variables())
     }
 
     pub(super) fn expand(&self, text: &str) -> Parsed<String> {
@@ -182,7 +250,7 @@ impl Evaluator {
                 let message = "AS names a build stage, and there is only one: several FROM are not supported";
                 Err(Fault::at(word.at, message))
             }
-            _ => Err("exactly one image (or scratch) is expected".into()),
+            _ => Err(self.form("FROM", "exactly one image (or scratch) is expected")),
         }
     }
 
@@ -215,21 +283,25 @@ impl Evaluator {
     fn pairs(&self, rest: &str) -> Parsed<Vec<(String, String)>> {
         let pairs = self.label_pairs(rest)?;
         match pairs.iter().find(|(name, _)| !is_env_name(name)) {
-            Some((name, _)) => Err(format!("{name:?} can't be a variable's name").into()),
+            Some((name, _)) => {
+                let message = format!("{name:?} can't be a variable's name");
+                Err(rest
+                    .find(name.as_str())
+                    .map_or(message.clone().into(), |at| Fault::at(at, message)))
+            }
             None => Ok(pairs),
         }
     }
 
     fn label_pairs(&self, rest: &str) -> Parsed<Vec<(String, String)>> {
-        let words = self.words(rest)?;
         // The old form `ENV NAME some text` is recognised by its first word having no `=`.
-        if let Some((name, text)) = rest.split_once(char::is_whitespace)
-            && !name.contains('=')
-        {
-            let text = self.words(text).map_err(|fault| fault.shifted(name.len() + 1))?;
-            let value = text.into_iter().map(|word| word.text).collect::<Vec<_>>().join(" ");
-            return Ok(vec![(self.expand(name)?, value)]);
+        let (name, text) = rest.split_at(words::first_end(rest));
+        if !name.contains('=') && !text.is_empty() {
+            let at = rest.len() - text.trim_start().len();
+            let value = self.join(text.trim_start()).map_err(|fault| fault.shifted(at))?;
+            return Ok(vec![(self.join(name)?, value)]);
         }
+        let words = self.words(rest)?;
         words
             .iter()
             .map(|word| match word.text.split_once('=') {
@@ -242,29 +314,32 @@ impl Evaluator {
             .collect()
     }
 
-    fn app_env(&self, rest: &str) -> Parsed<Instruction> {
-        let (name, rest) = rest
+    fn app_env(&self, whole: &str) -> Parsed<Instruction> {
+        let (name, rest) = whole
             .split_once(char::is_whitespace)
-            .ok_or("the form is NAME KEY=VALUE…")?;
+            .ok_or_else(|| self.form("APPENV", "the variables are missing"))?;
+        let rest = rest.trim_start();
+        let at = whole.len() - rest.len();
         Ok(Instruction::AppEnv {
-            name: app_name(&self.expand(name)?)?,
-            env: self.pairs(rest.trim_start())?,
+            name: app_name(&self.join(name)?)?,
+            env: self.pairs(rest).map_err(|fault| fault.shifted(at))?,
         })
     }
 
     fn app_cmds(&self, rest: &str) -> Parsed<Instruction> {
         let (name, rest) = rest
             .split_once(char::is_whitespace)
-            .ok_or("the form is NAME [\"command\", …]")?;
-        let commands = json_list(rest.trim_start())?.ok_or("a list [\"…\"] is expected after the name")?;
+            .ok_or_else(|| self.form("APPCMDS", "the commands are missing"))?;
+        let commands = json_list(rest.trim_start())?;
+        let commands = commands.ok_or_else(|| self.form("APPCMDS", "a list is expected after the name"))?;
         Ok(Instruction::AppCmds {
-            name: app_name(&self.expand(name)?)?,
+            name: app_name(&self.join(name)?)?,
             commands,
         })
     }
 
     fn work_dir(&self, rest: &str) -> Parsed<Instruction> {
-        let path = self.expand(rest)?;
+        let path = self.join(rest)?;
         if path.starts_with('/') {
             Ok(Instruction::WorkDir(path))
         } else {
@@ -337,256 +412,4 @@ pub(super) fn json_list(rest: &str) -> Parsed<Option<Vec<String>>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kubefile::{AddFlags, CopyFlags, ImageSource, lines};
-
-    fn last(text: &str, dialect: Dialect) -> Result<Instruction, String> {
-        let lines = lines(text, "F", dialect).map_err(|e| e.to_string())?;
-        let build_args = Variables::from([("V".to_string(), "v9".to_string())]);
-        let given = Variables::from([("TARGETARCH".to_string(), "arm64".to_string())]);
-        let mut evaluator = Evaluator::new("F", dialect, &build_args).with_given(&given);
-        let mut result = Err("no line".to_string());
-        for line in &lines {
-            result = evaluator.instruction(line).map_err(|e| e.to_string());
-        }
-        result
-    }
-
-    fn kube(rest: &str) -> Instruction {
-        last(&format!("FROM scratch\n{rest}"), Dialect::Kubefile).unwrap()
-    }
-
-    const SUM: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-
-    #[test]
-    fn files_and_images_are_understood() {
-        let copy = kube("COPY --from=bin --chmod=0755 a b bin/");
-        let flags = CopyFlags {
-            from: Some("bin".into()),
-            chmod: Some(0o755),
-        };
-        assert_eq!(
-            copy,
-            Instruction::Copy {
-                flags,
-                sources: vec!["a".into(), "b".into()],
-                destination: "bin/".into()
-            }
-        );
-        let flags = AddFlags {
-            checksum: Some(SUM.into()),
-            unpack: Some(true),
-            chmod: None,
-        };
-        assert_eq!(
-            kube(&format!(
-                "ADD --checksum={} --unpack https://a.b/c.tgz d/",
-                SUM.to_uppercase().replace("SHA", "sha")
-            )),
-            Instruction::Add {
-                flags,
-                sources: vec!["https://a.b/c.tgz".into()],
-                destination: "d/".into()
-            }
-        );
-        let image = |source| Instruction::Image {
-            reference: "a.b/c:v9".into(),
-            source,
-            from: None,
-        };
-        let (file, name) = ("x.tar".to_string(), Some("a.b/c:1".to_string()));
-        for (text, source) in [
-            ("", ImageSource::Registry),
-            ("FROM images/c", ImageSource::Folder("images/c".into())),
-            ("FROM docker://d.e/f", ImageSource::Docker("d.e/f".into())),
-            (
-                "FROM oci:lay",
-                ImageSource::OciFolder {
-                    folder: "lay".into(),
-                    name: None,
-                },
-            ),
-            (
-                "from oci-archive:x.tar:a.b/c:1",
-                ImageSource::OciArchive {
-                    file: file.clone(),
-                    name: name.clone(),
-                },
-            ),
-            (
-                "FROM docker-archive:x.tar:a.b/c:1",
-                ImageSource::DockerArchive { file, name },
-            ),
-        ] {
-            assert_eq!(
-                kube(&format!("ARG V=v1\nIMAGE a.b/c:$V {text}")),
-                image(source),
-                "{text}"
-            );
-        }
-    }
-
-    #[test]
-    fn applications_and_commands_are_understood() {
-        assert_eq!(
-            kube("APP web local://chart --values a.yaml --values=b.yaml.tmpl"),
-            Instruction::App {
-                name: "web".into(),
-                sources: vec!["chart".into()],
-                values: vec!["a.yaml".into(), "b.yaml.tmpl".into()],
-                checksum: None,
-            }
-        );
-        assert_eq!(
-            kube("CSI disk a b"),
-            Instruction::Csi {
-                name: "disk".into(),
-                sources: vec!["a".into(), "b".into()],
-            }
-        );
-        assert_eq!(
-            kube("CMDS [\"a b\", \"c\"]"),
-            Instruction::Commands(vec!["a b".into(), "c".into()])
-        );
-        assert_eq!(kube("CMD a b"), Instruction::OneCommand(vec!["a b".into()]));
-        assert_eq!(
-            kube("RUN [ -f x ] && y"),
-            Instruction::Run(Command::Shell("[ -f x ] && y".into()))
-        );
-        assert_eq!(kube("ENV A b c"), Instruction::Env(vec![("A".into(), "b c".into())]));
-        assert_eq!(
-            kube("LAUNCH web db"),
-            Instruction::Launch(vec!["web".into(), "db".into()])
-        );
-        assert_eq!(
-            kube("KUBEVERSION '>=1.30 <1.38'"),
-            Instruction::KubeVersion(">=1.30 <1.38".parse().unwrap())
-        );
-        let contained = last("FROM scratch\nENTRYPOINT [\"/a\"]", Dialect::Containerfile).unwrap();
-        assert_eq!(contained, Instruction::Entrypoint(Command::Exec(vec!["/a".into()])));
-    }
-
-    #[test]
-    fn what_the_build_is_for_is_there_and_cannot_be_changed() {
-        let expected = Instruction::Env(vec![("A".into(), "arm64".into())]);
-        for text in [
-            "ENV A=$TARGETARCH",
-            "ARG TARGETARCH\nENV A=$TARGETARCH",
-            "ARG TARGETARCH=x\nENV A=${TARGETARCH}",
-        ] {
-            assert_eq!(kube(text), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn what_is_wrong_is_said_with_its_place() {
-        for (text, expected) in [
-            ("FROM a b", "F:1:1: FROM: exactly one image"),
-            ("FROM a AS b", "F:1:8: FROM: AS names a build stage"),
-            (
-                "FROM --platform=x a",
-                "F:1:6: FROM: the flag --platform=x is not supported",
-            ),
-            ("FROM scratch\nCOPY a", "F:2:1: COPY: needs sources and a destination"),
-            (
-                "FROM scratch\nCOPY a b c",
-                "F:2:10: COPY: with several sources the destination must end with /, as in c/",
-            ),
-            (
-                "FROM scratch\nCOPY --form=x a b",
-                "F:2:6: COPY: unknown flag --form, did you mean \"--from\"?",
-            ),
-            (
-                "FROM scratch\nCOPY --chown=1 a b",
-                "F:2:6: COPY: unknown flag --chown; every file",
-            ),
-            (
-                "FROM scratch\nCOPY --chmod=u+x a b",
-                "F:2:6: COPY: --chmod takes an octal",
-            ),
-            (
-                "FROM scratch\nCOPY http://x y",
-                "F:2:6: COPY: COPY takes files of the context",
-            ),
-            ("FROM scratch\nCOPY '' y", "F:2:6: COPY: a path is empty"),
-            (
-                "FROM scratch\nARG X",
-                "F:2:5: ARG: X has no default, so --build-arg X=VALUE is needed",
-            ),
-            (
-                "FROM scratch\nENV A=1\nLABEL a=$AA",
-                "F:3:9: LABEL: the variable \"AA\" is not set",
-            ),
-            (
-                "FROM scratch\nCOPY a \\\n  $AA",
-                "F:3:3: COPY: the variable \"AA\" is not set",
-            ),
-            (
-                "FROM scratch\nADD http://x y",
-                "F:2:5: ADD: a URL needs --checksum=sha256:",
-            ),
-            (
-                "FROM scratch\nADD http://u:p@x/z y",
-                "F:2:5: ADD: a URL with a user or password",
-            ),
-            (
-                "FROM scratch\nADD git://x y",
-                "F:2:5: ADD: \"git://x\" is not supported",
-            ),
-            (
-                "FROM scratch\nADD --checksum=md5:1 x y",
-                "F:2:5: ADD: --checksum takes sha256:",
-            ),
-            (
-                "FROM scratch\nADD --unpack=yes x y",
-                "F:2:5: ADD: --unpack is true or false",
-            ),
-            ("FROM scratch\nRUN <<EOF", "F:2:5: RUN: here-documents"),
-            ("FROM scratch\nCOPY <<EOF x", "F:2:6: COPY: here-documents"),
-            ("FROM scratch\nIMAGE a b", "F:2:7: IMAGE: the form is"),
-            (
-                "FROM scratch\nIMAGE a FROM ftp:x",
-                "F:2:14: IMAGE: the source \"ftp\" is unknown",
-            ),
-            (
-                "FROM scratch\nIMAGE a FROM oci:",
-                "F:2:14: IMAGE: a path is missing after oci:",
-            ),
-            ("FROM scratch\nIMAGE --from=x a", "F:2:7: IMAGE: --from is for files"),
-            ("FROM scratch\nAPP web", "F:2:1: APP: the form is NAME SOURCE"),
-            (
-                "FROM scratch\nAPP Web x",
-                "F:2:5: APP: \"Web\" can't be an application's name",
-            ),
-            (
-                "FROM scratch\nAPP web x --vales y",
-                "F:2:11: APP: unknown flag --vales, did you mean \"--values\"?",
-            ),
-            (
-                "FROM scratch\nAPP web x --values",
-                "F:2:11: APP: --values needs a value",
-            ),
-            (
-                "FROM scratch\nAPP web https://x/y",
-                "F:2:9: APP: a URL needs --checksum",
-            ),
-            (
-                "FROM scratch\nCNI x https://x/y",
-                "F:2:7: CNI: \"https://x/y\": only files of the context",
-            ),
-            (
-                "FROM scratch\nKUBEVERSION latest",
-                "F:2:13: KUBEVERSION: \"latest\" is no version",
-            ),
-            ("FROM scratch\nCMDS [\"a\"", "F:2:1: CMDS: the list must look like"),
-            ("FROM scratch\nFROM scratch", "F:2:1: FROM: a second FROM"),
-            ("FROM scratch\nRUN", "F:2:1: RUN: arguments are missing"),
-        ] {
-            let error = last(text, Dialect::Kubefile).unwrap_err();
-            assert!(error.starts_with(expected), "{text}: {error}");
-        }
-        let two = format!("FROM scratch\nADD --checksum={SUM} a b c/");
-        assert!(last(&two, Dialect::Kubefile).unwrap_err().starts_with("F:2:"));
-    }
-}
+mod tests;

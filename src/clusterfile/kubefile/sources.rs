@@ -116,7 +116,7 @@ impl Evaluator {
                 _ => return Err(flag.unknown(&["--from", "--chmod"])),
             }
         }
-        let (sources, destination) = sources_and_destination(self.items(&tail)?)?;
+        let (sources, destination) = self.sources_and_destination("COPY", &tail)?;
         if let Some(url) = sources.iter().find(|source| is_url(&source.text)) {
             return Err(Fault::at(url.at, "COPY takes files of the context; ADD fetches a URL"));
         }
@@ -141,7 +141,7 @@ impl Evaluator {
                 _ => return Err(flag.unknown(&["--checksum", "--unpack", "--chmod"])),
             }
         }
-        let (sources, destination) = sources_and_destination(self.items(&tail)?)?;
+        let (sources, destination) = self.sources_and_destination("ADD", &tail)?;
         check_urls(&sources, flags.checksum.as_deref())?;
         let sources = texts(sources);
         Ok(Instruction::Add {
@@ -165,11 +165,10 @@ impl Evaluator {
             [reference] => (reference, ImageSource::Registry),
             [reference, from, source] if from.text.eq_ignore_ascii_case("from") => (reference, image_source(source)?),
             _ => {
-                return Err(Fault::at(
-                    tail.at,
-                    "the form is IMAGE REFERENCE [FROM FOLDER | oci:FOLDER | oci-archive:FILE | docker-archive:FILE | \
-                     docker://REFERENCE]",
-                ));
+                return Err(Fault {
+                    at: Some(tail.at),
+                    ..self.form("IMAGE", "this is not understood")
+                });
             }
         };
         if let (Some((_, at)), ImageSource::Registry | ImageSource::Docker(_)) = (&context, &source) {
@@ -186,7 +185,7 @@ impl Evaluator {
     }
 
     pub(super) fn app(&self, rest: &str) -> Parsed<Instruction> {
-        let (name, tail) = self.name(rest, "NAME SOURCE…")?;
+        let (name, tail) = self.name(rest, "APP")?;
         let mut sources = Vec::new();
         let (mut values, mut checksum) = (Vec::new(), None);
         let mut words = self.items(&tail)?.into_iter();
@@ -207,7 +206,7 @@ impl Evaluator {
             }
         }
         if sources.is_empty() {
-            return Err("the form is APP NAME SOURCE… [--values FILE]".into());
+            return Err(self.form("APP", "sources are missing"));
         }
         check_urls(&sources, checksum.as_deref())?;
         if let Some(url) = sources.iter().find(|source| is_url(&source.text) && sources.len() > 1) {
@@ -223,8 +222,8 @@ impl Evaluator {
     }
 
     /// A plugin's name and its manifests.
-    pub(super) fn plugin(&self, rest: &str) -> Parsed<(String, Vec<String>)> {
-        let (name, tail) = self.name(rest, "NAME SOURCE…")?;
+    pub(super) fn plugin(&self, keyword: &str, rest: &str) -> Parsed<(String, Vec<String>)> {
+        let (name, tail) = self.name(rest, keyword)?;
         let sources = self.items(&tail)?;
         if let Some(url) = sources
             .iter()
@@ -237,7 +236,7 @@ impl Evaluator {
             return Err(Fault::at(url.at, message));
         }
         if sources.is_empty() {
-            return Err(Fault::at(tail.at, "sources are missing after the name"));
+            return Err(self.form(keyword, "sources are missing after the name"));
         }
         Ok((
             name,
@@ -245,11 +244,30 @@ impl Evaluator {
         ))
     }
 
+    fn sources_and_destination(&self, keyword: &str, tail: &Tail<'_>) -> Parsed<(Vec<Word>, String)> {
+        let mut words = self.items(tail)?;
+        let destination = words
+            .pop()
+            .filter(|_| !words.is_empty())
+            .ok_or_else(|| self.form(keyword, "needs sources and a destination"))?;
+        if words.len() > 1 && !destination.text.ends_with('/') && destination.text != "." {
+            let message = format!(
+                "with several sources the destination must end with /, as in {}/",
+                destination.text
+            );
+            return Err(Fault::at(destination.at, message));
+        }
+        if let Some(empty) = words.iter().chain([&destination]).find(|word| word.text.is_empty()) {
+            return Err(Fault::at(empty.at, "a path is empty"));
+        }
+        Ok((words, destination.text))
+    }
+
     /// An application's name in front of the rest.
-    fn name<'t>(&self, rest: &'t str, form: &str) -> Parsed<(String, Tail<'t>)> {
+    fn name<'t>(&self, rest: &'t str, keyword: &str) -> Parsed<(String, Tail<'t>)> {
         let (name, text) = rest
             .split_once(char::is_whitespace)
-            .ok_or_else(|| Fault::from(format!("the form is {form}")))?;
+            .ok_or_else(|| self.form(keyword, "sources are missing after the name"))?;
         let text = text.trim_start();
         let at = rest.len() - text.len();
         Ok((app_name(&self.expand(name)?)?, Tail { text, at }))
@@ -263,24 +281,6 @@ fn texts(words: Vec<Word>) -> Vec<String> {
 /// Sealer's mark for a file of the context says nothing here.
 fn local(source: &str) -> &str {
     source.strip_prefix("local://").unwrap_or(source)
-}
-
-fn sources_and_destination(mut words: Vec<Word>) -> Parsed<(Vec<Word>, String)> {
-    let destination = words
-        .pop()
-        .filter(|_| !words.is_empty())
-        .ok_or("needs sources and a destination")?;
-    if words.len() > 1 && !destination.text.ends_with('/') && destination.text != "." {
-        let message = format!(
-            "with several sources the destination must end with /, as in {}/",
-            destination.text
-        );
-        return Err(Fault::at(destination.at, message));
-    }
-    if let Some(empty) = words.iter().chain([&destination]).find(|word| word.text.is_empty()) {
-        return Err(Fault::at(empty.at, "a path is empty"));
-    }
-    Ok((words, destination.text))
 }
 
 /// What is fetched must be known beforehand, or the same recipe would one day give something else, or nothing.

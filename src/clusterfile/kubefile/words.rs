@@ -1,4 +1,11 @@
-//! Words of an instruction: quotes, escapes, `${VAR}`.
+//! Words of an instruction: quotes, escapes, `${VAR}`, in the grammar of Dockerfiles.
+//!
+//! ```text
+//! word    = piece…                      until a blank
+//! piece   = '…' | "…" | \c | $… | c     '…' is kept as it is; in "…" only \", \$ and \\ are escapes
+//! $…      = $NAME | ${NAME} | ${NAME:-piece…} | ${NAME:+piece…} | ${NAME:?piece…}      the colon may be missing
+//! ```
+//! The text of an expansion is made of pieces too: its quotes are quotes, wherever the expansion itself stands.
 
 use super::instruction::Variables;
 
@@ -50,145 +57,259 @@ const DEEPEST: usize = 16;
 
 /// Splits `text` at blanks outside of quotes and replaces variables; `'…'` keeps everything as it is.
 pub(crate) fn split(text: &str, variables: &Variables) -> Result<Vec<Word>, Fault> {
+    let mut lexer = Lexer::new(text, variables);
     let mut words = Vec::new();
-    let mut word: Option<Word> = None;
-    let mut chars = text.char_indices().peekable();
-    let mut quote: Option<(char, usize)> = None;
-    while let Some((at, c)) = chars.next() {
-        if quote.is_none() && c.is_whitespace() {
-            words.extend(word.take());
-            continue;
+    loop {
+        lexer.skip_blanks();
+        if lexer.peek().is_none() {
+            return Ok(words);
         }
-        let into = &mut word
-            .get_or_insert_with(|| Word {
-                text: String::new(),
-                at,
-            })
-            .text;
-        match (quote, c) {
-            (None, '\'' | '"') => quote = Some((c, at)),
-            (Some((open, _)), c) if c == open => quote = None,
-            (Some(('\'', _)), c) => into.push(c),
-            (_, '\\') => {
-                let (_, next) = chars.next().ok_or_else(|| Fault::at(at, "it ends with a backslash"))?;
-                // Between double quotes only what would mean something else is escaped, as in a shell.
-                if quote.is_some() && !"\"$\\".contains(next) {
-                    into.push('\\');
-                }
-                into.push(next);
-            }
-            (_, '$') => {
-                let (value, end) = variable(text, at, variables, DEEPEST)?;
-                into.push_str(&value);
-                while chars.next_if(|(at, _)| *at < end).is_some() {}
-            }
-            (_, c) => into.push(c),
+        let (at, mut word) = (lexer.at, String::new());
+        while lexer.peek().is_some_and(|c| !c.is_whitespace()) {
+            lexer.piece(&mut word, DEEPEST, true)?;
         }
+        words.push(Word { text: word, at });
     }
-    if let Some((open, at)) = quote {
-        return Err(Fault::at(at, format!("the quote {open} is not closed")));
-    }
-    words.extend(word);
-    Ok(words)
 }
 
-/// Replaces the variables of one text that is a single word whatever blanks it has.
+/// Replaces variables and takes quotes away in a text that is a single word whatever blanks it has.
+pub(crate) fn join(text: &str, variables: &Variables) -> Result<String, Fault> {
+    let mut lexer = Lexer::new(text, variables);
+    let mut word = String::new();
+    while lexer.peek().is_some() {
+        lexer.piece(&mut word, DEEPEST, true)?;
+    }
+    Ok(word)
+}
+
+/// Replaces the variables of an item of a list, whose own quotes and backslashes are those of JSON and gone already.
 pub(crate) fn expand(text: &str, variables: &Variables) -> Result<String, Fault> {
-    expand_below(text, variables, DEEPEST)
-}
-
-fn expand_below(text: &str, variables: &Variables, depth: usize) -> Result<String, Fault> {
-    let mut result = String::new();
-    let mut rest = 0;
-    while let Some(found) = text[rest..].find('$') {
-        let at = rest + found;
-        result.push_str(&text[rest..at]);
-        let (value, end) = variable(text, at, variables, depth)?;
-        result.push_str(&value);
-        rest = end;
-    }
-    result.push_str(&text[rest..]);
-    Ok(result)
-}
-
-/// The value of the variable that starts with the `$` at `at`, and where it ends.
-fn variable(text: &str, at: usize, variables: &Variables, depth: usize) -> Result<(String, usize), Fault> {
-    let rest = &text[at + 1..];
-    if let Some(inner) = rest.strip_prefix('{') {
-        let close = closing(inner).ok_or_else(|| Fault::at(at, "${ is not closed"))?;
-        let depth = depth
-            .checked_sub(1)
-            .ok_or_else(|| Fault::at(at, "too many ${ in each other"))?;
-        let value = braced(&inner[..close], variables, depth);
-        // Faults of a nested text are shown where the outer one begins.
-        let value = value.map_err(|fault| Fault::at(at, fault.message))?;
-        return Ok((value, at + 2 + close + 1));
-    }
-    let len = rest
-        .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
-        .unwrap_or(rest.len());
-    if len == 0 || rest.starts_with(|c: char| c.is_ascii_digit()) {
-        return Ok(("$".to_string(), at + 1));
-    }
-    let value = lookup(&rest[..len], variables).map_err(|message| Fault::at(at, message))?;
-    Ok((value, at + 1 + len))
-}
-
-/// Where the brace that is open at the beginning of `inner` closes.
-fn closing(inner: &str) -> Option<usize> {
-    let mut open = 0;
-    for (at, c) in inner.char_indices() {
+    let mut lexer = Lexer::new(text, variables);
+    let mut item = String::new();
+    while let Some(c) = lexer.peek() {
         match c {
-            '{' => open += 1,
-            '}' if open == 0 => return Some(at),
-            '}' => open -= 1,
+            '$' => lexer.variable(&mut item, DEEPEST, true)?,
+            _ => item.extend(lexer.next()),
+        }
+    }
+    Ok(item)
+}
+
+/// Where the first word ends, its quotes not looked into.
+pub(crate) fn first_end(text: &str) -> usize {
+    let mut quote = None;
+    let mut chars = text.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match (quote, c) {
+            (None, c) if c.is_whitespace() => return at,
+            (None, '\'' | '"') => quote = Some(c),
+            (Some(open), c) if c == open => quote = None,
+            (None | Some('"'), '\\') => drop(chars.next()),
             _ => {}
         }
     }
-    None
+    text.len()
 }
 
-fn braced(inner: &str, variables: &Variables, depth: usize) -> Result<String, Fault> {
-    let end = inner
-        .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
-        .unwrap_or(inner.len());
-    let (name, operation) = inner.split_at(end);
-    if operation.is_empty() {
-        return Ok(lookup(name, variables)?);
-    }
-    // With the colon an empty value counts as none.
-    let (colon, operation) = match operation.strip_prefix(':') {
-        Some(operation) => (true, operation),
-        None => (false, operation),
-    };
-    let value = variables.get(name).filter(|value| !colon || !value.is_empty());
-    let mut chars = operation.chars();
-    let kind = chars.next();
-    let text = chars.as_str();
-    match (kind, value) {
-        (Some('-'), Some(value)) | (Some('?'), Some(value)) => Ok(value.clone()),
-        (Some('-'), None) | (Some('+'), Some(_)) => expand_below(text, variables, depth),
-        (Some('+'), None) => Ok(String::new()),
-        (Some('?'), None) if text.is_empty() => Err(format!("the variable {name:?} must be set").into()),
-        (Some('?'), None) => Err(format!("{name}: {}", expand_below(text, variables, depth)?).into()),
-        _ => Err(format!(
-            "${{{inner}}} is not understood (known: ${{NAME}}, ${{NAME:-default}}, ${{NAME:+text}}, ${{NAME:?message}})"
-        )
-        .into()),
-    }
+/// Reads a text once, from its beginning to its end.
+struct Lexer<'t> {
+    text: &'t str,
+    /// The byte that is read next.
+    at: usize,
+    variables: &'t Variables,
 }
 
-fn lookup(name: &str, variables: &Variables) -> Result<String, String> {
-    let value = variables.get(name).cloned();
-    value.ok_or_else(|| {
-        let hint = crate::names::did_you_mean(name, variables.keys().map(String::as_str));
-        format!("the variable {name:?} is not set by ARG, ENV or --build-arg{hint}")
-    })
+/// What `${NAME…}` does with its text.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Operation {
+    /// `-`: the text stands in for a value that is not there.
+    Default,
+    /// `+`: the text stands for a value that is there.
+    Alternative,
+    /// `?`: the text says why a value must be there.
+    Required,
+}
+
+impl<'t> Lexer<'t> {
+    fn new(text: &'t str, variables: &'t Variables) -> Self {
+        Lexer { text, at: 0, variables }
+    }
+
+    fn rest(&self) -> &'t str {
+        &self.text[self.at..]
+    }
+
+    fn peek(&self) -> Option<char> {
+        self.rest().chars().next()
+    }
+
+    fn next(&mut self) -> Option<char> {
+        let c = self.peek()?;
+        self.at += c.len_utf8();
+        Some(c)
+    }
+
+    fn skip_blanks(&mut self) {
+        self.at += self.rest().len() - self.rest().trim_start().len();
+    }
+
+    /// One piece outside of quotes. What is not `needed` is only skipped: a variable in it need not be set.
+    fn piece(&mut self, into: &mut String, depth: usize, needed: bool) -> Result<(), Fault> {
+        let at = self.at;
+        match self.peek() {
+            Some('$') => return self.variable(into, depth, needed),
+            Some('\'') => return self.single_quoted(into),
+            Some('"') => return self.double_quoted(into, depth, needed),
+            _ => {}
+        }
+        match self.next() {
+            Some('\\') => {
+                let escaped = self.next();
+                into.push(escaped.ok_or_else(|| Fault::at(at, "it ends with a backslash"))?);
+            }
+            plain => into.extend(plain),
+        }
+        Ok(())
+    }
+
+    fn single_quoted(&mut self, into: &mut String) -> Result<(), Fault> {
+        let open = self.at;
+        let inner = &self.text[open + 1..];
+        let Some(length) = inner.find('\'') else {
+            return Err(Fault::at(open, "the quote ' is not closed"));
+        };
+        into.push_str(&inner[..length]);
+        self.at = open + 1 + length + 1;
+        Ok(())
+    }
+
+    fn double_quoted(&mut self, into: &mut String, depth: usize, needed: bool) -> Result<(), Fault> {
+        let open = self.at;
+        self.at += 1;
+        while let Some(c) = self.peek() {
+            if c == '$' {
+                self.variable(into, depth, needed)?;
+                continue;
+            }
+            self.at += c.len_utf8();
+            match c {
+                '"' => return Ok(()),
+                // Only what would mean something else is escaped.
+                '\\' => match self.peek() {
+                    Some('"' | '$' | '\\') => into.extend(self.next()),
+                    _ => into.push('\\'),
+                },
+                _ => into.push(c),
+            }
+        }
+        Err(Fault::at(open, "the quote \" is not closed"))
+    }
+
+    /// The value of the variable that starts with the `$` here.
+    fn variable(&mut self, into: &mut String, depth: usize, needed: bool) -> Result<(), Fault> {
+        let dollar = self.at;
+        self.at += 1;
+        if self.peek() == Some('{') {
+            self.at += 1;
+            let depth = depth
+                .checked_sub(1)
+                .ok_or_else(|| Fault::at(dollar, "too many ${ in each other"))?;
+            return self.braced(into, dollar, depth, needed);
+        }
+        if self.rest().starts_with(|c: char| c.is_ascii_digit()) {
+            into.push('$');
+            return Ok(());
+        }
+        match self.name() {
+            "" => into.push('$'),
+            name if needed => into.push_str(self.value(name, dollar)?),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// What follows `${`, up to its brace.
+    fn braced(&mut self, into: &mut String, dollar: usize, depth: usize, needed: bool) -> Result<(), Fault> {
+        let name = self.name();
+        let colon = self.rest().starts_with(':');
+        self.at += usize::from(colon);
+        let operation = match self.next() {
+            None => return Err(Fault::at(dollar, "${ is not closed")),
+            Some('}') if !colon => {
+                if needed {
+                    into.push_str(self.value(name, dollar)?);
+                }
+                return Ok(());
+            }
+            Some('-') => Operation::Default,
+            Some('+') => Operation::Alternative,
+            Some('?') => Operation::Required,
+            Some(_) => return Err(self.not_understood(dollar)),
+        };
+        // With the colon an empty value counts as none.
+        let value = self.variables.get(name).filter(|value| !colon || !value.is_empty());
+        let needed_text = needed && (operation == Operation::Alternative) == value.is_some();
+        let mut text = String::new();
+        loop {
+            match self.peek() {
+                None => return Err(Fault::at(dollar, "${ is not closed")),
+                Some('}') => break,
+                Some(_) => self.piece(&mut text, depth, needed_text)?,
+            }
+        }
+        self.at += 1;
+        match (operation, value) {
+            _ if !needed => {}
+            (Operation::Default | Operation::Required, Some(value)) => into.push_str(value),
+            (Operation::Default, None) | (Operation::Alternative, Some(_)) => into.push_str(&text),
+            (Operation::Alternative, None) => {}
+            (Operation::Required, None) if text.is_empty() => {
+                return Err(Fault::at(dollar, format!("the variable {name:?} must be set")));
+            }
+            (Operation::Required, None) => return Err(Fault::at(dollar, format!("{name}: {text}"))),
+        }
+        Ok(())
+    }
+
+    fn not_understood(&self, dollar: usize) -> Fault {
+        let shown = self.text[dollar..].split_inclusive('}').next().unwrap_or_default();
+        let known = "${NAME}, ${NAME:-default}, ${NAME:+text}, ${NAME:?message}";
+        match shown.ends_with('}') {
+            true => Fault::at(dollar, format!("{shown} is not understood (known: {known})")),
+            false => Fault::at(dollar, "${ is not closed"),
+        }
+    }
+
+    /// The name that begins here; it may be empty.
+    fn name(&mut self) -> &'t str {
+        let rest = self.rest();
+        let length = rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        let name = &rest[..length.unwrap_or(rest.len())];
+        self.at += name.len();
+        name
+    }
+
+    fn value(&self, name: &str, dollar: usize) -> Result<&'t str, Fault> {
+        let value = self.variables.get(name).map(String::as_str);
+        value.ok_or_else(|| {
+            let hint = crate::names::did_you_mean(name, self.variables.keys().map(String::as_str));
+            let message = format!("the variable {name:?} is not set by ARG, ENV or --build-arg{hint}");
+            Fault::at(dollar, message)
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn split_texts(text: &str, variables: &Variables) -> Vec<String> {
+        split(text, variables)
+            .unwrap()
+            .into_iter()
+            .map(|word| word.text)
+            .collect()
+    }
 
     #[test]
     fn words_follow_quotes_escapes_and_variables() {
@@ -204,27 +325,75 @@ mod tests {
             ("\"a\\b \\\" \\$A\"", vec!["a\\b \" $A"]),
             ("'' x", vec!["", "x"]),
             ("1$ $1", vec!["1$", "$1"]),
+            ("é${A}é é", vec!["é1 2é", "é"]),
         ] {
-            let words: Vec<_> = split(text, &variables)
-                .unwrap()
-                .into_iter()
-                .map(|word| word.text)
-                .collect();
-            assert_eq!(words, expected, "{text}");
+            assert_eq!(split_texts(text, &variables), expected, "{text}");
         }
         assert_eq!(expand("a $A b", &variables).unwrap(), "a 1 2 b");
+        assert_eq!(expand("it's \"$A\" \\x", &variables).unwrap(), "it's \"1 2\" \\x");
+        assert_eq!(expand("${N:-'b c'}", &variables).unwrap(), "b c");
+        assert_eq!(join(" a  'b  c'  $A", &variables).unwrap(), " a  b  c  1 2");
+    }
+
+    /// What buildkit's lexer gives for the same texts.
+    #[test]
+    fn quotes_in_the_text_of_an_expansion_are_quotes() {
+        let variables = Variables::from([("A".into(), "1 2".into()), ("HOME".into(), "/root".into())]);
+        for (text, expected) in [
+            ("${NAME:-\"kibana\"}", vec!["kibana"]),
+            ("a${X:-'b c'}d", vec!["ab cd"]),
+            ("${H:-'$HOME'}", vec!["$HOME"]),
+            ("${H:-\"$HOME\"}", vec!["/root"]),
+            ("${H:-$HOME/x}", vec!["/root/x"]),
+            ("\"${X:-'b'}\" \"${X:-\"b\"}\"", vec!["b", "b"]),
+            ("${X:-b c} d", vec!["b c", "d"]),
+            ("${X:-\"}\"}z", vec!["}z"]),
+            ("${X:-'}'}z ${X:-\\}}z", vec!["}z", "}z"]),
+            ("${X:-{}}", vec!["{}"]),
+            ("${X:-} ${X-''}", vec!["", ""]),
+            ("${A:-'no'} ${A:+\"it is $A\"}", vec!["1 2", "it is 1 2"]),
+            ("${X:-${Y:-\"a b\"}}", vec!["a b"]),
+            ("'${X:-\"a\"}'", vec!["${X:-\"a\"}"]),
+        ] {
+            assert_eq!(split_texts(text, &variables), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_needed_need_not_be_set() {
+        let variables = Variables::from([("A".into(), "1".into())]);
+        assert_eq!(split_texts("${A:-$N} ${N:+$M}x ${A:?$N}", &variables), ["1", "x", "1"]);
+    }
+
+    #[test]
+    fn the_first_word_ends_outside_of_its_quotes() {
+        for (text, first) in [
+            ("a b", "a"),
+            ("\"a b\"=c d", "\"a b\"=c"),
+            ("'a \\' b", "'a \\'"),
+            ("a\\ b c", "a\\ b"),
+            ("\"a\\\" b\" c", "\"a\\\" b\""),
+            ("'a b", "'a b"),
+        ] {
+            assert_eq!(&text[..first_end(text)], first);
+        }
     }
 
     #[test]
     fn faults_know_their_byte() {
         for (bad, at, message) in [
             ("x 'a", 2, "the quote ' is not closed"),
+            ("x \"a", 2, "the quote \" is not closed"),
             ("xx${A", 2, "${ is not closed"),
+            ("xx${A:-'a'", 2, "${ is not closed"),
+            ("xx${A:-'a}", 7, "the quote ' is not closed"),
             ("a  $B", 3, "the variable \"B\" is not set by ARG, ENV or --build-arg"),
             ("a\\", 1, "it ends with a backslash"),
             ("${A#x}", 0, "${A#x} is not understood"),
+            ("${A:}", 0, "${A:} is not understood"),
             ("b ${A:?give it}", 2, "A: give it"),
-            ("b ${A:-${A:-$C}}", 2, "the variable \"C\" is not set"),
+            ("b ${A:?'give it'}", 2, "A: give it"),
+            ("b ${A:-${A:-$C}}", 12, "the variable \"C\" is not set"),
         ] {
             let fault = split(bad, &Variables::new()).unwrap_err();
             assert_eq!(fault.at, Some(at), "{bad}");

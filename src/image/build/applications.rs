@@ -1,35 +1,32 @@
 //! The instructions that speak of applications and plugins.
 
+use std::path::Path;
+
 use clusterfile::kubefile::{CopyFlags, Instruction, is_url};
 
 use super::Build;
 use crate::apps;
+use crate::closure::IMAGE_LIST;
 use crate::config::{AppKind, AppMeta, ClusterConfig};
 use crate::container::fetched_for;
 use crate::error::Error;
 use crate::filesystem::AppFile;
 use crate::io::read_text;
 use crate::recipe::Step;
-use crate::tree::Kind;
+use crate::tree::{Entry, Kind};
 
 impl Build<'_> {
     /// CNI and CSI: manifests that are applied as soon as the control plane answers.
     pub(super) fn plugin(
         &mut self,
+        keyword: &str,
         name: &str,
         sources: &[String],
         list: impl Fn(&mut ClusterConfig) -> &mut Vec<String>,
     ) -> Result<bool, Error> {
         for source in sources {
             for (_, path) in self.contexts().find(None, source)? {
-                let packed = path.is_file()
-                    && apps::may_be_packed_chart(&path.to_string_lossy())
-                    && apps::is_packed_chart(&path)?;
-                if packed || path.join(apps::CHART).exists() {
-                    let why = "it is a helm chart; the network and storage of a cluster are manifests here: render it with \
-                               `helm template` first, or make it an APP";
-                    return Err(Error::path(source, why));
-                }
+                self.check_plugin_source(keyword, name, source, &path)?;
             }
         }
         self.files.copy(&CopyFlags::default(), sources, "manifests/")?;
@@ -38,6 +35,60 @@ impl Build<'_> {
             list.push(name.to_string());
         }
         Ok(true)
+    }
+
+    /// Everything that CNI or CSI brings is of use: only manifests are applied.
+    fn check_plugin_source(&self, keyword: &str, name: &str, source: &str, path: &Path) -> Result<(), Error> {
+        let is_chart =
+            path.is_file() && apps::may_be_packed_chart(&path.to_string_lossy()) && apps::is_packed_chart(path)?;
+        if is_chart || path.join(apps::CHART).exists() {
+            let why = "it is a helm chart; the network and storage of a cluster are manifests here: render it with \
+                       `helm template` first, or make it an APP";
+            return Err(Error::path(source, why));
+        }
+        let entries = self.contexts().walk(None, path)?;
+        let file_name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let is_file = |entry: &Entry| !matches!(entry.kind, Kind::Dir);
+        let files = entries.iter().filter(|(_, entry)| is_file(entry));
+        let files: Vec<&str> = files
+            .map(|(below, _)| {
+                if below.is_empty() {
+                    file_name.as_deref().unwrap_or_default()
+                } else {
+                    below
+                }
+            })
+            .collect();
+        if let Some(script) = files.iter().find(|file| file.ends_with(".sh")) {
+            let why = format!(
+                "{script} is a script, and nobody runs what {keyword} brings: bring the manifests that it applies; or make it an \
+                 application that is launched when the cluster is up (APP {name} {source}, LAUNCH [\"{name}\"])"
+            );
+            return Err(Error::path(source, why));
+        }
+        match files.iter().any(|file| apps::is_manifest(file) || *file == IMAGE_LIST) {
+            true => Ok(()),
+            false => {
+                let why = format!("{keyword} brings manifests (.yaml, .yml or .json, also as .tmpl), and it has none");
+                Err(Error::path(source, why))
+            }
+        }
+    }
+
+    /// Scripts among the manifests, which nobody runs.
+    pub(super) fn unused_scripts(&self) -> impl Iterator<Item = String> {
+        let files = self
+            .files
+            .tree()
+            .0
+            .iter()
+            .filter(|(_, entry)| !matches!(entry.kind, Kind::Dir));
+        let scripts = files.filter(|(path, _)| path.starts_with("manifests/") && path.ends_with(".sh"));
+        scripts.map(|(path, _)| {
+            format!(
+                "{path}: nobody runs scripts that lie in manifests/; make it an APP, or run it by CMDS [\"sh {path}\"]"
+            )
+        })
     }
 
     /// APP: replaces an application that the base image has under this name.

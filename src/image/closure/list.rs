@@ -3,7 +3,7 @@
 use super::Found;
 
 /// The file's fixed name.
-pub(super) const NAME: &str = "imageList";
+pub(crate) const NAME: &str = "imageList";
 
 /// The references of a list. `#` begins a comment, at the beginning of a line or after a blank.
 pub(super) fn images(text: &str) -> Vec<Found> {

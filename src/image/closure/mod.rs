@@ -30,6 +30,7 @@ use crate::io;
 use crate::lock::{Lock, Locked, Place};
 use crate::tree::{Kind, Source, Tree, follow};
 
+pub(crate) use list::NAME as IMAGE_LIST;
 pub(crate) use rules::Rules;
 pub(crate) use template::{UNKNOWN, known_value};
 
