@@ -81,13 +81,14 @@ pub(crate) enum Entry {
     Index,
     Delta,
     Blob(Digest),
+    /// What Docker writes beside: the same images in its own words.
+    Docker,
 }
 
+/// # Errors
+/// Why it has no place there.
 pub(crate) fn entry_of(name: &str, kind: tar::EntryType) -> Result<Entry, String> {
-    let plain = name.strip_prefix("./").unwrap_or(name);
-    if plain.starts_with('/') || plain.split('/').any(|part| part == "..") {
-        return Err(format!("the entry {name:?} leads out of the archive"));
-    }
+    let plain = plain_inside(name)?;
     match kind {
         tar::EntryType::Directory if ["", "blobs/", "blobs", "blobs/sha256/", "blobs/sha256"].contains(&plain) => {
             Ok(Entry::Folder)
@@ -96,6 +97,7 @@ pub(crate) fn entry_of(name: &str, kind: tar::EntryType) -> Result<Entry, String
             "oci-layout" => Ok(Entry::Layout),
             "index.json" => Ok(Entry::Index),
             DELTA => Ok(Entry::Delta),
+            "manifest.json" | "repositories" => Ok(Entry::Docker),
             _ => {
                 let digest = plain
                     .strip_prefix("blobs/sha256/")
@@ -111,6 +113,30 @@ pub(crate) fn entry_of(name: &str, kind: tar::EntryType) -> Result<Entry, String
             "the entry {name:?} is of the type {other:?}; only files and folders are allowed"
         )),
     }
+}
+
+/// The same for an archive that only one image is taken from: what is not understood is none of its files. None for that.
+///
+/// # Errors
+/// For names that only a damaged or malicious archive has.
+pub(crate) fn known_entry_of(name: &str, kind: tar::EntryType) -> Result<Option<Entry>, String> {
+    plain_inside(name)?;
+    Ok(entry_of(name, kind).ok())
+}
+
+/// An entry's name without what says nothing; it names something inside of the archive.
+fn plain_inside(name: &str) -> Result<&str, String> {
+    let plain = name.strip_prefix("./").unwrap_or(name);
+    if plain.starts_with('/') || plain.split('/').any(|part| part == "..") {
+        return Err(format!("the entry {name:?} leads out of the archive"));
+    }
+    if plain.starts_with("blobs/sha256/blobs/") {
+        return Err(format!(
+            "the entry {name:?} names its folder twice: what wrote the archive put blobs/sha256/ before a path that had it \
+             already; write the image anew, for instance with `skopeo copy SOURCE oci-archive:FILE`"
+        ));
+    }
+    Ok(plain)
 }
 
 /// Where a blob stands in an archive: documents first, so that a reader knows early what it gets.

@@ -9,13 +9,13 @@ use oci::{Descriptor, Digest};
 
 use crate::container::{ContainerRecipe, Workshop};
 use crate::error::Error;
-use crate::import::import;
+use crate::import::{Format, Wanted, import};
 use crate::manifest::platform_text;
 use crate::store::Store;
 use crate::tree::{Entry, Kind};
 
 /// Part of the key of what is remembered: changes when the same archive would give another manifest.
-const FORMAT: &str = "imported/2";
+const FORMAT: &str = "imported/3";
 const KIND: &str = "archives";
 
 /// Puts an image into the store and describes its manifest. `pinned` is the digest in its name, if it has one. Names that ARG
@@ -28,7 +28,7 @@ pub(crate) fn local(
     build_args: &Env,
     declared: &mut BTreeSet<String>,
 ) -> Result<Descriptor, Error> {
-    let (path, name) = match source {
+    let (path, name, format) = match source {
         ImageSource::Folder(folder) => {
             let path = workshop.contexts.inside(from, folder)?;
             if !is_layout(&path) {
@@ -36,17 +36,23 @@ pub(crate) fn local(
                 declared.extend(recipe.declared.iter().cloned());
                 return workshop.build(&path, &recipe);
             }
-            (folder, None)
+            (folder, None, Format::Oci)
         }
-        ImageSource::OciFolder { folder: path, name }
-        | ImageSource::OciArchive { file: path, name }
-        | ImageSource::DockerArchive { file: path, name } => (path, name.as_deref()),
+        ImageSource::OciFolder { folder: path, name } | ImageSource::OciArchive { file: path, name } => {
+            (path, name.as_deref(), Format::Oci)
+        }
+        ImageSource::DockerArchive { file: path, name } => (path, name.as_deref(), Format::Docker),
         ImageSource::Registry | ImageSource::Docker(_) => {
             let why = "an image of a registry is no file of a build context";
             return Err(Error::Refused(why.to_string()));
         }
     };
-    taken(workshop, from, path, name, pinned)
+    let wanted = Wanted {
+        name,
+        pinned,
+        platform: workshop.platform,
+    };
+    taken(workshop, from, path, format, wanted)
 }
 
 /// Whether a folder says that it is an OCI image layout.
@@ -59,12 +65,12 @@ fn taken(
     workshop: &Workshop<'_>,
     from: Option<&str>,
     written: &str,
-    name: Option<&str>,
-    pinned: Option<&Digest>,
+    format: Format,
+    wanted: Wanted<'_>,
 ) -> Result<Descriptor, Error> {
-    let (store, platform) = (workshop.store, workshop.platform);
+    let store = workshop.store;
     let path = workshop.contexts.inside(from, written)?;
-    let import = || import(store, &path, name, pinned, platform, workshop.progress);
+    let import = || import(store, &path, format, wanted, workshop.progress);
     if path.is_dir() {
         return import();
     }
@@ -81,7 +87,8 @@ fn taken(
     else {
         return Err(Error::path(written, "it is neither a file nor a folder"));
     };
-    let key = format!("{FORMAT}\n{digest}\n{}\n{name:?}\n{pinned:?}", platform_text(platform));
+    let (name, pinned, platform) = (wanted.name, wanted.pinned, platform_text(wanted.platform));
+    let key = format!("{FORMAT}\n{digest}\n{format:?}\n{platform}\n{name:?}\n{pinned:?}");
     let key = Digest::of(key.as_bytes());
     store.cache_used(KIND, &key);
     let kept = store.cache_get::<Descriptor>(KIND, &key);

@@ -29,8 +29,10 @@ const MOST_ENTRIES: usize = 100_000;
 /// More links than this in a row are a loop.
 const LONGEST_CHAIN: usize = 16;
 const LIST: &str = "manifest.json";
-const GZIP: &[u8] = &[0x1f, 0x8b];
-const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+/// The list of an OCI archive.
+const OCI_LIST: &str = "index.json";
+pub(crate) const GZIP: &[u8] = &[0x1f, 0x8b];
+pub(crate) const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 
 /// An image in `manifest.json`.
 #[derive(Debug, Clone, Deserialize)]
@@ -50,21 +52,28 @@ struct Contents {
     entries: BTreeMap<String, Option<String>>,
 }
 
-/// Whether a file is a docker archive. Newer ones are OCI archives as well; those that are not both are one or the other.
-///
-/// # Errors
-/// When it can't be read, or is no archive at all.
-pub(crate) fn is_archive(file: &Path) -> Result<bool, Error> {
-    let mut found = false;
-    visit(file, |path, _, _| {
-        found = path == LIST;
-        Ok(if found {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        })
-    })?;
-    Ok(found)
+/// What a file is, told by its content. Newer docker archives are OCI archives as well.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Formats {
+    pub(crate) docker: bool,
+    pub(crate) oci: bool,
+}
+
+impl Formats {
+    /// # Errors
+    /// When the file can't be read, or is no archive at all.
+    pub(crate) fn of(file: &Path) -> Result<Formats, Error> {
+        let mut found = Formats::default();
+        visit(file, |path, _, _| {
+            found.docker |= path == LIST;
+            found.oci |= path == OCI_LIST;
+            Ok(match found.docker && found.oci {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            })
+        })?;
+        Ok(found)
+    }
 }
 
 /// Takes one container image out of a docker archive: the only one, or the one named `name`.
@@ -156,7 +165,7 @@ fn layers(
 }
 
 /// Unpacks what is packed with gzip or zstd.
-fn unpacked<'r>(reader: impl Read + 'r) -> std::io::Result<Box<dyn Read + 'r>> {
+pub(crate) fn unpacked<'r>(reader: impl Read + 'r) -> std::io::Result<Box<dyn Read + 'r>> {
     let mut reader = BufReader::with_capacity(io::CHUNK, reader);
     let begin = reader.fill_buf()?;
     Ok(if begin.starts_with(GZIP) {
@@ -184,7 +193,7 @@ fn visit_all(
     each: impl FnMut(tarball::Item, &mut dyn Read) -> Result<ControlFlow<()>, Error>,
 ) -> Result<(), Error> {
     let archive = File::open(file).map_err(Error::io("cannot open", file))?;
-    let damaged = |error: std::io::Error| refused(file, format!("it is damaged or no docker archive: {error}"));
+    let damaged = |error: std::io::Error| refused(file, format!("it is damaged or no archive of images: {error}"));
     tarball::visit(unpacked(archive).map_err(damaged)?, damaged, each)
 }
 

@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use oci::{Descriptor, Digest, Index, Layout, Reference};
+use oci::{BlobStore, Descriptor, Digest, Index, Layout, Reference};
 use tempfile::TempPath;
 
 use crate::archive::{DELTA, Delta, Entry, entry_of, refused};
@@ -30,6 +30,9 @@ const COMPRESSIONS: [(&[u8], &str); 4] = [
     (b"BZh", "bzip2 -dc"),
     (&[0xfd, b'7', b'z', b'X', b'Z'], "xz -dc"),
 ];
+
+/// Says what an entry of an archive is by its name: none for one that is passed over, an error for one that spoils the archive.
+type EntryOf = fn(&str, tar::EntryType) -> Result<Option<Entry>, String>;
 
 /// What came in.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -74,6 +77,8 @@ pub(crate) struct Staged<'a> {
     pub(crate) index: Index,
     /// Size, and the file if the store lacks the blob.
     blobs: BTreeMap<Digest, (u64, Option<TempPath>)>,
+    /// The folder that is read, if it is one.
+    folder: Option<Layout>,
 }
 
 impl<'a> Staged<'a> {
@@ -83,10 +88,11 @@ impl<'a> Staged<'a> {
             from,
             index: Index::default(),
             blobs: BTreeMap::new(),
+            folder: None,
         }
     }
 
-    pub(crate) fn open(store: &'a Store, from: &'a Path, progress: &dyn Progress) -> Result<Staged<'a>, Error> {
+    fn open(store: &'a Store, from: &'a Path, progress: &dyn Progress) -> Result<Staged<'a>, Error> {
         if from.is_dir() {
             return Staged::read_folder(store, from, progress);
         }
@@ -126,7 +132,6 @@ impl<'a> Staged<'a> {
         total: Option<u64>,
         progress: &dyn Progress,
     ) -> Result<Staged<'a>, Error> {
-        let mut staged = Staged::new(store, from);
         let damaged = |error: std::io::Error| refused(from, format!("it is damaged or no oci-archive: {error}"));
         let mut stream = BufReader::with_capacity(io::CHUNK, stream);
         let begin = stream.fill_buf().map_err(damaged)?;
@@ -134,6 +139,21 @@ impl<'a> Staged<'a> {
             let why = format!("it is compressed; unpack it on the way: {unpack} FILE | installer load -i -");
             return Err(refused(from, why));
         }
+        let entry = |name: &str, kind| entry_of(name, kind).map(Some);
+        Staged::read_archive(store, from, stream, total, entry, progress)
+    }
+
+    /// Reads an archive that is not compressed (any more). `entry_of` says what an entry is; none is passed over.
+    pub(crate) fn read_archive(
+        store: &'a Store,
+        from: &'a Path,
+        stream: impl Read,
+        total: Option<u64>,
+        entry_of: EntryOf,
+        progress: &dyn Progress,
+    ) -> Result<Staged<'a>, Error> {
+        let mut staged = Staged::new(store, from);
+        let damaged = |error: std::io::Error| refused(from, format!("it is damaged or no oci-archive: {error}"));
         let (mut seen_index, mut seen_layout) = (false, false);
         let mut done = 0;
         tarball::visit(stream, damaged, |item, reader| {
@@ -145,16 +165,15 @@ impl<'a> Staged<'a> {
                 return Err(refused(from, why));
             }
             match entry_of(&name, item.kind).map_err(|why| refused(from, why))? {
-                Entry::Folder => {}
-                Entry::Layout => seen_layout = true,
-                Entry::Index if seen_index => return Err(refused(from, "it has two index.json")),
-                Entry::Index => {
+                None | Some(Entry::Folder | Entry::Docker) => {}
+                Some(Entry::Layout) => seen_layout = true,
+                Some(Entry::Index) if seen_index => return Err(refused(from, "it has two index.json")),
+                Some(Entry::Index) => {
                     staged.index = staged.read_json("index.json", reader, size)?;
-                    staged.check_names()?;
                     seen_index = true;
                 }
-                Entry::Delta => staged.check_delta(&staged.read_json(DELTA, reader, size)?)?,
-                Entry::Blob(digest) => staged.read_blob(reader, digest, size)?,
+                Some(Entry::Delta) => staged.check_delta(&staged.read_json(DELTA, reader, size)?)?,
+                Some(Entry::Blob(digest)) => staged.read_blob(reader, digest, size)?,
             }
             done += size;
             let total = total.unwrap_or(0);
@@ -171,6 +190,15 @@ impl<'a> Staged<'a> {
 
     /// Reads an OCI image layout; only what the store lacks, and only what its images need.
     fn read_folder(store: &'a Store, from: &'a Path, progress: &dyn Progress) -> Result<Staged<'a>, Error> {
+        let mut staged = Staged::open_folder(store, from)?;
+        let images = staged.index.manifests.iter();
+        let images: Vec<Descriptor> = images.filter(|entry| !manifest::is_carried(entry)).cloned().collect();
+        staged.take(&images, progress)?;
+        Ok(staged)
+    }
+
+    /// Reads the list of an OCI image layout; [`Staged::take`] reads the images.
+    pub(crate) fn open_folder(store: &'a Store, from: &'a Path) -> Result<Staged<'a>, Error> {
         let mut staged = Staged::new(store, from);
         let layout = Layout::open(from);
         for name in ["oci-layout", "index.json"] {
@@ -182,47 +210,44 @@ impl<'a> Staged<'a> {
             }
         }
         staged.index = layout.read_index()?;
-        staged.check_names()?;
+        staged.folder = Some(layout);
         let delta = from.join(DELTA);
         if delta.is_file() {
             let file = File::open(&delta).map_err(Error::io("cannot open", &delta))?;
             let size = file.metadata().map_err(Error::io("cannot read", &delta))?.len();
             staged.check_delta(&staged.read_json(DELTA, &mut file.take(size), size)?)?;
         }
+        Ok(staged)
+    }
+
+    /// Reads what images of a folder need and the store lacks; an archive has been read already.
+    pub(crate) fn take(&mut self, images: &[Descriptor], progress: &dyn Progress) -> Result<(), Error> {
+        let Some(layout) = self.folder.clone() else {
+            return Ok(());
+        };
         let mut wanted: BTreeMap<Digest, u64> = BTreeMap::new();
-        for entry in staged
-            .index
-            .manifests
-            .iter()
-            .filter(|entry| !manifest::is_carried(entry))
-        {
-            let blobs = manifest::reachable(entry, &|document: &Descriptor| {
-                let from = match layout.blobs().size(&document.digest) {
-                    Some(_) => layout.blobs(),
-                    None => store.blobs(),
-                };
-                Ok::<_, Error>(from.read(&document.digest, MAX_JSON)?)
-            });
-            let blobs = blobs.map_err(|error| refused(from, error.to_string()))?;
+        for image in images {
+            let blobs = manifest::reachable(image, &|document: &Descriptor| self.bytes(document));
+            let blobs = blobs.map_err(|error| refused(self.from, error.to_string()))?;
             wanted.extend(blobs.into_iter().map(|blob| (blob.digest, blob.size)));
         }
-        wanted.retain(|digest, size| !store.blobs().has(digest, *size));
+        wanted.retain(|digest, size| !self.store.blobs().has(digest, *size));
         let total = wanted.values().sum();
         let mut done = 0;
         for (digest, size) in wanted {
             // A link to a device or pipe is no file, and has no size.
             if layout.blobs().size(&digest) != Some(size) {
                 return Err(refused(
-                    from,
+                    self.from,
                     format!("blob {digest} is missing or has not {size} bytes"),
                 ));
             }
             let file = layout.blobs().open(&digest)?;
-            staged.read_blob(&mut BufReader::with_capacity(io::CHUNK, file).take(size), digest, size)?;
+            self.read_blob(&mut BufReader::with_capacity(io::CHUNK, file).take(size), digest, size)?;
             done += size;
             progress.event(Event::Bytes { done, total });
         }
-        Ok(staged)
+        Ok(())
     }
 
     /// Reads one of the small documents beside the blobs.
@@ -295,8 +320,23 @@ impl<'a> Staged<'a> {
         match self.blobs.get(&descriptor.digest) {
             Some((size, _)) if *size > MAX_JSON => Err(large(*size)),
             Some((_, Some(path))) => fs::read(path).map_err(Error::io("cannot read", path)),
-            _ => Ok(self.store.blobs().read(&descriptor.digest, MAX_JSON)?),
+            _ => {
+                let blobs = self.in_folder(&descriptor.digest);
+                Ok(blobs.unwrap_or(self.store.blobs()).read(&descriptor.digest, MAX_JSON)?)
+            }
         }
+    }
+
+    /// The blobs of the folder that is read, if it has this one.
+    fn in_folder(&self, digest: &Digest) -> Option<&BlobStore> {
+        let blobs = self.folder.as_ref().map(Layout::blobs);
+        blobs.filter(|blobs| blobs.size(digest).is_some())
+    }
+
+    /// Whether a document is there, in what came or in the store.
+    pub(crate) fn has(&self, document: &Descriptor) -> bool {
+        let digest = &document.digest;
+        self.blobs.contains_key(digest) || self.in_folder(digest).is_some() || self.store.blobs().size(digest).is_some()
     }
 
     pub(crate) fn json<T: serde::de::DeserializeOwned>(&self, descriptor: &Descriptor) -> Result<T, Error> {
@@ -306,7 +346,7 @@ impl<'a> Staged<'a> {
     }
 
     /// Whether an entry is a document about an image, not an image.
-    pub(crate) fn is_artifact(&self, entry: &Descriptor) -> Result<bool, Error> {
+    fn is_artifact(&self, entry: &Descriptor) -> Result<bool, Error> {
         if !is_artifact_entry(entry) {
             return Ok(false);
         }
@@ -357,6 +397,7 @@ impl<'a> Staged<'a> {
 
     /// Makes what came part of the store, after the last check.
     fn finish(self, store: &Store, tag: Option<&Reference>) -> Result<Loaded, Error> {
+        self.check_names()?;
         let (mut images, mut artifacts) = (Vec::new(), Vec::new());
         // Carried images come with the cluster images they are listed beside.
         for entry in self.index.manifests.iter().filter(|entry| !manifest::is_carried(entry)) {

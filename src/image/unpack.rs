@@ -220,6 +220,11 @@ fn limits_of(archive: &Path) -> Result<Limits, Error> {
     Ok(Limits::of(meta.len()))
 }
 
+/// How many bytes an archive may have without its compression.
+pub(crate) fn most_bytes(archive: &Path) -> Result<u64, Error> {
+    Ok(limits_of(archive)?.bytes)
+}
+
 /// Calls `each` with every entry of an archive of any packing, as [`tarball::visit`] does.
 pub(crate) fn visit(
     archive: &Path,

@@ -40,7 +40,7 @@ impl Bench {
     }
 
     fn import(&self, path: &Path, name: Option<&str>) -> Result<Descriptor, String> {
-        assert!(is_archive(path).unwrap());
+        assert!(Formats::of(path).unwrap().docker);
         let imported = import(&self.store, path, name, &host_platform(), &NoProgress);
         imported.map_err(|error| error.to_string())
     }
@@ -172,7 +172,7 @@ fn a_damaged_archive_is_refused_wherever_it_is_cut() {
         + LISTED.len();
     for cut in (0..end).step_by(97) {
         std::fs::write(&path, &whole[..cut]).unwrap();
-        let taken = is_archive(&path).and_then(|is| match is {
+        let taken = Formats::of(&path).and_then(|formats| match formats.docker {
             true => import(&bench.store, &path, None, &host_platform(), &NoProgress).map(|_| ()),
             false => Err(Error::Refused("no list".to_string())),
         });
