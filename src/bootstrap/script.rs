@@ -75,6 +75,8 @@ pub fn caches(scope: &host::Scope) -> BTreeMap<String, String> {
 /// When it cannot be run, ends with another code than 0, or is stopped because it takes too long.
 pub async fn run(session: &Session, host: &str, observer: &dyn Observer, job: Job) -> Result<()> {
     let mut tail = Tail::default();
+    let command = shell_line(&job.argv).map(str::to_owned);
+    let mut absent = None;
     let exec = Exec {
         argv: job.argv,
         env: job.env,
@@ -84,6 +86,9 @@ pub async fn run(session: &Session, host: &str, observer: &dyn Observer, job: Jo
     };
     let told = |stream: Stream, line: &str| {
         tail.push(line);
+        if let (Stream::Stderr, Some(command), None) = (stream, &command, &absent) {
+            absent = absent_program(command, line).map(str::to_owned);
+        }
         observer.event(Event::Output {
             host: Some(host.to_owned()),
             what: job.what.clone(),
@@ -93,7 +98,32 @@ pub async fn run(session: &Session, host: &str, observer: &dyn Observer, job: Jo
     };
     let ended = session.client.exec_telling(exec, told).await;
     let ended = ended.map_err(session.failed(format!("running {}", job.what)))?;
-    tail.judge(format!("{host} ({})", session.ip), job.what, &ended, job.limit)
+    tail.judge(format!("{host} ({})", session.ip), job.what, &ended, job.limit, absent)
+}
+
+/// The line that a shell runs, if the arguments are `/bin/sh -c LINE`.
+fn shell_line(argv: &[String]) -> Option<&str> {
+    match argv {
+        [shell, flag, line] if shell == "/bin/sh" && flag == "-c" => Some(line),
+        _ => None,
+    }
+}
+
+/// The program that a command line runs to put its output in place (`$(NAME …)`), if a line of the shell's complaints says that
+/// there is none. The shell goes on then, and may end with 0.
+fn absent_program<'c>(command: &'c str, complaint: &str) -> Option<&'c str> {
+    // dash: `/bin/sh: 1: NAME: not found`; bash: `/bin/sh: line 1: NAME: command not found`.
+    let told = complaint.strip_prefix("/bin/sh: ")?;
+    let told = told
+        .strip_suffix(": not found")
+        .or_else(|| told.strip_suffix(": command not found"))?;
+    let name = told.rsplit(": ").next().filter(|name| !name.is_empty())?;
+    command.match_indices(name).find_map(|(at, name)| {
+        let before = command[..at].trim_end();
+        let ends = command[at + name.len()..].chars().next();
+        let is_whole = ends.is_none_or(|c| c.is_whitespace() || ")`;|&<>".contains(c));
+        (is_whole && (before.ends_with("$(") || before.ends_with('`'))).then_some(name)
+    })
 }
 
 /// Puts a script on the host, runs it there, and takes it away again, whether it went well or not.
@@ -141,9 +171,23 @@ impl Tail {
         self.0.push_back(line.to_owned());
     }
 
-    fn judge(self, host: String, what: String, ended: &ExecResult, limit: Duration) -> Result<()> {
+    /// `absent` is a program that the shell should have put the output of in place, and did not find.
+    fn judge(
+        self,
+        host: String,
+        what: String,
+        ended: &ExecResult,
+        limit: Duration,
+        absent: Option<String>,
+    ) -> Result<()> {
         let how = match ended.code {
-            Some(0) => return Ok(()),
+            Some(0) => match absent {
+                None => return Ok(()),
+                Some(name) => format!(
+                    "ended with code 0, but its shell found no program {name} to put its output in place of $({name}); if it is \
+                     a variable, write ${{{name}}}"
+                ),
+            },
             Some(code) => format!("ended with code {code}"),
             None => format!("was stopped because it took longer than {} s", limit.as_secs()),
         };
@@ -179,7 +223,13 @@ mod tests {
             tail.push("  ");
         }
         let limit = Duration::from_secs(60);
-        let judged = tail.judge("m1 (10.0.0.1)".into(), "hook tune (pre-install)".into(), &ended, limit);
+        let judged = tail.judge(
+            "m1 (10.0.0.1)".into(),
+            "hook tune (pre-install)".into(),
+            &ended,
+            limit,
+            None,
+        );
         judged.err().map(|error| error.to_string())
     }
 
@@ -199,6 +249,52 @@ mod tests {
         assert!(text.ends_with("line 11"), "{text}");
         let late = judged(0, code(None)).unwrap();
         assert!(late.ends_with("took longer than 60 s; it wrote nothing"), "{late}");
+    }
+
+    /// What the shell of this machine says of a command line.
+    fn absent(command: &str) -> Option<String> {
+        let argv = ["/bin/sh", "-c", command].map(str::to_owned);
+        let line = shell_line(&argv).unwrap();
+        let ran = std::process::Command::new(&argv[0]).args(&argv[1..]).output().unwrap();
+        let complaints = String::from_utf8(ran.stderr).unwrap();
+        complaints
+            .lines()
+            .find_map(|said| absent_program(line, said))
+            .map(str::to_owned)
+    }
+
+    #[test]
+    fn a_program_that_a_shell_does_not_find_for_a_substitution_is_seen() {
+        for (command, expected) in [
+            ("echo name=$(NAME_OF_NOTHING)", Some("NAME_OF_NOTHING")),
+            ("echo \"$( NAME_OF_NOTHING -x )\"; true", Some("NAME_OF_NOTHING")),
+            ("echo `NAME_OF_NOTHING`", Some("NAME_OF_NOTHING")),
+            ("echo $(echo x)", None),
+            ("echo $(NAME_OF_NOTHING 2> /dev/null)", None),
+            ("NAME_OF_NOTHING || echo it is not there", None),
+        ] {
+            assert_eq!(absent(command).as_deref(), expected, "{command}");
+        }
+        let bash = "/bin/sh: line 1: NAME: command not found";
+        assert_eq!(absent_program("echo $(NAME)", bash), Some("NAME"));
+        for other in [
+            "NAME: not found",
+            "/bin/sh: 1: OTHER: not found",
+            "Error: NAME: not found",
+        ] {
+            assert_eq!(absent_program("echo $(NAME)", other), None, "{other}");
+        }
+        let ended = ExecResult {
+            code: Some(0),
+            ..ExecResult::default()
+        };
+        let (limit, name) = (Duration::from_secs(60), Some("NAME".to_owned()));
+        let judged = Tail::default().judge("m1".into(), "launch command".into(), &ended, limit, name);
+        let told = judged.unwrap_err().to_string();
+        assert!(
+            told.contains("found no program NAME") && told.contains("write ${NAME}"),
+            "{told}"
+        );
     }
 
     #[test]
