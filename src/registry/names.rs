@@ -1,7 +1,7 @@
 //! Which carried repository a request means.
 //!
 //! The store keeps every image under its full name, domain included. Requests name images in three ways: a runtime that uses us
-//! as a mirror says the original domain in `?ns=`, a client that was told our own domain says only the path, and a person with
+//! as a mirror says the original domain in `?ns=`, and in the name as well where its mirror has a folder for each domain; a client that was told our own domain says only the path, and a person with
 //! `curl` may write the full name. This file turns one into an ordered list of full names; it knows nothing of stores.
 //!
 //! What is pushed goes to the first of them that is a well-formed reference: under our own first domain, unless the name begins
@@ -28,18 +28,26 @@ pub fn candidates(name: &str, ns: Option<&str>, own: &[String]) -> Vec<String> {
     };
     let is_own = |ns: &str| own.iter().any(|domain| domain == ns);
     match ns {
-        Some(ns) if !is_own(ns) && is_docker(ns) => push(docker(name)),
-        Some(ns) if !is_own(ns) => push(format!("{ns}/{name}")),
+        Some(ns) if !is_own(ns) => {
+            push(full(ns, name));
+            // A runtime whose mirror keeps the images of each domain in a folder of its own (`/v2/quay.io` for quay.io) asks with
+            // both.
+            if let Some((first, rest)) = name.split_once('/').filter(|(first, _)| is_folder_of(first, ns)) {
+                push(full(ns, rest));
+                if is_domain(first) {
+                    push(name.to_owned());
+                }
+                for domain in own {
+                    push(format!("{domain}/{name}"));
+                }
+            }
+        }
         ns => {
             if let Some(ns) = ns {
                 push(format!("{ns}/{name}"));
             }
             if let Some((first, rest)) = name.split_once('/').filter(|(first, _)| is_domain(first)) {
-                push(if is_docker(first) {
-                    docker(rest)
-                } else {
-                    name.to_owned()
-                });
+                push(full(first, rest));
             }
             for domain in own {
                 push(format!("{domain}/{name}"));
@@ -94,6 +102,18 @@ pub fn is_tag(tag: &str) -> bool {
         && rest
             .iter()
             .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
+}
+
+fn full(domain: &str, path: &str) -> String {
+    match is_docker(domain) {
+        true => docker(path),
+        false => format!("{domain}/{path}"),
+    }
+}
+
+/// Whether a path component is the folder of a domain: the domain, with a hyphen before its port where that can't stand.
+fn is_folder_of(component: &str, domain: &str) -> bool {
+    component == domain || component == domain.replace(':', "-") || (is_docker(component) && is_docker(domain))
 }
 
 fn docker(path: &str) -> String {
@@ -157,6 +177,49 @@ mod tests {
         check("nginx", Some("registry-1.docker.io"), &["docker.io/library/nginx"]);
         check("pause", Some("installer.internal"), &["installer.internal/pause"]);
         check("x", Some("corp:8443"), &["corp:8443/x"]);
+    }
+
+    #[test]
+    fn a_mirror_request_may_carry_its_namespace_in_the_name_as_well() {
+        for (name, ns, expected) in [
+            (
+                "quay.io/a/b",
+                "quay.io",
+                &[
+                    "quay.io/quay.io/a/b",
+                    "quay.io/a/b",
+                    "sea.hub:5000/quay.io/a/b",
+                    "10.0.0.1:5000/quay.io/a/b",
+                ][..],
+            ),
+            (
+                "docker.io/library/nginx",
+                "docker.io",
+                &[
+                    "docker.io/docker.io/library/nginx",
+                    "docker.io/library/nginx",
+                    "sea.hub:5000/docker.io/library/nginx",
+                    "10.0.0.1:5000/docker.io/library/nginx",
+                ],
+            ),
+            (
+                "r.corp-8443/x",
+                "r.corp:8443",
+                &[
+                    "r.corp:8443/r.corp-8443/x",
+                    "r.corp:8443/x",
+                    "r.corp-8443/x",
+                    "sea.hub:5000/r.corp-8443/x",
+                    "10.0.0.1:5000/r.corp-8443/x",
+                ],
+            ),
+            ("quay.io/a", "ghcr.io", &["ghcr.io/quay.io/a"]),
+            ("quay.iox/a", "quay.io", &["quay.io/quay.iox/a"]),
+        ] {
+            let found: Vec<String> =
+                candidates(name, Some(ns), &["sea.hub:5000".to_owned(), "10.0.0.1:5000".to_owned()]);
+            assert_eq!(found, expected, "{name} ns={ns}");
+        }
     }
 
     #[test]

@@ -70,6 +70,44 @@ async fn what_is_pushed_makes_an_image_layout_that_says_its_names() {
     server.stop().await;
 }
 
+/// As a cluster uses an external registry: the images of each domain are pushed below its name, and the runtime is told that
+/// folder and says the domain again.
+#[tokio::test]
+async fn what_is_pushed_below_a_domain_is_found_by_a_mirror_that_says_it_twice() {
+    for domains in [vec!["hub.corp:5000".to_owned()], Vec::new()] {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(Args {
+            domains,
+            ..open_args(dir.path())
+        })
+        .await;
+        let target = server.target();
+        for (folder, path, ns) in [
+            ("quay.io", "team/app", "quay.io"),
+            ("docker.io", "library/nginx", "docker.io"),
+            ("registry.k8s.io", "pause", "registry.k8s.io"),
+            ("r.corp-8443", "x", "r.corp%3A8443"),
+            ("corp-8443", "x", "corp%3A8443"),
+            ("localhost-5000", "x", "localhost:5000"),
+        ] {
+            let content = format!("content of {folder}");
+            let digest = target
+                .push_image(&format!("{folder}/{path}"), Some("1"), content.as_bytes())
+                .await;
+            for reference in ["1", digest.as_str()] {
+                let asked = format!("/v2/{folder}/{path}/manifests/{reference}?ns={ns}");
+                assert_eq!(server.get(&asked).await.status(), 200, "{asked}");
+            }
+            let blob = Digest::of(content.as_bytes());
+            let asked = format!("/v2/{folder}/{path}/blobs/{blob}?ns={ns}");
+            assert_eq!(server.get(&asked).await.status(), 200, "{asked}");
+            let elsewhere = format!("/v2/{folder}/{path}/manifests/1?ns=other.io");
+            assert_eq!(server.get(&elsewhere).await.status(), 404, "{elsewhere}");
+        }
+        server.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn a_namespace_leads_every_step_of_a_push() {
     let dir = tempfile::tempdir().unwrap();
