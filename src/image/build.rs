@@ -299,9 +299,9 @@ impl<'a> Build<'a> {
         }
         self.check_apps()?;
         let charts = helm.render_all(&self.files, &self.config, &self.recipe.platform)?;
-        self.prove_closure(&charts)?;
+        let mut warnings = self.prove_closure(&charts)?;
         declared.append(&mut self.declared);
-        let warnings = self.unused_scripts().collect();
+        warnings.extend(self.unused_scripts());
         let rootfs = self.write()?;
         Ok(Part {
             rootfs,
@@ -417,7 +417,8 @@ impl<'a> Build<'a> {
     }
 
     /// Every image that the rootfs names must be carried; what a registry has is pulled. `charts` are what helm made of charts.
-    fn prove_closure(&mut self, charts: &[Rendered]) -> Result<(), Error> {
+    /// Gives what may be meant as an image, and is not carried.
+    fn prove_closure(&mut self, charts: &[Rendered]) -> Result<BTreeSet<String>, Error> {
         let Supplies { store, puller, .. } = self.supplies;
         let mut proof = Proof {
             store,
@@ -432,12 +433,11 @@ impl<'a> Build<'a> {
         for chart in charts {
             proof.survey.document(&chart.shown, &chart.text);
         }
-        let (lock, pulled) = proof.run(&self.carried)?;
-        self.config.lock = Some(lock);
-        pulled
-            .into_iter()
-            .for_each(|(reference, manifest)| self.carry(reference, manifest));
-        Ok(())
+        let proved = proof.run(&self.carried)?;
+        self.config.lock = Some(proved.lock);
+        let pulled = proved.pulled.into_iter();
+        pulled.for_each(|(reference, manifest)| self.carry(reference, manifest));
+        Ok(proved.warnings)
     }
 
     fn carry(&mut self, reference: Reference, mut manifest: Descriptor) {

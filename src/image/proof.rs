@@ -53,6 +53,15 @@ pub(crate) struct Proof<'a> {
     pub(crate) survey: Survey,
 }
 
+/// What a proof gives.
+pub(crate) struct Proved {
+    pub(crate) lock: Lock,
+    /// What was pulled, because it is named and was not carried.
+    pub(crate) pulled: BTreeMap<Reference, Descriptor>,
+    /// What may be an image's name and is not carried.
+    pub(crate) warnings: BTreeSet<String>,
+}
+
 impl Proof<'_> {
     /// A survey that knows the rules of the context and of the base image, whose configuration `config` still is.
     pub(crate) fn begin(context: &Path, config: &ClusterConfig) -> Result<Survey, Error> {
@@ -62,15 +71,11 @@ impl Proof<'_> {
         Ok(Survey::new(rules, config))
     }
 
-    /// Pulls what is named and not carried, and proves that then all is. Gives the lock and what was pulled. Must run in
-    /// a runtime's thread for blocking work.
+    /// Pulls what is named and not carried, and proves that then all is. Must run in a runtime's thread for blocking work.
     ///
     /// # Errors
     /// [`Error::NotClosed`] with everything that is missing or can't be understood; what went wrong on this machine.
-    pub(crate) fn run(
-        self,
-        carried: &BTreeMap<Reference, Descriptor>,
-    ) -> Result<(Lock, BTreeMap<Reference, Descriptor>), Error> {
+    pub(crate) fn run(self, carried: &BTreeMap<Reference, Descriptor>) -> Result<Proved, Error> {
         let wanted: Vec<Reference> = self.survey.wanted(carried).into_iter().collect();
         let pulls = self.puller.pull_all(self.store, wanted.clone(), self.platform);
         let results = tokio::runtime::Handle::current().block_on(pulls);
@@ -85,7 +90,8 @@ impl Proof<'_> {
         let all = carried.iter().chain(&pulled);
         let all = all.map(|(name, manifest)| (name.clone(), manifest.clone())).collect();
         let platform = platform_text(self.platform);
+        let warnings = self.survey.warnings(&all);
         let lock = self.survey.prove(&platform, &all, &self.origins.places, &failed)?;
-        Ok((lock, pulled))
+        Ok(Proved { lock, pulled, warnings })
     }
 }

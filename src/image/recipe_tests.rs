@@ -151,3 +151,28 @@ fn the_mistakes_of_a_recipe_are_told_at_once() {
     assert_eq!(refused.lines().count(), 2, "{refused}");
     assert!(refused.contains("Kubefile:3:1: there is no APP \"wbe\" before this line, did you mean \"web\"?"));
 }
+
+#[test]
+fn what_looks_like_an_image_and_is_not_carried_is_told_with_its_line() {
+    let bench = Bench::new();
+    let pod = "apiVersion: apps/v1\nkind: Deployment\nspec:\n  template:\n    spec:\n      containers:\n      - image: a.b/web:v1\n        args:\n        \
+               - --reloader=quay.io/a/reloader:v0.1\n        - --web=a.b/web:v1\n        env:\n        - name: HELPER_IMAGE\n          value: busybox:1\n";
+    bench.write("manifests/pod.yaml", pod);
+    let recipe = "FROM scratch\nCOPY manifests manifests\nIMAGE a.b/web:v1 FROM web\n";
+    let (_, warnings) = bench.build_warned(recipe);
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert_eq!(
+        warnings[0],
+        "manifests/pod.yaml:13: the variable HELPER_IMAGE looks like the image busybox:1, which is not carried; if a program asks for \
+         it in the cluster, say so with the annotation installer.internal/image-env: \"HELPER_IMAGE\""
+    );
+    assert!(
+        warnings[1]
+            .starts_with("manifests/pod.yaml:9: the argument --reloader looks like the image quay.io/a/reloader:v0.1"),
+        "{warnings:?}"
+    );
+    let (_, warnings) = bench.build_warned(&format!(
+        "{recipe}IMAGE quay.io/a/reloader:v0.1 FROM web\nIMAGE busybox:1 FROM web\n"
+    ));
+    assert_eq!(warnings, Vec::<String>::new(), "what is carried is no reason to warn");
+}

@@ -8,7 +8,9 @@ use clusterfile::names::did_you_mean;
 use clusterfile::yaml::{Node, Value};
 
 use super::Found;
+use super::path::FieldPath;
 use super::rules::Rules;
+use super::suspect::{self, Suspect};
 
 /// Fields of a PodSpec whose items have an `image`. Sidecars are restartable init containers.
 const CONTAINER_LISTS: [&str; 3] = ["containers", "initContainers", "ephemeralContainers"];
@@ -35,50 +37,100 @@ const BUILT_IN: [&str; 6] = ["", "apps", "batch", "extensions", "autoscaling", "
 const KUSTOMIZE: &str = "kustomize.config.k8s.io";
 
 /// References that the object's programs will ask for, separated by commas or blanks.
-const IMAGES: &str = "installer.internal/images";
+pub(super) const IMAGES: &str = "installer.internal/images";
 /// Arguments of its containers that hold an image: `--flag=REF` or `--flag REF`.
-const IMAGE_ARGS: &str = "installer.internal/image-args";
+pub(super) const IMAGE_ARGS: &str = "installer.internal/image-args";
 /// Environment variables of its containers that hold an image.
-const IMAGE_ENV: &str = "installer.internal/image-env";
+pub(super) const IMAGE_ENV: &str = "installer.internal/image-env";
+
+/// An object of a document.
+struct Object<'a> {
+    node: &'a Node,
+    api_version: Option<&'a str>,
+    kind: &'a str,
+}
 
 /// The images that an object names; a document without a kind is no object and names none.
 pub(super) fn images(document: &Node, rules: &Rules) -> Vec<Found> {
     let mut found = Vec::new();
-    let text = |field: &str| document.get(field).and_then(Node::as_str);
-    if let Some(kind) = text("kind") {
-        object(document, text("apiVersion"), kind, rules, &mut found);
+    for object in objects(document) {
+        let rule = object.rule(rules);
+        let pods = object.pods(rule.is_some());
+        if object.group() == Some(KUSTOMIZE) && rule.is_none() {
+            kustomization(object.node, &mut found);
+        }
+        pods.iter().for_each(|pod| pod_spec(pod, &mut found));
+        for path in rule.unwrap_or_default() {
+            let values = path.find(object.node).into_iter();
+            values.for_each(|value| image_value(value, &mut found));
+        }
+        annotated(object.node, &pods, &mut found);
     }
     found
 }
 
-fn object(node: &Node, api_version: Option<&str>, kind: &str, rules: &Rules, found: &mut Vec<Found>) {
+/// What in a document's containers may be an image's name though nothing says so.
+pub(super) fn suspects(document: &Node, rules: &Rules) -> Vec<Suspect> {
+    let objects = objects(document);
+    let pods = objects
+        .iter()
+        .flat_map(|object| object.pods(object.rule(rules).is_some()));
+    pods.flat_map(|pod| containers(pod).collect::<Vec<_>>())
+        .flat_map(suspect::of_container)
+        .collect()
+}
+
+/// The objects of a document, lists opened.
+fn objects(document: &Node) -> Vec<Object<'_>> {
+    let text = |field: &str| document.get(field).and_then(Node::as_str);
+    let mut found = Vec::new();
+    if let Some(kind) = text("kind") {
+        collect_objects(document, text("apiVersion"), kind, &mut found);
+    }
+    found
+}
+
+fn collect_objects<'a>(node: &'a Node, api_version: Option<&'a str>, kind: &'a str, found: &mut Vec<Object<'a>>) {
     if let (Some(of), Some(items)) = (kind.strip_suffix("List"), node.get("items")) {
         for item in items.items() {
             let text = |field: &str| item.get(field).and_then(Node::as_str);
             // Items of a typed list need not repeat what they are.
             let kind = text("kind").unwrap_or(of);
-            object(item, text("apiVersion").or(api_version), kind, rules, found);
+            collect_objects(item, text("apiVersion").or(api_version), kind, found);
         }
         return;
     }
-    let group = api_version.map(|version| version.split_once('/').map_or("", |(group, _)| group));
-    let rule = rules.paths(api_version.unwrap_or_default(), kind);
-    let mut pods = Vec::new();
-    let workload = WORKLOADS
-        .iter()
-        .find(|(of, name, _)| *name == kind && group.is_none_or(|group| group == *of));
-    match workload {
-        Some((_, _, path)) => pods.extend(path.iter().try_fold(node, |node, field| node.get(field))),
-        None if group.is_some_and(|group| BUILT_IN.contains(&group)) => {}
-        None if rule.is_some() => {}
-        None if group == Some(KUSTOMIZE) => kustomization(node, found),
-        None => pod_shaped(node, &mut pods),
+    found.push(Object {
+        node,
+        api_version,
+        kind,
+    });
+}
+
+impl<'a> Object<'a> {
+    fn group(&self) -> Option<&'a str> {
+        let version = self.api_version?;
+        Some(version.split_once('/').map_or("", |(group, _)| group))
     }
-    pods.iter().for_each(|pod| pod_spec(pod, found));
-    for path in rule.unwrap_or_default() {
-        path.find(node).into_iter().for_each(|value| image_value(value, found));
+
+    fn rule<'r>(&self, rules: &'r Rules) -> Option<&'r [FieldPath]> {
+        rules.paths(self.api_version.unwrap_or_default(), self.kind)
     }
-    annotated(node, &pods, found);
+
+    /// Its PodSpecs.
+    fn pods(&self, has_rule: bool) -> Vec<&'a Node> {
+        let group = self.group();
+        let is_workload =
+            |(of, name, _): &&(&str, &str, &[&str])| *name == self.kind && group.is_none_or(|group| group == *of);
+        let mut pods = Vec::new();
+        match WORKLOADS.iter().find(is_workload) {
+            Some((_, _, path)) => pods.extend(path.iter().try_fold(self.node, |node, field| node.get(field))),
+            None if group.is_some_and(|group| BUILT_IN.contains(&group)) => {}
+            None if has_rule || group == Some(KUSTOMIZE) => {}
+            None => pod_shaped(self.node, &mut pods),
+        }
+        pods
+    }
 }
 
 fn kustomization(node: &Node, found: &mut Vec<Found>) {

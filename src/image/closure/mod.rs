@@ -13,6 +13,7 @@ mod list;
 mod path;
 mod rules;
 mod runtime;
+mod suspect;
 mod template;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +33,7 @@ use crate::tree::{Kind, Source, Tree, follow};
 
 pub(crate) use list::NAME as IMAGE_LIST;
 pub(crate) use rules::Rules;
+use suspect::Suspect;
 pub(crate) use template::{UNKNOWN, known_value};
 
 /// A place in a file that names an image, or should and doesn't.
@@ -94,6 +96,8 @@ pub(crate) struct Survey {
     config: ClusterConfig,
     named: BTreeMap<Reference, BTreeSet<Place>>,
     faults: Vec<MissingImage>,
+    /// What may be an image's name, and in which file.
+    suspects: Vec<(String, Suspect)>,
 }
 
 impl Survey {
@@ -104,6 +108,7 @@ impl Survey {
             config: config.clone(),
             named: BTreeMap::new(),
             faults: Vec::new(),
+            suspects: Vec::new(),
         }
     }
 
@@ -182,6 +187,9 @@ impl Survey {
                 for document in &documents {
                     let found = document::images(document, &self.rules);
                     self.add(shown, found);
+                    let suspects = document::suspects(document, &self.rules).into_iter();
+                    self.suspects
+                        .extend(suspects.map(|suspect| (shown.to_string(), suspect)));
                 }
             }
             Err(error) => self.fault(shown, error.at.line, "", error.message),
@@ -230,6 +238,21 @@ impl Survey {
             .keys()
             .filter(|reference| resolve(reference, carried).is_none());
         missing.filter_map(pull_name).collect()
+    }
+
+    /// What looks like an image's name, is not said to be one, and is not carried: where, and how it is said.
+    pub(crate) fn warnings(&self, carried: &BTreeMap<Reference, Descriptor>) -> BTreeSet<String> {
+        let suspects = self.suspects.iter();
+        let absent = suspects.filter(|(_, suspect)| resolve(&suspect.reference, carried).is_none());
+        let told = absent.map(|(file, suspect)| {
+            let (line, place, name) = (suspect.line, &suspect.place, suspect.reference.familiar());
+            format!(
+                "{file}:{line}: {place} looks like the image {name}, which is not carried; if a program asks for it in the \
+                 cluster, say so with the annotation {}",
+                suspect.annotation
+            )
+        });
+        told.collect()
     }
 
     /// Proves that all that is named is carried, and says what each name means. `failed` says why names of
