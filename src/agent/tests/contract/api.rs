@@ -245,6 +245,17 @@ async fn ready_pod(api: &Api<Pod>, name: &str, host: &Host) -> Pod {
     .await
 }
 
+async fn failed_pod(api: &Api<Pod>, name: &str) -> Pod {
+    until(&format!("pod {name} failed"), 60, || async {
+        let pod = api.get(name).await.map_err(|e| e.to_string())?;
+        match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
+            Some("Failed") => Ok(pod),
+            _ => Err(format!("{:?}", pod.status)),
+        }
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_joins_and_runs_pods_of_the_api() {
     let Some(host) = Host::start("api") else { return };
@@ -407,15 +418,7 @@ async fn a_node_joins_and_runs_pods_of_the_api() {
     // A pod that ends, with its message.
     cluster.create(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ends", "namespace": "default"},
         "spec": {"nodeName": "node", "hostNetwork": true, "restartPolicy": "Never", "containers": [{"name": "c", "image": "test/busybox:1", "command": ["sh", "-c", "echo bye > /dev/termination-log; exit 3"]}]}})).await;
-    let ended = until("ended", 20, || async {
-        let pod = pods.get("ends").await.map_err(|e| e.to_string())?;
-        if pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Failed") {
-            Ok(pod)
-        } else {
-            Err(format!("{:?}", pod.status))
-        }
-    })
-    .await;
+    let ended = failed_pod(&pods, "ends").await;
     let state = ended.status.unwrap().container_statuses.unwrap()[0]
         .state
         .clone()
@@ -426,6 +429,35 @@ async fn a_node_joins_and_runs_pods_of_the_api() {
         (state.exit_code, state.message.as_deref(), state.reason.as_deref()),
         (3, Some("bye\n"), Some("Error"))
     );
+
+    // A pod that wants to change the kernel, and one that takes more room than it asked for.
+    let busy = |name: &str, more: Value| {
+        let mut spec = json!({"nodeName": "node", "hostNetwork": true, "terminationGracePeriodSeconds": 0,
+            "volumes": [{"name": "v", "emptyDir": {"sizeLimit": "1Mi"}}],
+            "containers": [{"name": "c", "image": "test/busybox:1", "volumeMounts": [{"name": "v", "mountPath": "/v"}],
+                "command": ["sh", "-c", "dd if=/dev/zero of=/v/x bs=1M count=3; sleep 1000"]}]});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"}, "spec": spec})
+    };
+    let sysctls = json!({"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "65536"}]}});
+    cluster.create(busy("unsafe", sysctls)).await;
+    cluster.create(busy("full", json!({}))).await;
+    for (name, reason, message) in [
+        (
+            "unsafe",
+            "SysctlForbidden",
+            "forbidden sysctl: \"kernel.msgmax\" not allowlisted",
+        ),
+        (
+            "full",
+            "Evicted",
+            "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". ",
+        ),
+    ] {
+        let status = failed_pod(&pods, name).await.status.unwrap();
+        let told = (status.reason.as_deref(), status.message.as_deref());
+        assert_eq!(told, (Some(reason), Some(message)), "{name}");
+    }
 
     // A pod whose image is nowhere.
     cluster.create(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "never", "namespace": "default"},
@@ -446,10 +478,10 @@ async fn a_node_joins_and_runs_pods_of_the_api() {
     assert!(anonymous < 40 << 20, "{anonymous} bytes");
 
     // Deletion, graceful and complete.
-    for name in ["rich", "ends", "never"] {
+    for name in ["rich", "ends", "unsafe", "full", "never"] {
         pods.delete(name, &DeleteParams::default()).await.unwrap();
     }
-    for name in ["rich", "ends", "never"] {
+    for name in ["rich", "ends", "unsafe", "full", "never"] {
         until(&format!("{name} gone"), 20, || async {
             match pods.get_opt(name).await {
                 Ok(None) => Ok(()),

@@ -110,3 +110,33 @@ fn logs_and_commands_are_served_with_the_close_signal() {
         assert_eq!(out.stdout, "old\n");
     });
 }
+
+#[test]
+fn safe_sysctls_are_set_and_a_pod_without_its_isolation_does_not_start() {
+    let Some(host) = Host::start("sysctl") else { return };
+    let spec = |more: serde_json::Value| {
+        let mut spec = json!({"hostNetwork": true, "terminationGracePeriodSeconds": 0});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        spec
+    };
+    let container = |name: &str| {
+        json!([{"name": name, "image": "test/busybox:1",
+            "command": ["sh", "-c", "echo forced=$(cat /proc/sys/kernel/shm_rmid_forced); sleep 1000"]}])
+    };
+    let sysctls = json!({"sysctls": [{"name": "kernel.shm_rmid_forced", "value": "1"}]});
+    let alone = spec(json!({"hostUsers": false, "containers": container("alone")}));
+    host.write_pod("alone", &pod("alone", alone));
+    host.write_pod(
+        "set",
+        &pod(
+            "set",
+            spec(json!({"securityContext": sysctls, "containers": container("set")})),
+        ),
+    );
+    let agent = host.agent();
+    let log = host.wait_log("set", 0, "forced=", 20 * SECOND);
+    assert!(log.contains("forced=1"), "{log}");
+    host.wait_agent_log("user namespaces are not supported", 20 * SECOND);
+    assert!(host.was_started("set") && !host.was_started("alone"));
+    drop(agent);
+}

@@ -207,6 +207,11 @@ impl Host {
         std::fs::read_to_string(self.path("agent.log")).unwrap_or_default()
     }
 
+    /// Waits for a text in the agent's log.
+    pub fn wait_agent_log(&self, text: &str, limit: Duration) {
+        self.wait(text, limit, || self.agent_log().contains(text).then_some(()));
+    }
+
     fn wait<T>(&self, what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> T {
         let end = Instant::now() + limit;
         loop {
@@ -247,6 +252,11 @@ impl Host {
         }
         out.sort();
         out
+    }
+
+    /// Whether a container was ever started.
+    pub fn was_started(&self, container: &str) -> bool {
+        !self.logs(container).is_empty()
     }
 
     /// How many times a container was started again.
