@@ -14,6 +14,7 @@ pub mod names;
 mod pod;
 mod pod_fields;
 mod probe;
+mod resources;
 mod rules;
 mod security;
 mod service;

@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::quantity::Quantity;
+
 use super::{default, default_number, default_text, each, map_mut, text};
 
 type Object = Map<String, Value>;
@@ -176,9 +178,43 @@ fn requests_from_limits(spec: &mut Object) {
             copy_limits(resources);
         }
     }
+    // The pod as a whole is promised what its containers are, if it does not say; its limits only where they say nothing.
+    for name in POD_RESOURCES {
+        let of_containers = container_requests(spec, name);
+        if let (Some(amount), Some(resources)) = (of_containers, map_mut(spec, "resources")) {
+            default(resources, "requests", json!({}));
+            if let Some(requests) = map_mut(resources, "requests") {
+                default(requests, name, amount.to_string());
+            }
+        }
+    }
     if let Some(resources) = map_mut(spec, "resources") {
         copy_limits(resources);
     }
+}
+
+/// Resources that a pod may ask for as a whole, huge pages apart.
+const POD_RESOURCES: [&str; 2] = ["cpu", "memory"];
+
+/// What the containers request at their peak: all main ones and sidecars together, or an init container beside the sidecars
+/// that were started before it. None if none says.
+fn container_requests(spec: &Object, name: &str) -> Option<Quantity> {
+    let list = |field: &str| spec.get(field).and_then(Value::as_array).into_iter().flatten();
+    let request = |c: &Value| c["resources"]["requests"][name].as_str()?.parse::<Quantity>().ok();
+    let sum = |a: Option<Quantity>, b: Option<Quantity>| match (a, b) {
+        (Some(a), Some(b)) => Some(a.plus(&b)),
+        (a, b) => a.or(b),
+    };
+    let (mut sidecars, mut peak) = (None, None);
+    for c in list("initContainers") {
+        let together = sum(sidecars, request(c));
+        if c["restartPolicy"] == "Always" {
+            sidecars = together;
+        }
+        peak = peak.max(together);
+    }
+    let main = list("containers").map(request).fold(None, sum);
+    peak.max(sum(main, sidecars))
 }
 
 fn copy_limits(resources: &mut Object) {
@@ -264,6 +300,38 @@ mod tests {
         let c = &pod["spec"]["containers"][0];
         assert_eq!(c["resources"]["requests"], json!({"cpu": "500m", "memory": "1Gi"}));
         assert_eq!(c["ports"][0]["hostPort"], 80);
+    }
+
+    #[test]
+    fn a_pod_as_a_whole_is_promised_what_its_containers_are() {
+        let c = |cpu: &str| json!({"resources": {"requests": {"cpu": cpu}}});
+        let mut sidecar = c("200m");
+        sidecar["restartPolicy"] = "Always".into();
+        for (resources, init, expected) in [
+            (
+                json!({"limits": {"cpu": "4", "memory": "1Gi"}}),
+                json!([]),
+                json!({"cpu": "1", "memory": "1Gi"}),
+            ),
+            (
+                json!({"limits": {"cpu": "4"}}),
+                json!([sidecar, c("2")]),
+                json!({"cpu": "2200m"}),
+            ),
+            (
+                json!({"limits": {"cpu": "4"}}),
+                json!([c("2"), sidecar]),
+                json!({"cpu": "2"}),
+            ),
+            (json!({"requests": {"cpu": "3"}}), json!([]), json!({"cpu": "3"})),
+        ] {
+            let pod = defaulted(
+                json!({"spec": {"resources": resources, "initContainers": init, "containers": [c("500m"), c("500m")]}}),
+            );
+            assert_eq!(pod["spec"]["resources"]["requests"], expected, "{resources}");
+        }
+        let plain = defaulted(json!({"spec": {"containers": [c("1")]}}));
+        assert!(plain["spec"].get("resources").is_none());
     }
 
     #[test]

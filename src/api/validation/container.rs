@@ -4,10 +4,8 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::rules::{
-    Errors, entries, has, is_zero, items, named, port_number, quantity, required, required_name, supported, text,
-};
-use super::{FieldError, mount, names, probe, security};
+use super::rules::{Errors, has, is_zero, items, named, port_number, required, required_name, supported, text};
+use super::{FieldError, mount, names, probe, resources, security};
 
 /// Names of a pod's volumes.
 pub(super) type Volumes = BTreeSet<String>;
@@ -101,7 +99,7 @@ fn container(out: &mut Errors, c: &Value, path: &str, volumes: &Volumes) {
     ports(out, c, path);
     environment(out, c, path);
     mount::mounts(out, c, path, volumes);
-    resources(out, &c["resources"], &format!("{path}.resources"));
+    resources::of_container(out, &c["resources"], &format!("{path}.resources"));
     for (field, one_success) in [
         ("livenessProbe", true),
         ("readinessProbe", false),
@@ -344,54 +342,6 @@ pub(super) fn resource_ref(out: &mut Errors, r: &Value, path: &str) {
         out.push(FieldError::required(format!("{path}.resource"), ""));
     } else if !huge && !PLAIN.contains(&resource) {
         out.push(FieldError::not_supported(format!("{path}.resource"), resource, &PLAIN));
-    }
-}
-
-/// Requests and limits.
-pub(super) fn resources(out: &mut Errors, r: &Value, path: &str) {
-    let mut limits = std::collections::BTreeMap::new();
-    for (name, v) in entries(r, "limits") {
-        let at = format!("{path}.limits[{name}]");
-        resource_name(out, &at, name);
-        if let Some(q) = quantity(out, at, v) {
-            limits.insert(name, q);
-        }
-    }
-    for (name, v) in entries(r, "requests") {
-        let at = format!("{path}.requests[{name}]");
-        resource_name(out, &at, name);
-        let Some(q) = quantity(out, at, v) else { continue };
-        let own = !matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage");
-        let shown = v.as_str().map_or_else(|| v.to_string(), str::to_owned);
-        let field = format!("{path}.requests");
-        match limits.get(name) {
-            Some(limit) if q > *limit => {
-                let why = format!("must be less than or equal to {name} limit of {limit}");
-                out.push(FieldError::invalid_text(field, &shown, why));
-            }
-            Some(limit) if own && q != *limit => {
-                let why = format!("must be equal to {name} limit of {limit}");
-                out.push(FieldError::invalid_text(field, &shown, why));
-            }
-            None if own => {
-                let why = "Limit must be set for non overcommitable resources";
-                out.push(FieldError::required(format!("{path}.limits"), why));
-            }
-            _ => {}
-        }
-    }
-}
-
-fn resource_name(out: &mut Errors, path: &str, name: &str) {
-    let before = out.len();
-    named(out, path, name, names::qualified_name);
-    let standard = matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
-    if out.len() == before && !name.contains('/') && !standard {
-        out.push(FieldError::invalid_text(
-            path,
-            name,
-            "must be a standard resource for containers",
-        ));
     }
 }
 

@@ -6,7 +6,7 @@ use super::rules::{
     Errors, has, items, join, label_selector, labels, named, non_negative, required, required_choice, required_name,
     same, supported, text,
 };
-use super::{FieldError, container, meta, names, security, volume};
+use super::{FieldError, container, meta, names, resources, security, volume};
 
 const DNS_POLICIES: [&str; 4] = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
 const RESTART_POLICIES: [&str; 3] = ["Always", "OnFailure", "Never"];
@@ -99,6 +99,7 @@ pub(super) fn spec(out: &mut Errors, s: &Value, path: &str) {
     affinity(out, &s["affinity"], &at("affinity"));
     spread(out, s, path);
     security::of_pod(out, s, &at("securityContext"));
+    resources::of_pod(out, s, path);
     if has(s, "os") {
         required_choice(out, &s["os"], &at("os"), "name", &["linux", "windows"]);
     }
