@@ -32,6 +32,11 @@ pub fn to_yaml(value: &Value) -> Result<String> {
     serde_saphyr::to_string(value).map_err(ApiError::internal)
 }
 
+/// Whether a media type is YAML's.
+pub fn is_yaml(media: &str) -> bool {
+    matches!(media, "application/yaml" | "text/yaml" | "application/x-yaml")
+}
+
 /// Reads YAML (one document); a field that occurs twice is an error.
 ///
 /// # Errors
@@ -97,7 +102,10 @@ pub fn check_fields(kind: &Kind, value: &mut Value, raw: Option<(&str, &[u8])>) 
         let odd = api::fieldcheck::odd_fields(bytes, unknown)?;
         return Ok(odd.iter().map(ToString::to_string).collect());
     }
-    Ok(unknown.iter().map(|p| format!("unknown field {p:?}")).collect())
+    // YAML does not tell paths of fields that occur twice, but what and where.
+    let twice = raw.and_then(|(media, bytes)| is_yaml(media).then(|| from_yaml(bytes).err())?);
+    let unknown = unknown.iter().map(|p| format!("unknown field {p:?}"));
+    Ok(twice.map(|e| e.message).into_iter().chain(unknown).collect())
 }
 
 /// 422 if there are errors.

@@ -127,6 +127,42 @@ async fn strict_validation_tells_odd_fields_in_their_order() {
         refused["message"],
         "strict decoding error: unknown field \"spec.unknownField\", duplicate field \"spec.replicas\""
     );
+    c.post(MAPS, config_map("a")).await.expect(201);
+    let path = format!("{MAPS}/a?fieldValidation=Strict");
+    for (media, text, told) in [
+        (
+            "application/merge-patch+json",
+            r#"{"data": {"k": "1", "k": "2"}, "odd": 1}"#,
+            "duplicate field \"data.k\", unknown field \"odd\"",
+        ),
+        (
+            "application/json-patch+json",
+            r#"[{"op": "add", "op": "add", "path": "/data/x", "value": "y"}]"#,
+            "json patch duplicate field \"[0].op\"",
+        ),
+    ] {
+        let typed = [("content-type", media)];
+        let refused = c
+            .raw(Method::PATCH, &path, &As::Admin, &typed, text.into())
+            .await
+            .expect(400);
+        assert_eq!(refused["message"], format!("strict decoding error: {told}"));
+    }
+    let yaml = [("content-type", "application/yaml")];
+    let text = "{apiVersion: v1, kind: ConfigMap, metadata: {name: twice}, data: {k: v, k: w}, odd: 1}";
+    let path = format!("{MAPS}?fieldValidation=Strict");
+    let refused = c
+        .raw(Method::POST, &path, &As::Admin, &yaml, text.into())
+        .await
+        .expect(400);
+    let message = refused["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("strict decoding error: error parsing YAML: ") && message.contains("\"odd\""),
+        "{message}"
+    );
+    let made = c.raw(Method::POST, MAPS, &As::Admin, &yaml, text.into()).await;
+    assert_eq!(made.headers.get_all("warning").iter().count(), 2);
+    assert_eq!(made.expect(201)["data"]["k"], "w");
     c.end().await;
 }
 

@@ -54,7 +54,8 @@ pub fn decode(media: &str, bytes: &[u8]) -> Result<Value> {
     let bad = |e: &dyn std::fmt::Display| ApiError::bad_request(format!("the object provided is unrecognized: {e}"));
     let value = match media {
         "application/json" => serde_json::from_slice::<Value>(bytes).map_err(|e| bad(&e))?,
-        "application/yaml" | "text/yaml" | "application/x-yaml" => model::from_yaml(bytes)?,
+        // Whether a field may occur twice is a question of field validation.
+        media if model::is_yaml(media) => model::from_lax_yaml(bytes)?,
         PROTOBUF => model::from_protobuf(bytes)?,
         other => {
             return Err(ApiError::unsupported_media_type(format!(
@@ -194,7 +195,14 @@ pub fn check(
     raw: Option<(&str, &[u8])>,
     validation: FieldValidation,
 ) -> Result<Vec<String>> {
-    let found = model::check_fields(kind, value, raw)?;
+    judge(model::check_fields(kind, value, raw)?, validation)
+}
+
+/// What is told of odd fields.
+///
+/// # Errors
+/// 400 under strict validation.
+pub fn judge(found: Vec<String>, validation: FieldValidation) -> Result<Vec<String>> {
     match validation {
         FieldValidation::Ignore => Ok(Vec::new()),
         FieldValidation::Warn => Ok(found),

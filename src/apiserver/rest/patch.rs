@@ -10,6 +10,7 @@ use super::format::Format;
 use super::write::{Target, Writer};
 use super::{Context, apply, render};
 use crate::error::{ApiError, FieldError, Result};
+use crate::model;
 use crate::server::Response;
 
 /// A patch as it came.
@@ -46,6 +47,20 @@ impl Patch {
         }
     }
 
+    /// Fields that occur twice in its text.
+    ///
+    /// # Errors
+    /// 400 for malformed content.
+    fn repeated(&self, bytes: &[u8]) -> Result<Vec<String>> {
+        let kind = if matches!(self, Self::Json(_)) {
+            "json patch "
+        } else {
+            ""
+        };
+        let found = api::fieldcheck::odd_fields(bytes, Vec::new())?;
+        Ok(found.iter().map(|odd| format!("{kind}{odd}")).collect())
+    }
+
     /// Applies it to an object of a message.
     ///
     /// # Errors
@@ -74,7 +89,9 @@ pub async fn patch(c: &Context, kind: &'static Kind, request: Request<Incoming>)
         let error = FieldError::forbidden("force", "may not be specified for non-apply patch");
         return Err(body::invalid_option("patch", error));
     }
-    let patch = Patch::parse(&media, &body::read(request.into_body()).await?)?;
+    let bytes = body::read(request.into_body()).await?;
+    let patch = Patch::parse(&media, &bytes)?;
+    let twice = patch.repeated(&bytes)?;
     let mut warnings = Vec::new();
     let writer = Writer::of(c, &options.manager);
     let target = Target::of(c, kind);
@@ -82,7 +99,8 @@ pub async fn patch(c: &Context, kind: &'static Kind, request: Request<Incoming>)
         .update(&target, options.dry, |wire| {
             let mut new = patch.apply(kind.message, wire)?;
             same_object(kind, &c.info.name, &new)?;
-            warnings = body::check(kind, &mut new, None, options.validation)?;
+            let unknown = model::check_fields(kind, &mut new, None)?;
+            warnings = body::judge([twice.clone(), unknown].concat(), options.validation)?;
             Ok(new)
         })
         .await?;
