@@ -19,7 +19,7 @@ export HELM ?= $(CURDIR)/target/tools/helm
 export DEBIAN_FRONTEND := noninteractive
 PACKAGES := build-essential protobuf-compiler libprotobuf-dev mmdebstrap patchelf busybox-static iproute2 nftables openssh-client openssh-server \
 	python3-pip unzip zstd openssl jq skopeo containerd runc etcd-server containernetworking-plugins bind9-dnsutils \
-	docker-registry umoci podman
+	docker-registry umoci podman tcsh
 NEXTEST := $(shell command -v cargo-nextest)
 
 # Installs those of the given Debian packages that are missing, without starting their services.

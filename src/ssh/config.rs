@@ -49,11 +49,10 @@ impl Config {
         }
     }
 
-    /// How long a host may be silent, in milliseconds: the keep-alives and the wait after the last of them.
-    pub(crate) fn silence_ms(&self) -> u32 {
+    /// How long a host may be silent: the keep-alives and the wait after the last of them.
+    pub(crate) fn silence(&self) -> Duration {
         let waits = u32::try_from(self.keepalive_max.saturating_add(1)).unwrap_or(u32::MAX);
-        let silence = self.keepalive_interval.saturating_mul(waits);
-        u32::try_from(silence.as_millis()).unwrap_or(u32::MAX)
+        self.keepalive_interval.saturating_mul(waits)
     }
 
     /// `host`, or `[host]:port` when the port is not 22: how OpenSSH writes it.

@@ -5,7 +5,7 @@ use std::{
     io,
     pin::Pin,
     sync::{Arc, OnceLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use russh::{
@@ -14,26 +14,29 @@ use russh::{
     keys::Algorithm,
 };
 use tokio::{
-    io::{AsyncBufRead, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader},
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::OnceCell,
     time::timeout,
 };
 
 use crate::{
-    Become, Command, Config, Error, Output, Process, Result, Secret, auth,
+    Become, Command, Config, Error, Process, Result, Secret,
+    activity::Activity,
+    auth,
     elevate::{self, Method, PromptFilter},
     handler::{Client, Ended, HandlerError, Trust},
-    process::{ExitStatus, ProcessReader, ProcessWriter, Pump, read_bounded},
-    quote::quote,
+    process::{ExitStatus, ProcessReader, ProcessWriter, Pump},
+    shell,
 };
 
 /// What the host may send before we answer, per channel: enough for 1 GB/s at 8 ms.
 const WINDOW: u32 = 8 << 20;
 /// OpenSSH sends packets of at most 32 KiB whatever we allow.
 const PACKET: u32 = 32 << 10;
-/// How much of a file is read at once, in bytes.
-pub(crate) const PIECE: usize = 256 << 10;
+/// How long a host may take to start a program, or to connect somewhere: both wait for others there (PAM, a silent
+/// firewall).
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long sudo may take to ask for the password.
 const SUDO_PROMPT: Duration = Duration::from_secs(20);
 
@@ -51,6 +54,14 @@ struct Inner {
     root: OnceCell<Method>,
     /// Underneath, kept alive.
     _jump: Option<Connection>,
+}
+
+/// Why sudo was not given the password.
+enum Unanswered {
+    /// It ended without asking, for this reason.
+    Ended(String),
+    /// The connection.
+    Failed(Error),
 }
 
 /// A TCP connection made by the host for us. Read it steadily: all channels of a connection share its flow, so one that is not read
@@ -79,6 +90,7 @@ impl Connection {
         let client = Client {
             trust,
             ended: Arc::clone(&ended),
+            silence: config.silence(),
         };
         let (mut handle, jump) = match &config.jump {
             None => {
@@ -123,67 +135,6 @@ impl Connection {
         self.inner.handle.is_closed()
     }
 
-    /// Runs a command to its end.
-    ///
-    /// # Errors
-    /// When it cannot be started, root cannot be had, or its time is up. A program that fails is not an error here: see [`Output::ok`].
-    pub async fn exec(&self, command: &Command) -> Result<Output> {
-        let method = self.method(&command.elevate).await?;
-        self.exec_as(command, &method, &command.stdin[..]).await
-    }
-
-    /// As [`Self::exec`], with `content` as stdin. It ends where `content` ends or cannot be read; whether all came is the program's business.
-    ///
-    /// # Errors
-    /// As [`Self::exec`].
-    pub async fn exec_with(&self, command: &Command, content: impl AsyncRead + Unpin) -> Result<Output> {
-        let method = self.method(&command.elevate).await?;
-        self.exec_as(command, &method, BufReader::with_capacity(PIECE, content))
-            .await
-    }
-
-    pub(crate) async fn exec_as(
-        &self,
-        command: &Command,
-        method: &Method,
-        mut content: impl AsyncBufRead + Unpin,
-    ) -> Result<Output> {
-        let run = async {
-            let Process {
-                mut stdin,
-                stdout,
-                mut status,
-            } = self.start(&command.argv, method).await?;
-            let feed = async {
-                // A program may end without reading its stdin: what it says counts, not that.
-                let _ = tokio::io::copy_buf(&mut content, &mut stdin).await;
-                let _ = stdin.shutdown().await;
-            };
-            let ((), stdout, exit) = tokio::join!(feed, read_bounded(stdout, command.max_output), status.wait());
-            if let ExitStatus::Lost(reason) = &exit
-                && method.password().is_none()
-            {
-                return Err(Error::Lost {
-                    host: self.inner.target.clone(),
-                    reason: reason.clone(),
-                });
-            }
-            Ok(Output {
-                status: exit,
-                stdout,
-                stderr: status.stderr(),
-            })
-        };
-        match command.timeout {
-            None => run.await,
-            Some(limit) => timeout(limit, run).await.map_err(|_| Error::Timeout {
-                host: self.inner.target.clone(),
-                during: "running a command",
-                limit,
-            })?,
-        }
-    }
-
     /// Starts a program and gives its streams. The command's `stdin`, `timeout` and `max_output` do not apply.
     ///
     /// # Errors
@@ -198,17 +149,25 @@ impl Connection {
     /// # Errors
     /// When it cannot, or forbids forwarding.
     pub async fn connect_stream(&self, host: &str, port: u16) -> Result<Stream> {
-        let channel = self
+        let opening = self
             .inner
             .handle
-            .channel_open_direct_tcpip(host, u32::from(port), "127.0.0.1", 0)
+            .channel_open_direct_tcpip(host, u32::from(port), "127.0.0.1", 0);
+        let channel = timeout(START_TIMEOUT, opening)
             .await
+            .map_err(|_| self.late("opening a connection from there", START_TIMEOUT))?
             .map_err(|e| self.refusal(&format!("a connection to {host}:{port}"), e))?;
         let Process { stdin, stdout, .. } = self.pump(channel, Vec::new(), None).start();
         Ok(Stream {
             reader: stdout,
             writer: stdin,
         })
+    }
+
+    /// When the host gave its last sign of life on a connection that has ended. Absent: the connection lives, or it
+    /// is not known how it ended.
+    pub fn heard(&self) -> Option<Instant> {
+        self.inner.ended.get().map(|end| end.heard)
     }
 
     /// Says goodbye. Dropping does without.
@@ -220,7 +179,7 @@ impl Connection {
             .await;
     }
 
-    async fn method(&self, elevate: &Become) -> Result<Method> {
+    pub(crate) async fn method(&self, elevate: &Become) -> Result<Method> {
         match elevate {
             Become::User => Ok(Method::Direct),
             Become::Root { .. } if self.inner.user == "root" => Ok(Method::Direct),
@@ -233,9 +192,9 @@ impl Connection {
         }
     }
 
-    async fn start(&self, argv: &[String], method: &Method) -> Result<Process> {
+    pub(crate) async fn start(&self, argv: &[String], method: &Method) -> Result<Process> {
         let prompt = PromptFilter::fresh_prompt();
-        let line = quote(&method.wrap(argv, &prompt))?;
+        let line = shell::line(&method.wrap(argv, &prompt))?;
         let open = async {
             let mut channel = self.inner.handle.channel_open_session().await?;
             channel.exec(true, line).await?;
@@ -248,7 +207,10 @@ impl Connection {
                 }
             }
         };
-        let mut channel = open.await.map_err(|e| self.refusal("to run a command", e))?;
+        let mut channel = timeout(START_TIMEOUT, open)
+            .await
+            .map_err(|_| self.late("starting a program", START_TIMEOUT))?
+            .map_err(|e| self.refusal("to run a command", e))?;
         let Some(password) = method.password() else {
             return Ok(self.pump(channel, Vec::new(), None).start());
         };
@@ -256,8 +218,14 @@ impl Connection {
         let early = timeout(SUDO_PROMPT, self.answer_prompt(&mut channel, &mut filter, password))
             .await
             .map_err(|_| {
-                self.sudo("it did not ask for the password; is this command NOPASSWD but others are not?".to_owned())
-            })??;
+                let reason =
+                    "sudo did not ask for the password; is this program NOPASSWD in sudoers, and others are not?";
+                self.no_root(argv, reason)
+            })?
+            .map_err(|failure| match failure {
+                Unanswered::Ended(reason) => self.no_root(argv, reason),
+                Unanswered::Failed(error) => error,
+            })?;
         Ok(self.pump(channel, early, Some(filter)).start())
     }
 
@@ -267,7 +235,7 @@ impl Connection {
         channel: &mut Channel<Msg>,
         filter: &mut PromptFilter,
         password: &Secret,
-    ) -> Result<Vec<u8>> {
+    ) -> Result<Vec<u8>, Unanswered> {
         let mut early = Vec::new();
         let mut status = ExitStatus::Lost("no exit status".to_owned());
         while !filter.seen() {
@@ -275,14 +243,16 @@ impl Connection {
                 Some(ChannelMsg::ExtendedData { data, .. }) => early.extend(filter.feed(&data)),
                 Some(ChannelMsg::ExitStatus { exit_status }) => status = ExitStatus::Code(exit_status),
                 Some(ChannelMsg::Close) | None => {
-                    return Err(self.sudo(elevate::explain(&status, &String::from_utf8_lossy(&early))));
+                    let said = String::from_utf8_lossy(&early);
+                    return Err(Unanswered::Ended(elevate::explain(&status, &said)));
                 }
                 Some(_) => {}
             }
         }
         filter.reset();
         let line = zeroize::Zeroizing::new(format!("{}\n", password.expose()));
-        channel.data(line.as_bytes()).await.map_err(|e| self.lost(&e))?;
+        let written = channel.data(line.as_bytes()).await;
+        written.map_err(|e| Unanswered::Failed(self.lost(&e)))?;
         Ok(early)
     }
 
@@ -294,20 +264,32 @@ impl Connection {
             early_stderr,
             prompt,
             ended: Arc::clone(&self.inner.ended),
+            activity: Activity::new(),
             keep: self.clone(),
         }
     }
 
-    fn sudo(&self, reason: String) -> Error {
+    /// Root cannot be had for a program.
+    pub(crate) fn no_root(&self, argv: &[String], reason: impl Into<String>) -> Error {
         Error::Sudo {
             host: self.inner.target.clone(),
             user: self.inner.user.clone(),
-            reason,
+            program: argv.first().cloned().unwrap_or_default(),
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn late(&self, during: &'static str, limit: Duration) -> Error {
+        Error::Timeout {
+            host: self.inner.target.clone(),
+            during,
+            limit,
         }
     }
 
     fn lost(&self, error: &russh::Error) -> Error {
-        let reason = self.inner.ended.get().cloned().unwrap_or_else(|| error.to_string());
+        let ended = self.inner.ended.get();
+        let reason = ended.map_or_else(|| error.to_string(), |end| end.reason.clone());
         Error::Lost {
             host: self.inner.target.clone(),
             reason,
@@ -411,7 +393,7 @@ async fn tcp(config: &Config) -> Result<TcpStream> {
                 let _ = stream.set_nodelay(true);
                 // While a write waits for a host that takes nothing, no sign of life is missed: the kernel has to lose patience, and its own
                 // lasts for a quarter of an hour (tcp(7), TCP_USER_TIMEOUT).
-                let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, config.silence_ms());
+                let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, silence_ms(config));
                 return Ok(stream);
             }
             Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused => Error::Refused { host: config.target() },
@@ -423,6 +405,11 @@ async fn tcp(config: &Config) -> Result<TcpStream> {
         };
     }
     Err(last)
+}
+
+/// How long a host may be silent, in milliseconds.
+fn silence_ms(config: &Config) -> u32 {
+    u32::try_from(config.silence().as_millis()).unwrap_or(u32::MAX)
 }
 
 async fn handshake<S>(
@@ -482,7 +469,7 @@ impl AsyncWrite for Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+    use tokio::io::AsyncWriteExt as _;
 
     #[tokio::test]
     async fn a_host_that_takes_nothing_any_more_is_given_up() {
@@ -507,8 +494,8 @@ mod tests {
     #[test]
     fn silence_has_a_bound_whatever_is_configured() {
         let mut config = Config::new("h", "root");
-        assert_eq!(config.silence_ms(), 40_000);
+        assert_eq!(silence_ms(&config), 40_000);
         config.keepalive_max = usize::MAX;
-        assert_eq!(config.silence_ms(), u32::MAX);
+        assert_eq!(silence_ms(&config), u32::MAX);
     }
 }

@@ -4,7 +4,21 @@
 //! program. So the way is found once per connection with the harmless program `true`, `-k` (cached credentials are not used) makes every later call
 //! behave the same, and the password is written only after sudo's prompt, a word nobody else would print, has appeared on stderr.
 
-use crate::{Command, Connection, Error, Result, Secret, process::ExitStatus};
+use crate::{Command, Connection, Output, Result, Secret, process::ExitStatus};
+
+/// What is noted when sudo does not take the password.
+pub(crate) const ASKED_AGAIN: &str = "sudo asked for the password again: it is wrong";
+/// What sudo says, in its first locale, when it does not run the program.
+const REFUSALS: [&str; 8] = [
+    "sudo: a password is required",
+    "sudo: interactive authentication is required",
+    "sudo: no tty present",
+    "must have a tty",
+    "incorrect password attempt",
+    "is not allowed to execute",
+    "is not in the sudoers file",
+    "may not run sudo",
+];
 
 /// How commands become root on this connection.
 #[derive(Clone, Debug)]
@@ -42,18 +56,16 @@ impl Method {
 /// Finds the way for a login that is not root.
 pub(crate) async fn find(connection: &Connection, password: Option<&Secret>) -> Result<Method> {
     let truth = Command::new(["true"]).timeout(std::time::Duration::from_secs(30));
-    let plain = connection.exec_as(&truth, &Method::Sudo, &[][..]).await?;
+    let plain = connection.exec_as(&truth, &Method::Sudo).await?;
     if plain.status.success() {
         return Ok(Method::Sudo);
     }
     let wants_password =
         plain.stderr.contains("password is required") || plain.stderr.contains("interactive authentication");
-    let failure = |reason: String| Error::Sudo {
-        host: connection.target().to_owned(),
-        user: connection.user().to_owned(),
-        reason,
-    };
+    let failure = |reason: String| connection.no_root(truth.argv(), reason);
     if !wants_password {
+        // Where nothing can be run, sudo cannot either.
+        connection.prove_shell().await?;
         return Err(failure(explain(&plain.status, &plain.stderr)));
     }
     let Some(password) = password else {
@@ -62,12 +74,28 @@ pub(crate) async fn find(connection: &Connection, password: Option<&Secret>) -> 
         ));
     };
     let method = Method::SudoPassword(password.clone());
-    let proven = connection.exec_as(&truth, &method, &[][..]).await?;
+    let proven = connection.exec_as(&truth, &method).await?;
     if proven.status.success() {
         Ok(method)
     } else {
         Err(failure(explain(&proven.status, &proven.stderr)))
     }
+}
+
+/// Whether sudo did not take the password.
+pub(crate) fn asked_again(stderr: &str) -> bool {
+    stderr.contains(ASKED_AGAIN)
+}
+
+/// Why sudo did not run a program, if that is how it ended.
+pub(crate) fn refusal(method: &Method, output: &Output) -> Option<String> {
+    let refused = match (method, &output.status) {
+        (Method::Direct, _) => false,
+        (_, ExitStatus::Lost(_)) => asked_again(&output.stderr),
+        (_, ExitStatus::Code(1)) => REFUSALS.iter().any(|words| output.stderr.contains(words)),
+        _ => false,
+    };
+    refused.then(|| explain(&output.status, &output.stderr))
 }
 
 /// sudo's own words, turned into cause and remedy.
@@ -79,14 +107,13 @@ pub(crate) fn explain(status: &ExitStatus, stderr: &str) -> String {
         "the sudo password is wrong".to_owned()
     } else if says("not in the sudoers file") || says("not allowed to execute") || says("may not run sudo") {
         "sudoers does not allow it; add the user to sudoers or log in as root".to_owned()
+    } else if says("password is required") || says("interactive authentication") {
+        "sudoers wants a password for it, and not for every program; allow it without (NOPASSWD), or give one"
+            .to_owned()
     } else if says("must have a tty") || says("requiretty") {
         "sudoers demands a terminal; remove `Defaults requiretty` for this user".to_owned()
     } else {
-        let last = stderr
-            .lines()
-            .rev()
-            .find(|l| !l.trim().is_empty())
-            .unwrap_or("no message");
+        let last = stderr.lines().rfind(|l| !l.trim().is_empty()).unwrap_or("no message");
         format!("sudo ended with {status}: {last}")
     }
 }

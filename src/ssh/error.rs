@@ -124,12 +124,14 @@ pub enum Error {
         hint: String,
     },
     /// sudo did not make us root.
-    #[error("{host}: user '{user}' cannot become root: {reason}")]
+    #[error("{host}: user '{user}' cannot become root to run {program}: {reason}")]
     Sudo {
         /// On which host.
         host: String,
         /// As whom we are logged in.
         user: String,
+        /// What was to be run.
+        program: String,
         /// Why, and what to do.
         reason: String,
     },
@@ -159,12 +161,48 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The login shell does not run what it is given.
+    #[error(
+        "{host}: the login shell of user '{user}' runs no programs: {reason}. Log in as another user (ssh.user), or have \
+         this one's shell and its start-up files mended there (usermod --shell, ~/.bashrc, /etc/ssh/sshrc, ForceCommand \
+         in sshd_config)"
+    )]
+    Shell {
+        /// On which host.
+        host: String,
+        /// As whom we are logged in.
+        user: String,
+        /// What it did instead.
+        reason: String,
+    },
+    /// What was to be sent cannot be read on this machine.
+    #[error("{host}: what was to be written to {what} cannot be read on this machine: {source}")]
+    Content {
+        /// To which host.
+        host: String,
+        /// Which file there.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
     /// The argument vector cannot be sent.
     #[error("this command cannot be passed on: {0}")]
     Command(&'static str),
 }
 
 impl Error {
+    /// Whether the host itself, or its kernel, had something to say: it has power.
+    pub fn is_sign_of_life(&self) -> bool {
+        !matches!(
+            self,
+            Self::Resolve { .. }
+                | Self::Timeout { .. }
+                | Self::Unreachable { .. }
+                | Self::Jump { .. }
+                | Self::Command(_)
+        )
+    }
+
     /// Whether it may go well later without anybody doing something: a network or a host that is away for a while.
     pub fn is_passing(&self) -> bool {
         matches!(

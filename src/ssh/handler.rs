@@ -3,6 +3,7 @@
 use std::{
     path::PathBuf,
     sync::{Arc, OnceLock},
+    time::{Duration, Instant},
 };
 
 use russh::{
@@ -15,12 +16,41 @@ use crate::{
     known_hosts::{self, Entry, File, Verdict, fingerprint},
 };
 
-/// Why a connection ended, once it has.
-pub(crate) type Ended = Arc<OnceLock<String>>;
+/// How a connection ended, once it has.
+pub(crate) type Ended = Arc<OnceLock<End>>;
+
+/// How a connection ended.
+#[derive(Debug)]
+pub(crate) struct End {
+    /// Why, in words.
+    pub(crate) reason: String,
+    /// When the host gave its last sign of life; to say goodbye is one.
+    pub(crate) heard: Instant,
+}
 
 pub(crate) struct Client {
     pub(crate) trust: Trust,
     pub(crate) ended: Ended,
+    /// After how long without a sign of life a host is given up.
+    pub(crate) silence: Duration,
+}
+
+impl Client {
+    fn end(&self, reason: String, silence: Duration) {
+        let now = Instant::now();
+        let heard = now.checked_sub(silence).unwrap_or(now);
+        let _ = self.ended.set(End { reason, heard });
+    }
+}
+
+/// Whether a connection ended because nothing came from the host any more.
+fn is_silence(error: &russh::Error) -> bool {
+    use std::io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+    match error {
+        russh::Error::KeepaliveTimeout | russh::Error::InactivityTimeout => true,
+        russh::Error::IO(error) => matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable),
+        _ => false,
+    }
 }
 
 /// russh wants one error type from its handlers; ours carries the full story.
@@ -53,12 +83,13 @@ impl Handler for Client {
     async fn disconnected(&mut self, reason: DisconnectReason<HandlerError>) -> Result<(), HandlerError> {
         match reason {
             DisconnectReason::ReceivedDisconnect(info) => {
-                let _ = self.ended.set(format!("the server ended it: {}", info.message));
+                self.end(format!("the server ended it: {}", info.message), Duration::ZERO);
                 Ok(())
             }
             DisconnectReason::Error(e) => {
                 if let HandlerError::Ssh(e) = &e {
-                    let _ = self.ended.set(e.to_string());
+                    let silence = if is_silence(e) { self.silence } else { Duration::ZERO };
+                    self.end(e.to_string(), silence);
                 }
                 Err(e)
             }

@@ -12,6 +12,7 @@
 //!
 //! Commands are argument vectors; [`quote`] turns them into the one string SSH carries, and nothing else builds such strings.
 
+mod activity;
 mod aliases;
 mod auth;
 mod certificate;
@@ -19,12 +20,14 @@ mod config;
 mod connection;
 mod elevate;
 mod error;
+mod exec;
 mod handler;
 pub mod known_hosts;
 mod process;
 mod prompts;
 mod quote;
 mod secret;
+mod shell;
 mod upload;
 
 pub use aliases::{Alias, AliasError, Aliases, Hop, Limits};
@@ -34,3 +37,4 @@ pub use error::{Error, Result};
 pub use process::{ExitStatus, Output, Process, ProcessReader, ProcessStatus, ProcessWriter};
 pub use quote::quote;
 pub use secret::Secret;
+pub use shell::plain;

@@ -9,6 +9,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf as _, Bytes};
@@ -16,15 +17,23 @@ use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client::Msg};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{mpsc, watch},
+    time::timeout,
 };
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
-use crate::{Error, Result, elevate::PromptFilter};
+use crate::{
+    Error, Result,
+    activity::Activity,
+    elevate::{ASKED_AGAIN, PromptFilter},
+};
 
 /// How much of stderr is remembered.
 const STDERR_TAIL: usize = 64 << 10;
 /// Chunks of stdout that may wait for the reader; more, and the connection waits.
 const QUEUE: usize = 64;
+/// How long the channel of a program that has ended may bring nothing and stay open: what the program left running
+/// holds its stdout.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How a program ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,11 +83,22 @@ pub struct Process {
     pub stdout: ProcessReader,
     /// How it is.
     pub status: ProcessStatus,
+    activity: Activity,
 }
 
-/// The stdin of a program, or the sending half of a stream.
+impl Process {
+    /// When something last came of it.
+    pub(crate) fn activity(&self) -> Activity {
+        self.activity.clone()
+    }
+}
+
+/// The stdin of a program, or the sending half of a stream. Writing fails once the program has ended: nobody widens
+/// the window of its channel any more, so the channel alone would wait for ever.
 pub struct ProcessWriter {
     inner: Pin<Box<dyn AsyncWrite + Send>>,
+    over: CancellationToken,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
     _alive: Arc<DropGuard>,
 }
 
@@ -124,6 +144,8 @@ pub(crate) struct Pump {
     /// Hides sudo's prompt; if it shows again the password was wrong.
     pub(crate) prompt: Option<PromptFilter>,
     pub(crate) ended: crate::handler::Ended,
+    /// Is told whatever comes.
+    pub(crate) activity: Activity,
     /// The connection must outlive what is open on it.
     pub(crate) keep: crate::Connection,
 }
@@ -136,10 +158,19 @@ impl Pump {
         let alive = Arc::new(stop.clone().drop_guard());
         let stderr: Arc<Mutex<VecDeque<u8>>> = Arc::new(Mutex::new(self.early_stderr.iter().copied().collect()));
         let writer = Box::pin(self.write.make_writer());
-        tokio::spawn(self.run(chunks_in, exit_in, Arc::clone(&stderr), stop));
+        let (over, activity) = (CancellationToken::new(), self.activity.clone());
+        let running = self.run(chunks_in, exit_in, Arc::clone(&stderr), stop);
+        // However it ends.
+        let guard = over.clone().drop_guard();
+        tokio::spawn(async move {
+            running.await;
+            drop(guard);
+        });
         Process {
             stdin: ProcessWriter {
                 inner: writer,
+                ended: Box::pin(over.clone().cancelled_owned()),
+                over,
                 _alive: Arc::clone(&alive),
             },
             stdout: ProcessReader {
@@ -152,6 +183,7 @@ impl Pump {
                 stderr,
                 _alive: alive,
             },
+            activity,
         }
     }
 
@@ -166,9 +198,10 @@ impl Pump {
         let mut chunks = Some(chunks);
         loop {
             let message = tokio::select! {
-                message = self.read.wait() => message,
+                message = next(&mut self.read, status.is_some()) => message,
                 () = stop.cancelled() => break,
             };
+            self.activity.note();
             match message {
                 Some(ChannelMsg::Data { data }) => {
                     // Nobody reads any more: drop it, the end is still of interest.
@@ -186,7 +219,7 @@ impl Pump {
                     };
                     remember(&stderr, &shown);
                     if self.prompt.as_ref().is_some_and(PromptFilter::seen) {
-                        remember(&stderr, b"sudo asked for the password again: it is wrong\n");
+                        remember(&stderr, format!("{ASKED_AGAIN}\n").as_bytes());
                         break;
                     }
                 }
@@ -202,13 +235,20 @@ impl Pump {
         let lost = || {
             self.ended
                 .get()
-                .cloned()
-                .unwrap_or_else(|| "the channel was closed".to_owned())
+                .map_or_else(|| "the channel was closed".to_owned(), |end| end.reason.clone())
         };
         let _ = exit.send(Some(status.unwrap_or_else(|| ExitStatus::Lost(lost()))));
         let _ = self.write.close().await;
         drop(self.keep);
     }
+}
+
+/// What comes next. Of a program that has `ended` it is not waited for without a limit.
+async fn next(read: &mut ChannelReadHalf, ended: bool) -> Option<ChannelMsg> {
+    if ended {
+        return timeout(CLOSE_TIMEOUT, read.wait()).await.unwrap_or_default();
+    }
+    read.wait().await
 }
 
 fn remember(tail: &Mutex<VecDeque<u8>>, bytes: &[u8]) {
@@ -238,7 +278,13 @@ impl AsyncWrite for ProcessWriter {
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        self.inner.as_mut().poll_write(cx, buf)
+        if self.over.is_cancelled() {
+            return Poll::Ready(Err(ended()));
+        }
+        match self.inner.as_mut().poll_write(cx, buf) {
+            Poll::Pending => self.ended.as_mut().poll(cx).map(|()| Err(ended())),
+            written => written,
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -246,8 +292,18 @@ impl AsyncWrite for ProcessWriter {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.inner.as_mut().poll_shutdown(cx)
+        if self.over.is_cancelled() {
+            return Poll::Ready(Ok(()));
+        }
+        match self.inner.as_mut().poll_shutdown(cx) {
+            Poll::Pending => self.ended.as_mut().poll(cx).map(Ok),
+            closed => closed,
+        }
     }
+}
+
+fn ended() -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, "the program has ended")
 }
 
 impl std::fmt::Debug for ProcessWriter {
@@ -267,24 +323,27 @@ pub(crate) async fn read_bounded(mut reader: ProcessReader, limit: usize) -> Vec
 }
 
 impl Output {
+    /// The last line it wrote: of stderr, or of stdout where that is empty, since not everybody complains on stderr.
+    pub fn last_words(&self) -> String {
+        let stdout = String::from_utf8_lossy(&self.stdout);
+        let last = |text: &str| text.lines().rfind(|line| !line.trim().is_empty()).map(str::to_owned);
+        last(&self.stderr)
+            .or_else(|| last(&stdout))
+            .unwrap_or_else(|| "it said nothing".to_owned())
+    }
+
     /// The output if the program succeeded.
     ///
     /// # Errors
-    /// Names the command and the last line of stderr otherwise.
+    /// Names the command and the last line it wrote otherwise.
     pub fn ok(self, host: &str, what: &str) -> Result<Self> {
         if self.status.success() {
             return Ok(self);
         }
-        let last = self
-            .stderr
-            .lines()
-            .rev()
-            .find(|l| !l.trim().is_empty())
-            .unwrap_or("nothing on stderr");
         Err(Error::Refusal {
             host: host.to_owned(),
             what: what.to_owned(),
-            reason: format!("{}: {last}", self.status),
+            reason: format!("{}: {}", self.status, self.last_words()),
         })
     }
 }

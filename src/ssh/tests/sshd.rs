@@ -199,4 +199,18 @@ async fn a_host_that_falls_silent_is_given_up_after_some_unanswered_signs_of_lif
     signal("-KILL");
     let error = lost.expect("the loss is noticed").unwrap_err();
     assert!(error.is_passing() && connection.is_closed(), "{error}");
+    // It was silent for as long as it took to notice.
+    let silent = connection.heard().expect("it has ended").elapsed();
+    assert!(silent >= Duration::from_millis(300), "{silent:?}");
+
+    let connection = Connection::connect(&config).await.unwrap();
+    let goodbye = "kill -9 $(ps -o ppid= -p $$)";
+    let _ = connection.exec(&Command::new(["sh", "-c", goodbye])).await;
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while !connection.is_closed() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("a connection that is closed there ends here");
 }

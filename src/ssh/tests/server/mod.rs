@@ -39,7 +39,8 @@ impl Server {
     }
 
     /// As [`Self::start`]; `prepare` is given the server's folder, where its keys are, and returns further lines of configuration. A file `pam`
-    /// there stands in for the machine's own rules for sshd.
+    /// there stands in for the machine's own rules for sshd, and a shell script `setup` there is run first, in a
+    /// mount namespace of its own.
     pub async fn start_with(extra: &str, prepare: impl FnOnce(&Path) -> String) -> Self {
         assert!(
             Path::new("/usr/sbin/sshd").exists(),
@@ -66,7 +67,7 @@ impl Server {
         fs::write(at("config"), config).unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (config, pam) = (at("config"), at("pam"));
+        let (config, pam, setup) = (at("config"), at("pam"), at("setup"));
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let stream = stream.into_std().unwrap();
@@ -76,6 +77,11 @@ impl Server {
                     let mut sshd = tokio::process::Command::new("unshare");
                     let script = "mount --bind \"$0\" /etc/pam.d/sshd && exec /usr/sbin/sshd \"$@\"";
                     sshd.args(["-m", "sh", "-c", script]).arg(&pam);
+                    sshd
+                } else if setup.exists() {
+                    let mut sshd = tokio::process::Command::new("unshare");
+                    let script = ". \"$0\" && exec /usr/sbin/sshd \"$@\"";
+                    sshd.args(["-m", "sh", "-ec", script]).arg(&setup);
                     sshd
                 } else {
                     tokio::process::Command::new("/usr/sbin/sshd")
@@ -91,6 +97,35 @@ impl Server {
             }
         });
         Self { dir, port, task }
+    }
+
+    /// One where root has this login shell, and these files in the home folder.
+    pub async fn with_shell(shell: &str, files: &[(&str, &str)]) -> Self {
+        Self::start_with("", |dir| {
+            let home = dir.join("home");
+            fs::create_dir(&home).unwrap();
+            for (name, content) in files {
+                let file = home.join(name);
+                fs::create_dir_all(file.parent().unwrap()).unwrap();
+                fs::write(file, content).unwrap();
+            }
+            let passwd = dir.join("passwd");
+            fs::write(
+                &passwd,
+                format!(
+                    "root:x:0:0:root:{}:{shell}\nsshd:x:109:65534::/run/sshd:/usr/sbin/nologin\n",
+                    home.display()
+                ),
+            )
+            .unwrap();
+            fs::write(
+                dir.join("setup"),
+                format!("mount --bind {} /etc/passwd\n", passwd.display()),
+            )
+            .unwrap();
+            String::new()
+        })
+        .await
     }
 
     pub fn at(&self, name: &str) -> PathBuf {
