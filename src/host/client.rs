@@ -7,7 +7,10 @@ use bytes::{Bytes, BytesMut};
 use std::{
     io,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -74,6 +77,8 @@ struct Shared {
     opened: Mutex<Option<Opened>>,
     /// How to come back, for one at a time.
     redial: Option<tokio::sync::Mutex<Redial>>,
+    /// Whether the host was looked for in vain: nobody waits for that once more.
+    given_up: AtomicBool,
 }
 
 /// `clusterd host` on one host. Cheap to clone; the connection ends when the last clone is dropped.
@@ -121,6 +126,7 @@ impl Client {
                 link: Mutex::new(Arc::new(link)),
                 opened: Mutex::default(),
                 redial: redial.map(tokio::sync::Mutex::new),
+                given_up: AtomicBool::new(false),
             }),
         }
     }
@@ -141,9 +147,33 @@ impl Client {
             return Ok(current);
         }
         let opened = locked(&self.shared.opened).clone();
-        let link = Arc::new(redial::back(&redial, &current.inner.lost(), opened).await?);
+        let patient = !self.shared.given_up.load(Ordering::Relaxed);
+        let back = redial::back(&redial, &current.inner.lost(), opened, patient).await;
+        self.shared.given_up.store(back.is_err(), Ordering::Relaxed);
+        let link = Arc::new(back?);
         *locked(&self.shared.link) = Arc::clone(&link);
         Ok(link)
+    }
+
+    /// Waits until the host is lost for good, and says why. Meanwhile a connection that is lost is made anew though
+    /// nobody asks for anything.
+    pub async fn gone(&self) -> ClientError {
+        loop {
+            let link = self.current();
+            link.inner.ended().await;
+            if self.shared.redial.is_none() {
+                return link.inner.lost();
+            }
+            if let Err(error) = self.link().await {
+                return error;
+            }
+        }
+    }
+
+    /// What the host printed before it spoke the protocol: its login shell's start-up files, or whatever ran in place
+    /// of `clusterd`.
+    pub fn preamble(&self) -> String {
+        self.current().inner.preamble()
     }
 
     /// Nothing if a request that failed shall be asked again, on another connection.

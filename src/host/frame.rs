@@ -10,7 +10,7 @@
 
 use bytes::{Bytes, BytesMut};
 use std::io;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 /// Largest head in bytes.
 pub const MAX_HEAD: usize = 24 << 20;
@@ -18,6 +18,9 @@ pub const MAX_HEAD: usize = 24 << 20;
 pub const MAX_DATA: usize = 1 << 20;
 /// Size of the data frames we send.
 pub const CHUNK: usize = 256 << 10;
+
+/// Most bytes that may come before the first frame.
+pub(crate) const MAX_PREAMBLE: usize = 64 << 10;
 
 const ID_AND_KIND: usize = 5;
 
@@ -99,7 +102,8 @@ pub async fn read_bounded(reader: &mut (impl AsyncRead + Unpin), max_head: usize
         4 => (Kind::Cancel, 0),
         _ => {
             return Err(invalid(format!(
-                "the peer does not speak the host protocol (it sent {:?})",
+                "something else writes between the frames of the host protocol (it wrote {:?}); does a start-up file \
+                 of the login shell there leave a program running?",
                 String::from_utf8_lossy(&head)
             )));
         }
@@ -121,6 +125,56 @@ pub async fn read_bounded(reader: &mut (impl AsyncRead + Unpin), max_head: usize
         id: u32::from_be_bytes([e, f, g, h]),
         body: body.freeze(),
     }))
+}
+
+/// Where the first frame begins that a host sends, if `read` ends with its head and one byte of its body: an answer,
+/// so it has a small number and its body is a JSON object. Text has no such bytes.
+fn begins(read: &[u8]) -> Option<usize> {
+    let start = read.len().checked_sub(4 + ID_AND_KIND + 1)?;
+    let [a, b, c, d, 1, 0, 0, _, _, b'{'] = read[start..] else {
+        return None;
+    };
+    let length = u32::from_be_bytes([a, b, c, d]) as usize;
+    (ID_AND_KIND + 2..=ID_AND_KIND + MAX_HEAD)
+        .contains(&length)
+        .then_some(start)
+}
+
+/// Reads the first frame a host sends, whatever its login prints before: that goes to `preamble`. `None` when the
+/// host has closed without a frame.
+///
+/// # Errors
+/// When reading fails, or too much comes before.
+pub(crate) async fn read_first(
+    reader: &mut (impl AsyncBufRead + Unpin),
+    mut preamble: impl FnMut(&[u8]),
+) -> io::Result<Option<Frame>> {
+    let mut read: Vec<u8> = Vec::new();
+    let start = loop {
+        match reader.read_u8().await {
+            Ok(byte) => read.push(byte),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                preamble(&read);
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        }
+        if let Some(start) = begins(&read) {
+            break start;
+        }
+        if read.ends_with(b"\n") {
+            preamble(&read);
+        }
+        if read.len() > MAX_PREAMBLE {
+            return Err(invalid(format!(
+                "more than {MAX_PREAMBLE} bytes came before the host protocol"
+            )));
+        }
+    };
+    preamble(&read[..start]);
+    let head = read.split_off(start);
+    // What was read already, and then the rest.
+    self::read(&mut io::Cursor::new(head).chain(reader)).await
 }
 
 /// Writes a frame; the caller flushes.
@@ -175,6 +229,45 @@ mod tests {
             assert_eq!((got.kind, got.id, &got.body), (frame.kind, frame.id, &frame.body));
         }
         assert!(read(&mut reader).await.unwrap().is_none());
+    }
+
+    /// What is found in what a host sends: the text before, and whether a frame came whole.
+    async fn found(sent: &[u8]) -> (String, io::Result<Option<Frame>>) {
+        let mut before = Vec::new();
+        let first = read_first(&mut &sent[..], |bytes| before = bytes.to_vec()).await;
+        (String::from_utf8(before).unwrap(), first)
+    }
+
+    #[tokio::test]
+    async fn the_first_frame_is_found_behind_whatever_was_printed() {
+        let answer = Frame::new(Kind::Head, 1, r#"{"answer":"hello"}"#);
+        let mut frame = Vec::new();
+        write(&mut frame, &answer).await.unwrap();
+        for text in [
+            "",
+            "hello from bashrc\n",
+            "no line end",
+            "{1}\n\u{1}\u{0}\u{0}",
+            "Willkommen, schön\r\n\n",
+        ] {
+            let (before, first) = found(&[text.as_bytes(), &frame, b"more"].concat()).await;
+            assert_eq!(
+                (before.as_str(), first.unwrap().unwrap().body),
+                (text, answer.body.clone())
+            );
+        }
+        let (before, first) = found(b"This account is currently not available.\n").await;
+        assert!(before.contains("not available") && first.unwrap().is_none());
+        assert!(found(&frame[..frame.len() - 1]).await.1.is_err(), "cut off");
+        let endless = vec![b'x'; 2 * MAX_PREAMBLE];
+        assert!(
+            found(&endless)
+                .await
+                .1
+                .unwrap_err()
+                .to_string()
+                .contains("before the host protocol")
+        );
     }
 
     #[tokio::test]

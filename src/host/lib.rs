@@ -56,7 +56,7 @@ pub use effect::{Action, Change, Content, Effect};
 pub use error::{Error, Result};
 pub use facts::Facts;
 pub use proto::{Hello, Mode, Scope};
-pub use redial::{DialError, Dialing, Redial, Streams};
+pub use redial::{DialError, Dialing, Redial, SILENCE_TIMEOUT, Streams};
 
 /// Where `clusterd` lies on every host, before anything else is there.
 pub const CLUSTERD: &str = "/var/lib/installer/clusterd";

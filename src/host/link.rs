@@ -7,7 +7,7 @@ use bytes::Bytes;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use crate::{
-    beat,
+    beat::{self, Moved, Moving},
     client::{ClientError, Result},
     frame::{self, Frame, Kind},
     proto::{Answer, Request},
@@ -33,6 +33,10 @@ pub(crate) struct Inner {
     lost: OnceLock<String>,
     /// Becomes true when it is lost.
     over: watch::Sender<bool>,
+    /// When the host was last seen to take or to give something.
+    pub(crate) moved: Moved,
+    /// What came before the protocol.
+    preamble: Mutex<String>,
 }
 
 impl Inner {
@@ -40,7 +44,22 @@ impl Inner {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lose(&self, reason: String) {
+    /// What the host printed before it spoke the protocol, so far.
+    pub(crate) fn preamble(&self) -> String {
+        self.preamble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note_preamble(&self, bytes: &[u8]) {
+        *self.preamble.lock().unwrap_or_else(PoisonError::into_inner) = String::from_utf8_lossy(bytes).into_owned();
+    }
+
+    /// Waits until the connection has ended.
+    pub(crate) async fn ended(&self) {
+        // The sender is our own, so it cannot be gone.
+        let _ = self.over.subscribe().wait_for(|over| *over).await;
+    }
+
+    pub(crate) fn lose(&self, reason: String) {
         // Under the lock that `begin` takes, so no request can slip in between and wait forever.
         let mut waiting = self.waiting();
         let _ = self.lost.set(reason);
@@ -130,7 +149,10 @@ impl Link {
             next: AtomicU32::new(1),
             lost: OnceLock::new(),
             over: watch::Sender::new(false),
+            moved: Moved::now(),
+            preamble: Mutex::default(),
         });
+        let writer = Moving::new(writer, inner.moved.clone());
         let weak = Arc::downgrade(&inner);
         let mut over = inner.over.subscribe();
         tokio::spawn(async move {
@@ -149,21 +171,12 @@ impl Link {
         // The reading task must not keep the client alive: dropping the last clone closes the host's stdin, which ends the host's
         // program, which ends this task.
         let weak = Arc::downgrade(&inner);
+        let mut over = inner.over.subscribe();
         tokio::spawn(async move {
-            let mut reader = tokio::io::BufReader::with_capacity(64 << 10, reader);
-            let reason = loop {
-                match frame::read(&mut reader).await {
-                    Ok(Some(frame)) => {
-                        let Some(inner) = weak.upgrade() else { return };
-                        let taker = inner.waiting().get(&frame.id).cloned();
-                        drop(inner);
-                        if let Some(taker) = taker {
-                            let _ = taker.send(frame).await;
-                        }
-                    }
-                    Ok(None) => break "clusterd ended".to_owned(),
-                    Err(e) => break e.to_string(),
-                }
+            let reason = tokio::select! {
+                reason = take_all(reader, &weak) => reason,
+                // Whoever said that it is over knows why.
+                Ok(_) = over.wait_for(|over| *over) => return,
             };
             if let Some(inner) = weak.upgrade() {
                 inner.lose(reason);
@@ -203,6 +216,36 @@ impl Link {
     }
 }
 
+/// Hands every frame to the request it belongs to; why there are no more.
+async fn take_all(reader: impl AsyncRead + Unpin, link: &Weak<Inner>) -> String {
+    let mut reader = tokio::io::BufReader::with_capacity(64 << 10, reader);
+    let preamble = |bytes: &[u8]| {
+        if let Some(inner) = link.upgrade() {
+            inner.note_preamble(bytes);
+        }
+    };
+    let mut next = frame::read_first(&mut reader, preamble).await;
+    loop {
+        let frame = match next {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return "clusterd ended".to_owned(),
+            Err(e) => return e.to_string(),
+        };
+        let Some(inner) = link.upgrade() else {
+            return "nobody asks any more".to_owned();
+        };
+        inner.moved.pause();
+        let taker = inner.waiting().get(&frame.id).cloned();
+        let moved = inner.moved.clone();
+        drop(inner);
+        if let Some(taker) = taker {
+            let _ = taker.send(frame).await;
+        }
+        moved.note();
+        next = frame::read(&mut reader).await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,5 +276,43 @@ mod tests {
         drop(hung_up);
         let answer = timeout(Duration::from_secs(10), asked).await;
         assert!(matches!(answer, Ok(Err(ClientError::Lost(_)))), "{answer:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_program_that_stands_still_is_given_up_and_one_that_takes_bulk_is_not() {
+        use tokio::io::AsyncReadExt as _;
+        // Nothing is read, as by a program that was stopped; the pipe stays open.
+        let (_answers, answered) = tokio::io::duplex(64);
+        let (_taken, requests) = tokio::io::duplex(1 << 20);
+        let link = Link::new(answered, requests);
+        let begun = tokio::time::Instant::now();
+        let answer = link.ask(&Request::EndServe).await;
+        let seconds = begun.elapsed().as_secs();
+        assert!(
+            matches!(&answer, Err(ClientError::Lost(why)) if why.contains("neither answered nor taken")),
+            "{answer:?}"
+        );
+        assert!((120..150).contains(&seconds), "{seconds}");
+
+        let (_answers, answered) = tokio::io::duplex(64);
+        let (mut taken, requests) = tokio::io::duplex(64 << 10);
+        let link = Link::new(answered, requests);
+        let blob = Blob {
+            digest: oci::Digest::of(b"blob"),
+            size: 1 << 30,
+        };
+        let call = link.begin(&Request::PutBlob { blob, offset: 0 }).await.unwrap();
+        let slow = tokio::spawn(async move {
+            let mut buffer = vec![0; 64 << 10];
+            while taken.read(&mut buffer).await.is_ok_and(|count| count > 0) {
+                tokio::time::sleep(Duration::from_secs(20)).await;
+            }
+        });
+        for _ in 0..30 {
+            let piece = Frame::new(Kind::Data, call.id, Bytes::from(vec![0; 32 << 10]));
+            call.send(piece).await.unwrap();
+        }
+        assert!(!link.is_lost());
+        slow.abort();
     }
 }

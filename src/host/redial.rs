@@ -6,12 +6,11 @@
 //!   └── pause ◀────┴──────────┘
 //! ```
 
-use std::{
-    fmt,
-    pin::Pin,
-    time::{Duration, Instant},
+use std::{fmt, pin::Pin, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Instant,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
     client::{ClientError, Opened, Result, greet},
@@ -23,6 +22,9 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+/// After how long without a sign of life a host is not looked for any longer, though patience is not at its end: it
+/// has no power.
+pub const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 /// A program that does not greet or open within this time is not waited for.
 const ANSWER: Duration = Duration::from_secs(20);
 
@@ -36,6 +38,8 @@ pub struct DialError {
     pub message: String,
     /// Whether another attempt would fail too.
     pub lasting: bool,
+    /// For how long the host has given no sign of life: not even a refusal.
+    pub silence: Duration,
 }
 
 /// An attempt to start `clusterd host` anew.
@@ -45,7 +49,7 @@ pub type Dialing = Pin<Box<dyn Future<Output = Result<Streams, DialError>> + Sen
 pub struct Redial {
     /// Starts `clusterd host` anew.
     pub dial: Box<dyn Fn() -> Dialing + Send + Sync>,
-    /// How long it is tried again after the connection was lost.
+    /// How long it is tried again after the connection was lost, while the host gives signs of life.
     pub patience: Duration,
 }
 
@@ -62,12 +66,13 @@ fn pause(attempts: u32) -> Duration {
         .min(LONGEST_PAUSE)
 }
 
-/// Another connection in place of one that was `lost`, opened as that one was.
+/// Another connection in place of one that was `lost`, opened as that one was. Who has looked for the host in vain
+/// already is not `patient`.
 ///
 /// # Errors
-/// Both losses, when patience is at its end or nothing can come of it.
-pub(crate) async fn back(redial: &Redial, lost: &ClientError, opened: Option<Opened>) -> Result<Link> {
-    let until = Instant::now() + redial.patience;
+/// Both losses, when patience is at its end, the host is silent for too long or nothing can come of it.
+pub(crate) async fn back(redial: &Redial, lost: &ClientError, opened: Option<Opened>, patient: bool) -> Result<Link> {
+    let until = Instant::now() + if patient { redial.patience } else { Duration::ZERO };
     let mut attempts = 0;
     loop {
         let failure = match attempt(redial, opened.as_ref()).await {
@@ -76,9 +81,14 @@ pub(crate) async fn back(redial: &Redial, lost: &ClientError, opened: Option<Ope
         };
         tracing::info!(why = %failure.message, attempts, "the way back to the host failed");
         let pause = pause(attempts);
-        if failure.lasting || Instant::now() + pause > until {
+        let silent = failure.silence + pause > SILENCE_TIMEOUT;
+        if failure.lasting || silent || Instant::now() + pause > until {
+            let silence = match silent {
+                true => format!("; no sign of life for {} s", failure.silence.as_secs()),
+                false => String::new(),
+            };
             return Err(ClientError::Lost(format!(
-                "{}; connecting again: {}",
+                "{}; connecting again: {}{silence}",
                 lost.reason(),
                 failure.message
             )));
@@ -95,10 +105,12 @@ async fn attempt(redial: &Redial, opened: Option<&Opened>) -> Result<Link, DialE
         message: error.to_string(),
         // A host that still believes in the connection before will notice.
         lasting: error.fault().is_some_and(|fault| fault.kind != FaultKind::Locked),
+        silence: Duration::ZERO,
     };
     let late = |_| DialError {
         message: format!("clusterd did not answer within {} s", ANSWER.as_secs()),
         lasting: false,
+        silence: Duration::ZERO,
     };
     let begin = async {
         greet(&link).await?;
@@ -117,6 +129,63 @@ async fn attempt(redial: &Redial, opened: Option<&Opened>) -> Result<Link, DialE
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// How often a host is dialled that has been silent for so many seconds already, and is silent from then on or
+    /// refuses.
+    async fn dialled(silent: u64, refuses: bool, patient: bool) -> (usize, u64, String) {
+        let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let (counted, begun) = (count.clone(), tokio::time::Instant::now());
+        let dial = move || -> Dialing {
+            counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            Box::pin(async move {
+                // A refusal comes at once.
+                if !refuses {
+                    tokio::time::sleep(Duration::from_secs(10)).await;
+                }
+                Err(DialError {
+                    message: "not there".into(),
+                    lasting: false,
+                    silence: if refuses {
+                        Duration::ZERO
+                    } else {
+                        Duration::from_secs(silent) + begun.elapsed()
+                    },
+                })
+            })
+        };
+        let redial = Redial {
+            dial: Box::new(dial),
+            patience: Duration::from_secs(180),
+        };
+        let lost = ClientError::Lost("gone".into());
+        let error = back(&redial, &lost, None, patient).await.err().unwrap().to_string();
+        let count = count.load(std::sync::atomic::Ordering::Relaxed);
+        (count, begun.elapsed().as_secs(), error)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_without_a_sign_of_life_is_given_up_after_a_minute_and_one_that_refuses_is_not() {
+        let (count, seconds, error) = dialled(0, false, true).await;
+        assert!(
+            count > 1 && (50..=75).contains(&seconds),
+            "{count} times in {seconds} s"
+        );
+        assert!(error.contains("no sign of life for"), "{error}");
+        // What was silent before the loss was noticed counts too.
+        let (count, seconds, _) = dialled(40, false, true).await;
+        assert!(
+            count > 1 && (15..=35).contains(&seconds),
+            "{count} times in {seconds} s"
+        );
+        // There is always one attempt.
+        assert_eq!(dialled(100, false, true).await.0, 1);
+        let (_, seconds, error) = dialled(0, true, true).await;
+        assert!(
+            (170..=180).contains(&seconds) && !error.contains("no sign of life"),
+            "{seconds} s: {error}"
+        );
+        assert_eq!(dialled(0, true, false).await.0, 1);
+    }
 
     #[test]
     fn pauses_grow_and_have_a_bound() {

@@ -414,6 +414,7 @@ impl Line {
                     true => Err(crate::DialError {
                         message: "the line is down".into(),
                         lasting: false,
+                        silence: Duration::ZERO,
                     }),
                 }
             })
