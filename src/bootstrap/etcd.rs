@@ -32,11 +32,18 @@ use kube::{
     api::{DeleteParams, ListParams},
 };
 use serde::Serialize;
-use std::{path::Path, time::Duration};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use std::{io, path::Path, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
+    time::timeout,
+};
 
 /// How long one step with the whole data may take.
 const LIMIT: Duration = Duration::from_secs(600);
+/// How long nothing of a snapshot may come.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Most bytes that a login may print before a snapshot begins.
+const MAX_PREAMBLE: usize = 64 << 10;
 /// Bytes of a snapshot that are in memory at once.
 const CHUNK: usize = 256 << 10;
 /// etcd's data on a master, below the folder that is mounted.
@@ -208,6 +215,19 @@ async fn take(master: &Master, there: &str, out: &Path) -> Result<Snapshot> {
     received
 }
 
+/// Reads until just behind `word`.
+async fn begin(from: &mut (impl AsyncRead + Unpin), word: &[u8]) -> io::Result<()> {
+    let mut read = Vec::new();
+    while !read.ends_with(word) {
+        if read.len() > MAX_PREAMBLE {
+            return Err(io::Error::other("the login prints, and does not end to"));
+        }
+        let byte = timeout(STALL_TIMEOUT, from.read_u8()).await;
+        read.push(byte.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?);
+    }
+    Ok(())
+}
+
 /// Streams a file of the master into a file here.
 async fn receive(master: &Master, there: &str, here: &Path) -> Result<(u64, oci::Digest)> {
     let session = &master.session;
@@ -215,13 +235,22 @@ async fn receive(master: &Master, there: &str, here: &Path) -> Result<(u64, oci:
     // All secrets of the cluster are in it.
     options.write(true).create(true).truncate(true).mode(0o600);
     let writing = || local(format!("cannot write {}", here.display()));
+    let breaks = || format!("the snapshot of {} breaks off", session.ip);
     let mut file = options.open(here).await.map_err(writing())?;
-    let command = ssh::Command::new(["cat", there]).elevate(session.elevate.clone());
+    // What the login prints comes before this word.
+    let word = format!("{}\n", *crate::swarm::random_text());
+    let script = "echo \"$0\"; exec cat -- \"$1\"";
+    let argv = ["sh", "-c", script, word.trim_end(), there];
+    let command = ssh::Command::new(argv).elevate(session.elevate.clone());
     let mut process = session.connection.open_process(&command).await?;
+    begin(&mut process.stdout, word.as_bytes())
+        .await
+        .map_err(local(breaks()))?;
     let (mut hasher, mut total, mut buffer) = (oci::Hasher::default(), 0, vec![0; CHUNK]);
     loop {
-        let read = process.stdout.read(&mut buffer).await;
-        let n = read.map_err(local(format!("the snapshot of {} breaks off", session.ip)))?;
+        let read = timeout(STALL_TIMEOUT, process.stdout.read(&mut buffer)).await;
+        let read = read.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let n = read.map_err(local(breaks()))?;
         if n == 0 {
             break;
         }

@@ -1,7 +1,8 @@
 # Fetches one file from another host with what every host has: bash and coreutils. Run as root by bash -c, see supply.rs.
 # Arguments: address, port, size, sha256, where to. Stdin: the token. It comes compressed where there is gzip.
 # With `-` as address stdin is a gzip of the file itself.
-# Ends with 127 where something is missing for it, else with another code.
+# Ends with 127 where something is missing for it or it cannot be written, so that nobody else is to blame;
+# else with another code.
 set -eu
 address=$1 port=$2 size=$3 digest=$4 file=$5
 part=$file.part packed=$file.gz
@@ -24,8 +25,7 @@ if [ "$address" != - ]; then
     fi
 fi
 trap 'rm -f -- "$part" "$packed.part"' EXIT
-mkdir -p -- "${file%/*}"
-rm -f -- "$part" "$packed" "$packed.part"
+mkdir -p -- "${file%/*}" && rm -f -- "$part" "$packed" "$packed.part" && : >"$part" || exit 127
 if [ "$address" = - ]; then
     exec 3<&0
 else
@@ -34,9 +34,12 @@ else
 fi
 if [ "$gzip" ]; then
     # Kept as it came: whoever gets it from this host next is spared the compressing. What it compresses to is hardly ever larger.
-    head -c "$((size + 65536))" <&3 | tee -- "$packed.part" | gzip -dc | head -c "$size" >"$part"
+    head -c "$((size + 65536))" <&3 | tee -- "$packed.part" | gzip -dc | head -c "$size" >"$part" \
+        && kept=${PIPESTATUS[1]} || exit 127
+    # Where there was place for the file and not for both.
+    [ "$kept" = 0 ] || rm -f -- "$packed.part"
 else
-    head -c "$size" <&3 >"$part"
+    head -c "$size" <&3 >"$part" || exit 127
 fi
 exec 3>&-
 # Before anybody can run it.

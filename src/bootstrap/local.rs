@@ -11,6 +11,7 @@ use std::{
     path::Path,
     process::Stdio,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 use tokio::{
     fs,
@@ -18,6 +19,8 @@ use tokio::{
     process::{Child, ChildStdin, ChildStdout, Command},
 };
 
+/// How long the output of a program that has ended is still read: what it left running may hold it open for ever.
+const LINGER: Duration = Duration::from_secs(1);
 /// How much of a program's stderr is remembered, in bytes.
 const STDERR_TAIL: usize = 64 << 10;
 
@@ -99,11 +102,9 @@ async fn keep_last(from: &mut (impl AsyncRead + Unpin), tail: &Complaints) -> io
 }
 
 /// Keeps the first `limit` bytes, reads all.
-async fn keep_first(mut from: impl AsyncRead + Unpin, limit: usize) -> Vec<u8> {
-    let mut kept = Vec::new();
-    let _ = (&mut from).take(limit as u64).read_to_end(&mut kept).await;
+async fn keep_first(mut from: impl AsyncRead + Unpin, limit: usize, kept: &mut Vec<u8>) {
+    let _ = (&mut from).take(limit as u64).read_to_end(kept).await;
     let _ = io::copy(&mut from, &mut io::sink()).await;
-    kept
 }
 
 /// Runs a program to its end, or kills it when its time is up.
@@ -122,13 +123,25 @@ pub(crate) async fn exec(host: &str, command: &ssh::Command) -> Result<Output> {
             let _ = stdin.write_all(command.input()).await;
             drop(stdin);
         };
-        let ((), stdout, _, ended) = tokio::join!(
-            feed,
-            keep_first(stdout, command.output_limit()),
-            keep_last(&mut stderr, &tail),
-            child.wait()
-        );
-        ended.map(|ended| (stdout, ended))
+        let mut kept = Vec::new();
+        let ended = {
+            let reading = async {
+                tokio::join!(
+                    feed,
+                    keep_first(stdout, command.output_limit(), &mut kept),
+                    keep_last(&mut stderr, &tail)
+                )
+            };
+            tokio::pin!(reading);
+            tokio::select! {
+                ended = child.wait() => {
+                    let _ = tokio::time::timeout(LINGER, reading).await;
+                    ended
+                }
+                _ = &mut reading => child.wait().await,
+            }
+        };
+        ended.map(|ended| (kept, ended))
     };
     let finished = match command.time_limit() {
         None => run.await,

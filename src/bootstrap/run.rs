@@ -7,13 +7,14 @@ use crate::{
     event::{Event, Observer},
     fan,
     order::{Order, Place},
-    phases::{Outcome, PHASES, Phase},
+    phases::{On, Outcome, PHASES, Phase},
     push,
     rolling::Rolling,
     session::Session,
     site::Site,
     swarm::Swarm,
 };
+use futures::FutureExt as _;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
@@ -199,6 +200,31 @@ async fn all_done(needs: Vec<watch::Receiver<Option<bool>>>) -> bool {
     true
 }
 
+/// The hosts without which a phase cannot succeed: what it waits for may be something that such a host does by
+/// itself, and its loss would not be noticed before that wait ends.
+fn indispensable(phase: &Phase, place: Option<usize>, hosts: usize, first_master: usize) -> Vec<usize> {
+    match place {
+        Some(index) => vec![index],
+        None if phase.on == On::External => Vec::new(),
+        // They wait for every node.
+        None if ["nodes", "verify"].contains(&phase.name) => (0..hosts).collect(),
+        None => vec![first_master],
+    }
+}
+
+/// Waits until a host that a phase cannot do without is lost for good.
+async fn host_gone(run: &Run, phase: &Phase, place: Option<usize>) -> Error {
+    let hosts = indispensable(phase, place, run.sessions.len(), run.site.first_master());
+    let gone = hosts.into_iter().map(|index| {
+        let session = &run.sessions[index];
+        async move { session.failed(phase.title)(session.client.gone().await) }.boxed()
+    });
+    match gone.collect::<Vec<_>>() {
+        none if none.is_empty() => std::future::pending().await,
+        gone => futures::future::select_all(gone).await.0,
+    }
+}
+
 async fn one(run: &Arc<Run>, phase: &'static Phase, place: Option<usize>, start: Instant) -> Result<Timing> {
     let host = place.map(|index| run.host_name(index));
     let _turn = if place.is_some() { fan::turn().await } else { None };
@@ -208,10 +234,16 @@ async fn one(run: &Arc<Run>, phase: &'static Phase, place: Option<usize>, start:
         title: phase.title,
         host: host.clone(),
     });
-    let result = match (phase.work, place) {
-        (Some(work), _) => work(Arc::clone(run), phase, place).await,
-        (None, Some(index)) => run.apply(phase, index).await,
-        (None, None) => Ok(Outcome::default()),
+    let work = async {
+        match (phase.work, place) {
+            (Some(work), _) => work(Arc::clone(run), phase, place).await,
+            (None, Some(index)) => run.apply(phase, index).await,
+            (None, None) => Ok(Outcome::default()),
+        }
+    };
+    let result = tokio::select! {
+        result = work => result,
+        error = host_gone(run, phase, place) => Err(error),
     };
     let took = start.elapsed() - began;
     match result {
@@ -263,5 +295,21 @@ async fn collect(mut tasks: JoinSet<Result<Option<Timing>>>) -> Result<Vec<Timin
     match Error::merge(errors) {
         Some(error) => Err(error),
         None => Ok(timings),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::phases;
+
+    #[test]
+    fn who_is_lost_ends_what_waits_for_it_and_nothing_else() {
+        let of = |name, place| indispensable(phases::named(name).unwrap(), place, 3, 1);
+        assert_eq!(of("agent", Some(2)), [2]);
+        assert_eq!(of("nodes", None), [0, 1, 2]);
+        assert_eq!(of("verify", None), [0, 1, 2]);
+        assert_eq!(of("manifests", None), [1]);
+        assert_eq!(of("push", None), [0; 0]);
     }
 }

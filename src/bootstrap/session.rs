@@ -21,7 +21,8 @@ pub use ssh::Aliases;
 /// A program that does not greet within this time is not ours.
 const GREETING: Duration = Duration::from_secs(15);
 
-/// How long a host that was lost is tried to be reached again: long enough for it to boot.
+/// How long a host that was lost is tried to be reached again while it gives signs of life: long enough for its
+/// services to start.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Where `clusterd` comes from when a host lacks it.
@@ -95,7 +96,14 @@ impl Session {
         access: &Access,
         place: Option<Place<'_>>,
     ) -> Result<Self> {
-        let mut started = start(ip, &connection, &elevate).await;
+        let mut started = match start(ip, &connection, &elevate).await {
+            // Whoever says that it is not there has a shell that works.
+            Err(error) if !matches!(error, Error::NoProgram { .. }) && !supply::is_lost(&error) => {
+                connection.prove_shell().await?;
+                Err(error)
+            }
+            started => started,
+        };
         let mut pushed = None;
         if let Some(place) = place {
             let ours = |hello: &Hello| hello.digest.as_ref() == Some(&place.program().digest);
@@ -173,12 +181,14 @@ fn redial(connection: &Connection, elevate: &Become) -> Redial {
     let dial = move || -> Dialing {
         let (connection, command) = (connection.clone(), command.clone());
         Box::pin(async move {
-            let started = connection.open_process(&command).await;
-            let process = started.map_err(|error| DialError {
-                lasting: !matches!(&error, Error::Ssh(error) if error.is_passing()),
-                message: error.to_string(),
-            })?;
-            Ok((process.stdout, process.stdin))
+            match connection.open_process(&command).await {
+                Ok(process) => Ok((process.stdout, process.stdin)),
+                Err(error) => Err(DialError {
+                    lasting: !matches!(&error, Error::Ssh(error) if error.is_passing()),
+                    message: error.to_string(),
+                    silence: connection.silence().await,
+                }),
+            }
         })
     };
     Redial {
@@ -207,17 +217,35 @@ async fn start(ip: Ipv4Addr, connection: &Connection, elevate: &Become) -> Resul
             let stderr = complaints();
             let last = stderr.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
             Err(match last {
-                "" => Error::host(ip, format!("starting {CLUSTERD}"))(source),
+                "" => Error::host(ip, format!("starting {CLUSTERD}{}", printed(&client.preamble())))(source),
                 line if line.contains("not found") || line.contains("No such file") => {
                     Error::NoProgram { host: ip.to_string() }
                 }
-                line => Error::on(ip, format!("cannot run {CLUSTERD}: {line}")),
+                line => Error::on(
+                    ip,
+                    format!("cannot run {CLUSTERD}: {line}{}", printed(&client.preamble())),
+                ),
             })
         }
         Err(_) => Err(Error::on(
             ip,
-            format!("{CLUSTERD} did not greet within {} s", GREETING.as_secs()),
+            format!(
+                "{CLUSTERD} did not greet within {} s{}",
+                GREETING.as_secs(),
+                printed(&client.preamble())
+            ),
         )),
+    }
+}
+
+/// What came in place of the protocol, and where to look for who wrote it.
+fn printed(preamble: &str) -> String {
+    match ssh::plain(preamble).as_str() {
+        "" => String::new(),
+        text => format!(
+            " (what came instead is {text:?}; look at the login's start-up files there: ~/.bashrc, ~/.ssh/rc, \
+             /etc/ssh/sshrc, and at ForceCommand in sshd_config)"
+        ),
     }
 }
 

@@ -9,7 +9,7 @@ use ssh::{Become, Output};
 use std::{
     fmt,
     net::Ipv4Addr,
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::{
@@ -60,6 +60,8 @@ pub struct Connection {
     way: Arc<Way>,
     /// Of the way by SSH.
     current: Arc<Mutex<Option<ssh::Connection>>>,
+    /// When the host last gave a sign of life, as far as it is known while there is no connection.
+    heard: Arc<std::sync::Mutex<Instant>>,
 }
 
 impl fmt::Debug for Connection {
@@ -103,7 +105,22 @@ impl Connection {
         Ok(Self {
             way,
             current: Arc::new(Mutex::new(current)),
+            heard: Arc::new(std::sync::Mutex::new(Instant::now())),
         })
+    }
+
+    fn note_heard(&self, at: Instant) {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        *heard = at.max(*heard);
+    }
+
+    /// For how long the host has given no sign of life, not even a refusal.
+    pub(crate) async fn silence(&self) -> Duration {
+        let current = self.current.lock().await;
+        if self.is_local() || current.as_ref().is_some_and(|connection| !connection.is_closed()) {
+            return Duration::ZERO;
+        }
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
     /// Whether this machine is the host.
@@ -120,9 +137,30 @@ impl Connection {
         if let Some(connection) = current.as_ref().filter(|connection| !connection.is_closed()) {
             return Ok(Some(connection.clone()));
         }
+        if let Some(ended) = current.take() {
+            self.note_heard(ended.heard().unwrap_or_else(Instant::now));
+        }
         tracing::info!(host = %config.target(), "connecting again");
-        let connection = ssh::Connection::connect(config).await?;
-        Ok(Some(current.insert(connection).clone()))
+        match ssh::Connection::connect(config).await {
+            Ok(connection) => Ok(Some(current.insert(connection).clone())),
+            Err(error) => {
+                if error.is_sign_of_life() {
+                    self.note_heard(Instant::now());
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Proves that the login shell runs programs. On this machine there is none in between.
+    ///
+    /// # Errors
+    /// As [`ssh::Connection::prove_shell`].
+    pub(crate) async fn prove_shell(&self) -> Result<()> {
+        match self.transport().await? {
+            Some(connection) => Ok(connection.prove_shell().await?),
+            None => Ok(()),
+        }
     }
 
     /// How it was opened, to open another.
@@ -193,7 +231,8 @@ impl Connection {
         }
     }
 
-    /// As [`Self::connect_stream`]; while the way is lost it is tried again and again, up to `patience`.
+    /// As [`Self::connect_stream`]; while the way is lost it is tried again and again, up to `patience`, as long as
+    /// the host gives signs of life.
     ///
     /// # Errors
     /// As [`Self::connect_stream`].
@@ -201,7 +240,9 @@ impl Connection {
         let until = Instant::now() + patience;
         loop {
             match self.connect_stream(host, port).await {
-                Err(Error::Ssh(error)) if error.is_passing() && Instant::now() < until => {
+                Err(Error::Ssh(error))
+                    if error.is_passing() && Instant::now() < until && self.silence().await < host::SILENCE_TIMEOUT =>
+                {
                     tracing::info!(%error, "the way is lost");
                     tokio::time::sleep(AGAIN).await;
                 }

@@ -31,13 +31,17 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 type Test = fn();
 
-const TESTS: [(&str, Test); 3] = [
+const TESTS: [(&str, Test); 4] = [
     ("work_goes_on_when_a_host_was_away_for_a_while", || {
         block_on(work_goes_on_when_a_host_was_away_for_a_while())
     }),
     ("this_machine_is_a_host_without_ssh", || {
         block_on(this_machine_is_a_host_without_ssh())
     }),
+    (
+        "a_host_that_cannot_take_our_program_is_told_and_strange_shells_are_none",
+        || block_on(a_host_that_cannot_take_our_program_is_told_and_strange_shells_are_none()),
+    ),
     ("this_machine_is_refused_as_a_host_unless_we_are_root", || {
         block_on(this_machine_is_refused_as_a_host_unless_we_are_root())
     }),
@@ -162,6 +166,8 @@ async fn this_machine_is_a_host_without_ssh() {
         ExitStatus::Signal("9".into())
     );
     assert_eq!(run(&["head", "-c", "5000000", "/dev/zero"], "").await.0.len(), 100);
+    let (pid, _, status) = run(&["sh", "-c", "sleep 1000 & echo $!"], "").await;
+    assert!(status.success() && run(&["kill", pid.trim()], "").await.2.success());
     let slow = Command::new(["sleep", "60"]).timeout(Duration::from_millis(100));
     let late = session.connection.exec(&slow).await.unwrap_err().to_string();
     assert!(late.contains("sleep 60"), "{late}");
@@ -277,10 +283,87 @@ async fn through(port: u16) -> String {
     text
 }
 
-async fn work_goes_on_when_a_host_was_away_for_a_while() {
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = free.local_addr().unwrap().port();
-    drop(free);
+    free.local_addr().unwrap().port()
+}
+
+fn shell(script: &str) {
+    let status = process::Command::new("sh").args(["-euc", script]).status();
+    assert!(status.unwrap().success(), "{script}");
+}
+
+/// Root logs in with this shell from now on, and with these files in the home folder.
+fn log_in_with(login_shell: &str, files: &[(&str, &str)]) {
+    shell("umount /etc/passwd 2>/dev/null || true; rm -rf /var/lib/home; mkdir -p /var/lib/home/.ssh");
+    for (name, content) in files {
+        fs::write(Path::new("/var/lib/home").join(name), content).unwrap();
+    }
+    shell(&format!(
+        "sed 's#^root:.*#root:x:0:0:root:/var/lib/home:{login_shell}#' /etc/passwd > /var/lib/passwd
+        mount --bind /var/lib/passwd /etc/passwd"
+    ));
+}
+
+async fn a_host_that_cannot_take_our_program_is_told_and_strange_shells_are_none() {
+    let sshd = Sshd::start(free_port());
+    sshd.is_up().await;
+    let (ip, ssh) = host_with(&format!("{{port: {}, pk: /var/lib/sshd/key}}", sshd.port));
+    let access = Access {
+        known_hosts: vec!["/var/lib/sshd/known".into()],
+        accept_new_host_keys: true,
+        ..Access::default()
+    };
+    let program = program();
+    let open = async || {
+        let opened = Session::open(ip, &ssh, &access, Some(&program));
+        tokio::time::timeout(Duration::from_secs(180), opened)
+            .await
+            .expect("it ends")
+    };
+    let refused = async |expected: &str| {
+        let error = open().await.err().expect(expected).to_string();
+        assert!(
+            error.contains(expected) && error.contains("127.0.0.1"),
+            "{expected} in {error}"
+        );
+        assert!(!Path::new(CLUSTERD).exists() && !Path::new(CLUSTERD).with_extension("part").exists());
+    };
+    log_in_with("/usr/sbin/nologin", &[]);
+    refused("currently not available").await;
+    log_in_with("/bin/false", &[]);
+    refused("said nothing").await;
+    log_in_with("/bin/bash", &[(".bashrc", "sleep 1000\n")]);
+    refused("it waits for something").await;
+
+    log_in_with("/bin/sh", &[]);
+    shell("mkdir /var/lib/installer; mount -t tmpfs -o size=1m none /var/lib/installer");
+    refused("No space left on device").await;
+    shell("mount -o remount,ro /var/lib/installer");
+    refused("Read-only file system").await;
+    shell("umount /var/lib/installer");
+
+    log_in_with("/usr/bin/tcsh", &[]);
+    let session = open().await.unwrap();
+    assert!(session.pushed.is_some());
+    // What is printed before our program begins is passed over.
+    log_in_with(
+        "/bin/bash",
+        &[
+            (".bashrc", "echo hello from bashrc\n"),
+            (".ssh/rc", "printf 'and more'\n"),
+        ],
+    );
+    let session = open().await.unwrap();
+    assert_eq!(session.pushed, None);
+    session.client.open(&scope(), Mode::Read).await.unwrap();
+    assert!(session.client.preamble().contains("hello from bashrc"));
+    sshd.kill();
+}
+
+async fn work_goes_on_when_a_host_was_away_for_a_while() {
+    let port = free_port();
     let sshd = Sshd::start(port);
     sshd.is_up().await;
     let (ip, ssh) = host_with(&format!("{{port: {port}, pk: /var/lib/sshd/key}}"));
