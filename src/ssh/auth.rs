@@ -1,13 +1,19 @@
 //! Proving who we are: every configured way in order, remembering what became of each for the error.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use russh::{
     MethodKind, MethodSet,
     client::{AuthResult, Handle, KeyboardInteractiveAuthResponse},
     keys::{
-        Certificate, HashAlg, PrivateKey, PrivateKeyWithHashAlg, agent::AgentIdentity, agent::client::AgentClient,
+        Certificate, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey,
+        agent::{AgentIdentity, client::AgentClient},
         load_secret_key,
+        ssh_key::public::KeyData,
     },
 };
 
@@ -18,6 +24,14 @@ struct Attempts<'a> {
     config: &'a Config,
     tried: Vec<String>,
     offered: MethodSet,
+    /// How many of them the server has judged.
+    judged: usize,
+    /// Keys it has judged.
+    keys: Vec<KeyData>,
+    /// Whether it ended the connection.
+    hung_up: bool,
+    /// Whether a key file is not what it should be.
+    unreadable: bool,
 }
 
 /// Outcome of one attempt.
@@ -31,6 +45,10 @@ pub(crate) async fn authenticate(handle: &mut Handle<Client>, config: &Config) -
         config,
         tried: Vec::new(),
         offered: MethodSet::empty(),
+        judged: 0,
+        keys: Vec::new(),
+        hung_up: false,
+        unreadable: false,
     };
     // `none` asks which methods there are; a server may also let us in at once.
     let first = handle.authenticate_none(&config.user).await;
@@ -72,8 +90,15 @@ impl Attempts<'_> {
                 remaining_methods,
                 partial_success,
             }) => {
+                // The last that is known of a server that answers no more are not its methods. After `none`, they may
+                // be.
+                let over = remaining_methods.is_empty() && !partial_success && !what.is_empty();
+                if over {
+                    return self.hang_up(what);
+                }
                 self.offered = remaining_methods;
                 if !what.is_empty() {
+                    self.judged += 1;
                     let verdict = if partial_success {
                         "accepted, but the server wants one more"
                     } else {
@@ -84,12 +109,16 @@ impl Attempts<'_> {
                 Ok(Outcome::Refused)
             }
             // The server hangs up after too many attempts: that is a refusal with a story, not a network fault.
-            Err(_) if !self.tried.is_empty() => {
-                self.tried.push(format!("{what}: the server hung up"));
-                Err(self.refused())
-            }
+            Err(_) if self.judged > 0 => self.hang_up(what),
             Err(e) => Err(self.lost(e)),
         }
+    }
+
+    fn hang_up(&mut self, what: &str) -> Result<Outcome> {
+        self.judged += 1;
+        self.hung_up = true;
+        self.tried.push(format!("{what}: refused, and the server hung up"));
+        Err(self.refused())
     }
 
     fn offers(&self, kind: MethodKind) -> bool {
@@ -110,11 +139,13 @@ impl Attempts<'_> {
         let key = match load_secret_key(path, passphrase.map(Secret::expose)) {
             Ok(key) => key,
             Err(e) => {
+                self.unreadable = true;
                 self.tried
                     .push(format!("{what}: {}", key_trouble(&e, passphrase.is_some())));
                 return Ok(Outcome::Refused);
             }
         };
+        self.keys.push(key.public_key().key_data().clone());
         let hash = rsa_hash(handle).await.filter(|_| key.algorithm().is_rsa());
         if let Outcome::In = self.with_certificate(handle, path, certificate, (&key, hash)).await? {
             return Ok(Outcome::In);
@@ -166,18 +197,23 @@ impl Attempts<'_> {
     }
 
     async fn agent(&mut self, handle: &mut Handle<Client>, socket: Option<&Path>) -> Result<Outcome> {
-        let connected = match socket {
-            Some(path) => AgentClient::connect_uds(path).await,
-            None => AgentClient::connect_env().await,
+        let Some(socket) = socket
+            .map(Path::to_path_buf)
+            .or_else(|| env::var_os("SSH_AUTH_SOCK").map(PathBuf::from))
+        else {
+            self.tried
+                .push("agent: none runs here (SSH_AUTH_SOCK is not set)".to_owned());
+            return Ok(Outcome::Refused);
         };
-        let mut agent = match connected {
+        let mut agent = match AgentClient::connect_uds(&socket).await {
             Ok(agent) => agent,
             Err(e) => {
-                self.tried.push(format!("agent: not reachable ({e}; SSH_AUTH_SOCK)"));
+                self.tried
+                    .push(format!("agent: not reachable at {} ({e})", socket.display()));
                 return Ok(Outcome::Refused);
             }
         };
-        let identities = match agent.request_identities().await {
+        let mut identities = match agent.request_identities().await {
             Ok(identities) if identities.is_empty() => {
                 self.tried.push("agent: it holds no keys (ssh-add)".to_owned());
                 return Ok(Outcome::Refused);
@@ -188,6 +224,14 @@ impl Attempts<'_> {
                 return Ok(Outcome::Refused);
             }
         };
+        // A server takes only so many tries: what was judged already is left out, and what is named somewhere comes
+        // first.
+        let named = named_keys(self.config);
+        let key_of = |identity: &AgentIdentity| identity.public_key().key_data().clone();
+        identities.retain(|identity| {
+            matches!(identity, AgentIdentity::Certificate { .. }) || !self.keys.contains(&key_of(identity))
+        });
+        identities.sort_by_key(|identity| !named.contains(&key_of(identity)));
         let rsa = rsa_hash(handle).await;
         for identity in identities {
             if !self.offers(MethodKind::PublicKey) {
@@ -264,21 +308,41 @@ impl Attempts<'_> {
         }
     }
 
-    fn refused(&self) -> Error {
-        let offered: Vec<&str> = self.offered.iter().map(|m| m.into()).collect();
-        let hint = if self.config.auth.is_empty() {
+    /// What to do about it.
+    fn hint(&self) -> String {
+        let password_refused = |t: &String| t.starts_with("password") && t.ends_with("refused");
+        if self.config.auth.is_empty() {
             "No key, agent or password is configured for this host."
-        } else if self
-            .tried
-            .iter()
-            .any(|t| t.starts_with("password") && t.ends_with("refused"))
-        {
+        } else if self.hung_up && self.judged > 1 {
+            return format!(
+                "The server gave up after {} tries (MaxAuthTries there): name the right key (ssh.pk, or IdentityFile in \
+                 the SSH configuration), or take others out of the agent (ssh-add -d).",
+                self.judged
+            );
+        } else if self.unreadable {
+            "First correct the key that cannot be used (ssh.pk, or IdentityFile in the SSH configuration)."
+        } else if self.judged == 0 && self.offers(MethodKind::PublicKey) {
+            "Name a key (ssh.pk), start an agent that holds one (ssh-add), or give a password."
+        } else if self.tried.iter().any(password_refused) {
             "Check the user name and the password (root may be allowed in by key only: PermitRootLogin)."
-        } else if !self.offers(MethodKind::PublicKey) && !offered.is_empty() {
+        } else if !self.offers(MethodKind::PublicKey) && !self.offered.is_empty() {
             "The server accepts no keys: give a password."
         } else {
             "Put the public key into the user's ~/.ssh/authorized_keys, or give another key or a password."
-        };
+        }
+        .to_owned()
+    }
+
+    fn refused(&self) -> Error {
+        let offered: Vec<&str> = self.offered.iter().map(|m| m.into()).collect();
+        if self.judged == 0 && !self.tried.is_empty() && self.offers(MethodKind::PublicKey) {
+            return Error::NoCredential {
+                host: self.config.target(),
+                user: self.config.user.clone(),
+                tried: self.tried.join("; "),
+                hint: self.hint(),
+            };
+        }
         Error::Auth {
             host: self.config.target(),
             user: self.config.user.clone(),
@@ -292,9 +356,27 @@ impl Attempts<'_> {
             } else {
                 offered.join(", ")
             },
-            hint: hint.to_owned(),
+            hint: self.hint(),
         }
     }
+}
+
+/// The public keys that belong to the key files of a configuration, as far as they lie beside these, or are these.
+fn named_keys(config: &Config) -> Vec<KeyData> {
+    let read = |path: &Path| {
+        let text = std::fs::read_to_string(path).ok()?;
+        let key = PublicKey::from_openssh(text.trim()).ok()?;
+        Some(key.key_data().clone())
+    };
+    let of = |auth: &Auth| match auth {
+        Auth::KeyFile { path, .. } => {
+            let mut beside = path.as_os_str().to_owned();
+            beside.push(".pub");
+            read(Path::new(&beside)).or_else(|| read(path))
+        }
+        _ => None,
+    };
+    config.auth.iter().filter_map(of).collect()
 }
 
 /// The hash by which the server lets RSA keys sign.

@@ -199,6 +199,7 @@ mod tests {
             (1, "Sorry, try again.", "password is wrong"),
             (1, "bob is not in the sudoers file.", "sudoers does not allow"),
             (1, "sudo: sorry, you must have a tty to run sudo", "requiretty"),
+            (1, "sudo: a password is required\n", "not for every program"),
             (1, "sudo: unknown trouble\n", "unknown trouble"),
         ];
         for (code, stderr, expected) in table {

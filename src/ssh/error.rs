@@ -123,6 +123,18 @@ pub enum Error {
         /// What to do.
         hint: String,
     },
+    /// There was nothing that could be shown to the server.
+    #[error("{host}: there is nothing to log in with as user '{user}': {tried}. {hint}")]
+    NoCredential {
+        /// Whom we reached.
+        host: String,
+        /// As whom we wanted to log in.
+        user: String,
+        /// Each way, and why it is none.
+        tried: String,
+        /// What to do.
+        hint: String,
+    },
     /// sudo did not make us root.
     #[error("{host}: user '{user}' cannot become root to run {program}: {reason}")]
     Sudo {

@@ -4,7 +4,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Stdio, time::Duration};
 
-use ssh::{Auth, Connection, Error, Pin};
+use ssh::{Auth, Become, Command, Connection, Error, ExitStatus, Pin};
 
 mod server;
 use server::{Server, keygen, refused};
@@ -119,6 +119,19 @@ async fn every_way_to_authenticate_is_tried_and_told() {
     assert!(!error.contains("wrong-pw") && !format!("{config:?}").contains("wrong-pw"));
     config.auth = vec![key("stranger", None), key("locked", Some("open sesame"))];
     Connection::connect(&config).await.expect("the second key is right");
+    // Where nothing could be shown to the server, it has refused nothing.
+    config.auth = vec![key("absent", None)];
+    let error = refused(&config).await;
+    assert!(matches!(error, Error::NoCredential { .. }), "{error}");
+    let error = error.to_string();
+    assert!(
+        error.contains("absent: no such file") && error.contains("ssh.pk"),
+        "{error}"
+    );
+    assert!(
+        !error.contains("authorized_keys") && !error.contains("not let in"),
+        "{error}"
+    );
     config.auth.clear();
     assert!(
         refused(&config)
@@ -242,29 +255,8 @@ async fn a_users_certificate_is_offered_with_its_key() {
 async fn keys_and_certificates_of_the_agent_are_offered() {
     let server = authority_server().await;
     let socket = server.at("agent");
-    let mut agent = tokio::process::Command::new("ssh-agent")
-        .arg("-D")
-        .arg("-a")
-        .arg(&socket)
-        .stdout(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let add = |key: &str| {
-        let output = std::process::Command::new("ssh-add")
-            .env("SSH_AUTH_SOCK", &socket)
-            .arg(server.at(key))
-            .output()
-            .unwrap();
-        output.status.success()
-    };
-    tokio::time::timeout(Duration::from_secs(10), async {
-        while !socket.exists() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await
-    .expect("the agent listens");
+    let mut agent = agent(&socket).await;
+    let add = |key: &str| add(&socket, &server.at(key));
     let mut config = server.config();
     config.auth = vec![Auth::Agent(Some(socket.clone()))];
     assert!(refused(&config).await.to_string().contains("it holds no keys"));
@@ -274,7 +266,117 @@ async fn keys_and_certificates_of_the_agent_are_offered() {
     assert!(add("id_rsa"));
     Connection::connect(&config).await.expect("the agent's certificate");
     agent.kill().await.unwrap();
-    assert!(refused(&config).await.to_string().contains("agent: not reachable"));
+    let error = refused(&config).await.to_string();
+    assert!(
+        error.contains("agent: not reachable") && error.contains(socket.to_str().unwrap()),
+        "{error}"
+    );
+}
+
+/// An agent of OpenSSH that listens at `socket`.
+async fn agent(socket: &Path) -> tokio::process::Child {
+    let agent = tokio::process::Command::new("ssh-agent")
+        .arg("-D")
+        .arg("-a")
+        .arg(socket)
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while !socket.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("the agent listens");
+    agent
+}
+
+fn add(socket: &Path, key: &Path) -> bool {
+    let output = std::process::Command::new("ssh-add")
+        .env("SSH_AUTH_SOCK", socket)
+        .arg(key)
+        .output()
+        .unwrap();
+    output.status.success()
+}
+
+#[tokio::test]
+async fn of_an_agent_with_many_keys_the_one_that_is_named_comes_first() {
+    let server = Server::start("").await;
+    let socket = server.at("agent");
+    let _agent = agent(&socket).await;
+    for number in 1..=9 {
+        let stranger = server.at(&format!("stranger-{number}"));
+        keygen(&stranger, "ed25519", "");
+        assert!(add(&socket, &stranger));
+    }
+    assert!(add(&socket, &server.at("key")));
+    let mut config = server.config();
+    config.auth = vec![Auth::Agent(Some(socket.clone()))];
+    // OpenSSH's own limit.
+    let error = refused(&config).await.to_string();
+    assert!(
+        error.contains("gave up after 6 tries") && error.contains("ssh.pk"),
+        "{error}"
+    );
+    assert_eq!(error.matches("agent key test: refused").count(), 6, "{error}");
+
+    // Its private part is with the agent alone.
+    fs::remove_file(server.at("key")).unwrap();
+    let named = |name: &str| Auth::KeyFile {
+        path: server.at(name),
+        certificate: None,
+        passphrase: None,
+    };
+    for name in ["key", "key.pub"] {
+        config.auth = vec![named(name), Auth::Agent(Some(socket.clone()))];
+        Connection::connect(&config).await.expect("the key that is named");
+    }
+    // A key that was refused already is no further try.
+    config.auth = vec![
+        named("stranger-1"),
+        named("stranger-2"),
+        Auth::Agent(Some(socket.clone())),
+    ];
+    let error = refused(&config).await.to_string();
+    assert_eq!(error.matches("agent key test: refused").count(), 4, "{error}");
+}
+
+#[tokio::test]
+async fn the_program_that_sudo_refuses_is_named() {
+    let server = Server::start_with("", |dir| {
+        let passwd = dir.join("passwd");
+        let users = "ann:x:0:0:ann:/:/bin/sh\nsshd:x:109:65534::/run/sshd:/usr/sbin/nologin\n";
+        fs::write(&passwd, users).unwrap();
+        fs::write(dir.join("setup"), format!("mount --bind {} /etc/passwd\n", passwd.display())).unwrap();
+        // Says what sudo says, in its first locale.
+        let sudo = "#!/bin/sh\nwhile [ \"$1\" != -- ]; do shift; done; shift\n[ \"$1\" != true ] || exit 0\n\
+                    echo \"sudo: unable to resolve host h: Name or service not known\" >&2\n[ \"$1\" != false ] || exit 1\n\
+                    echo \"Sorry, user ann is not allowed to execute '/usr/bin/$1' as root on h.\" >&2; exit 1\n";
+        fs::create_dir(dir.join("bin")).unwrap();
+        fs::write(dir.join("bin/sudo"), sudo).unwrap();
+        fs::set_permissions(dir.join("bin/sudo"), fs::Permissions::from_mode(0o755)).unwrap();
+        format!("SetEnv PATH={}/bin:/usr/bin:/bin", dir.display())
+    })
+    .await;
+    let mut config = server.config();
+    config.user = "ann".into();
+    let connection = Connection::connect(&config).await.unwrap();
+    let run = async |program: &str| {
+        let root = Become::Root { password: None };
+        connection.exec(&Command::new([program, "x"]).elevate(root)).await
+    };
+    let error = run("mkdir").await.unwrap_err();
+    assert!(matches!(error, Error::Sudo { .. }), "{error}");
+    let error = error.to_string();
+    assert!(
+        error.contains("to run mkdir") && error.contains("sudoers does not allow it"),
+        "{error}"
+    );
+    // A program that fails by itself is none that sudo refused.
+    assert_eq!(run("false").await.unwrap().status, ExitStatus::Code(1));
 }
 
 #[tokio::test]
