@@ -57,4 +57,5 @@ mod worker;
 
 pub use args::Args;
 pub use error::Error;
+pub use names::MADE_BY_PODS;
 pub use run::run;

@@ -69,6 +69,9 @@ pub fn mirror_hash(pod: &Pod) -> Option<&str> {
         .map(String::as_str)
 }
 
+/// Name of the list of paths that were made for pods, in the agent's folder.
+pub const MADE_BY_PODS: &str = "made-by-pods";
+
 /// Folders of the agent.
 #[derive(Debug, Clone)]
 pub struct Paths {
@@ -88,6 +91,11 @@ impl Paths {
             pod_logs: log_root.join("pods"),
             container_logs: log_root.join("containers"),
         }
+    }
+
+    /// List of the paths that were made for `hostPath` volumes. They outlive pods and agent, so a reset has to tell them from its own.
+    pub fn made_by_pods(&self) -> PathBuf {
+        self.root.join(MADE_BY_PODS)
     }
 
     /// Folder of a pod's volumes and files.

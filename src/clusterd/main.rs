@@ -73,4 +73,10 @@ mod tests {
     fn the_flags_of_all_roles_are_consistent() {
         Cli::command().debug_assert();
     }
+
+    #[test]
+    fn a_reset_looks_for_what_pods_made_where_the_agent_notes_it() {
+        let noted = format!("/var/lib/kubelet/{}", agent::MADE_BY_PODS);
+        assert_eq!(host::MADE_BY_PODS, noted);
+    }
 }

@@ -34,6 +34,7 @@ mod rootfs;
 mod runs;
 mod unit;
 
+pub use files::{hosts_begin, hosts_end};
 pub(crate) use runs::OF_INSTALLATION;
 
 /// A host, the installation on it, and the right to change it.
@@ -172,14 +173,17 @@ impl Gate {
         let home = self.scope.dir();
         let dir = journal::dir(&self.root, &self.scope)?;
         // Looked at before the journal's own folder exists, or they would count as having been there.
-        let before = if fresh {
+        let mut before = if fresh {
             Some(snapshot::take(&self.root, self.system.as_ref()).without_ours())
         } else {
             None
         };
         let missing = missing_parents(&self.root, &home)?;
-        let home_existed =
-            !matches!(fsops::look(&self.root.path(&home)?)?, There::Nothing) && !self.only_ours(&home)?;
+        let home_before = self.home_before(&home)?;
+        if let (Some(before), Some(_)) = (&mut before, &home_before) {
+            let inside = snapshot::inside::below(&self.root, &home);
+            before.inside.extend(inside.map(|inside| (home.clone(), inside)));
+        }
         for path in missing.iter().chain([&home]) {
             make_dir(&self.root.path(path)?, 0o755)?;
         }
@@ -197,23 +201,39 @@ impl Gate {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             }];
             entries.extend(missing.into_iter().map(|path| Entry::NoDir { path, owned: false }));
-            if !home_existed {
-                entries.push(Entry::NoDir {
-                    path: home,
-                    owned: true,
-                });
-            }
+            entries.push(home_before.unwrap_or(Entry::NoDir {
+                path: home,
+                owned: true,
+            }));
             journal.record(entries)?;
         }
         self.journal = Some(journal);
         self.resume_run(&log)
     }
 
-    /// A crash between making the journal's folder and its first record leaves the home with nothing but an empty journal in it.
-    fn only_ours(&self, home: &str) -> Result<bool> {
-        let path = self.root.path(home)?;
-        let names = fs::read_dir(&path).map_err(Error::io(&path))?;
-        Ok(names.flatten().all(|entry| entry.file_name() == "journal"))
+    /// The home as it was there before the first change, if it was: with the names in it, because the rest is ours.
+    ///
+    /// A crash between making the home and the journal's first record leaves it with nothing but an empty journal in it, or with nothing.
+    fn home_before(&self, home: &str) -> Result<Option<Entry>> {
+        let at = self.root.path(home)?;
+        if matches!(fsops::look(&at)?, There::Nothing) {
+            return Ok(None);
+        }
+        // It may be a link to where there is room.
+        let meta = fs::metadata(&at).map_err(Error::io(&at))?;
+        let mut names = names_in(&at)?;
+        names.retain(|name| name != "journal");
+        let above = at.parent().and_then(|parent| fs::metadata(parent).ok());
+        let is_mount = above.is_some_and(|above| above.dev() != meta.dev());
+        if names.is_empty() && !is_mount {
+            return Ok(None);
+        }
+        Ok(Some(Entry::Dir {
+            path: home.to_owned(),
+            mode: meta.mode() & 0o7777,
+            owner: (meta.uid(), meta.gid()),
+            names: Some(names),
+        }))
     }
 
     /// Whether an undo was begun and must be finished before anything else.
@@ -406,8 +426,12 @@ impl Gate {
             path: dir.path.clone(),
             owned: dir.owned,
         };
-        let names = if dir.owned { Some(names_in(at)?) } else { None };
+        let mut names = if dir.owned { Some(names_in(at)?) } else { None };
         let journal = self.journal()?;
+        if let Some(names) = &mut names {
+            // A folder in it that we have made already was not there before.
+            names.retain(|name| !journal.made(&format!("{}/{name}", dir.path)));
+        }
         let entry = if journal.made(&dir.path) { made() } else { there(names) };
         journal.record([entry])?;
         if let Some(run) = &mut self.run {

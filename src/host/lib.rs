@@ -55,6 +55,7 @@ pub use client::{Client, ClientError};
 pub use effect::{Action, Change, Content, Effect};
 pub use error::{Error, Result};
 pub use facts::Facts;
+pub use gate::{hosts_begin, hosts_end};
 pub use proto::{Hello, Mode, Scope};
 pub use redial::{DialError, Dialing, Redial, SILENCE_TIMEOUT, Streams};
 
@@ -69,5 +70,7 @@ pub const CLUSTERD_FILES: [&str; 4] = [
     CLUSTERD_PACKED,
     "/var/lib/installer/clusterd.gz.part",
 ];
+/// Where the node agent notes which paths it made for volumes of pods, a JSON string a line.
+pub const MADE_BY_PODS: &str = "/var/lib/kubelet/made-by-pods";
 /// The link to the rootfs in use.
 pub const CURRENT: &str = "/opt/installer";

@@ -19,7 +19,7 @@ use crate::{
 
 mod reports;
 mod ways;
-pub use reports::{CertificateInfo, DriftItem, DriftReport, RunEnd, RunMark, RunNote};
+pub use reports::{CertificateInfo, DriftItem, DriftReport, Origin, RunEnd, RunMark, RunNote};
 pub use ways::{Door, GiveProgram, KnockAt, Knocked, Listen, MAX_DOORS, MAX_PORTS, MAX_TOKEN};
 
 /// Version of this protocol. Both sides are built from one tree, so they must be equal.
@@ -590,6 +590,9 @@ pub struct Leftover {
     pub name: String,
     /// `added`, `removed`, `changed`.
     pub how: String,
+    /// Whose it is; only what is [`Origin::Ours`] is left to be undone.
+    #[serde(default)]
+    pub origin: Origin,
 }
 
 /// Why a request failed.

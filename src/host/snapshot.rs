@@ -1,7 +1,14 @@
 //! What the host looked like before the first change, and what differs now.
 //!
 //! A snapshot holds what our installation, or the programs it runs, could touch: names and fingerprints, never content. Comparing tells what an
-//! undo has left. Where other programs write all the time (`/run`, `/var`) only new names count.
+//! undo has left. Where other programs write all the time (`/run`, `/var`) only new names count. Whose a difference is: [`origin`].
+
+pub(crate) mod inside;
+pub(crate) mod origin;
+mod pods;
+
+pub(crate) use origin::Known;
+pub(crate) use pods::{keep_made_by_pods, made_by_pods};
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +25,7 @@ use crate::{
     fsops::{self, Root},
     gate::Gate,
     journal, netlink,
-    proto::Leftover,
+    proto::{Leftover, Origin},
     system::System,
     undo::cgroups,
 };
@@ -88,6 +95,9 @@ pub(crate) struct Snapshot {
     pub(crate) cgroups: BTreeSet<String>,
     /// Those of [`RUNTIME_DIRS`] that exist, and sockets of shims.
     pub(crate) runtime: BTreeSet<String>,
+    /// What lies in folders that a cluster's programs write to, by folder. Absent where an older version looked.
+    #[serde(default)]
+    pub(crate) inside: BTreeMap<String, inside::Inside>,
 }
 
 /// Folder of the sockets of all containerd shims, whosever they are: its name is fixed in the shims.
@@ -113,6 +123,7 @@ pub(crate) fn take(root: &Root, system: &dyn System) -> Snapshot {
         .map(|path| (*path).to_owned())
         .chain(shim_sockets(root))
         .collect();
+    out.inside = inside::look(root);
     if !root.is_real() {
         return out;
     }
@@ -151,6 +162,7 @@ impl Snapshot {
         self.tables.retain(|name| !name.contains(" installer-"));
         for folder in ["/etc/installer", "/run/installer"] {
             self.runtime.remove(folder);
+            self.inside.remove(folder);
             self.files
                 .retain(|path, _| path != folder && !path.starts_with(&format!("{folder}/")));
         }
@@ -243,9 +255,27 @@ pub(crate) fn before(dir: &Path) -> Result<Option<Snapshot>> {
 /// What differs from before the first change. Without a journal there is nothing to compare with: then the well-known traces are told.
 pub(crate) fn verify(gate: &Gate) -> Result<Vec<Leftover>> {
     let now = take(&gate.root, gate.system.as_ref());
-    match before(&journal::dir(&gate.root, &gate.scope)?)? {
-        Some(before) => Ok(compare(&before, &now, &gate.scope.dir())),
+    let dir = journal::dir(&gate.root, &gate.scope)?;
+    match before(&dir)? {
+        Some(before) => {
+            let entries = journal::read(&dir)?.unwrap_or_default().entries;
+            let pods = made_by_pods(&gate.root, &dir)?;
+            let mut left = compare(&before, &now, &gate.scope.dir());
+            attribute(&gate.root, &Known::new(&entries, &before, &pods), &mut left);
+            Ok(left)
+        }
         None => Ok(compare(&Snapshot::default(), &traces(now), &gate.scope.dir())),
+    }
+}
+
+/// Says of each difference whose it is.
+pub(crate) fn attribute(root: &Root, known: &Known<'_>, left: &mut [Leftover]) {
+    let is_folder = |path: &str| {
+        let at = root.path(path);
+        at.is_ok_and(|at| at.symlink_metadata().is_ok_and(|meta| meta.is_dir()))
+    };
+    for one in left {
+        one.origin = known.origin(one, is_folder);
     }
 }
 
@@ -269,6 +299,7 @@ pub(crate) fn compare(before: &Snapshot, now: &Snapshot, home: &str) -> Vec<Left
             kind: kind.to_owned(),
             name: name.to_owned(),
             how: how.to_owned(),
+            origin: Origin::Ours,
         });
     };
     let relevant =
@@ -290,6 +321,7 @@ pub(crate) fn compare(before: &Snapshot, now: &Snapshot, home: &str) -> Vec<Left
             tell("file", path, "removed");
         }
     }
+    compare_inside(before, now, home, &mut tell);
     let sets = [
         ("unit", &before.units, &now.units, false),
         ("link", &before.links, &now.links, true),
@@ -311,6 +343,30 @@ pub(crate) fn compare(before: &Snapshot, now: &Snapshot, home: &str) -> Vec<Left
         }
     }
     out
+}
+
+/// Compares what lies in folders that were there before; what is compared as a file already is not told twice.
+fn compare_inside(before: &Snapshot, now: &Snapshot, home: &str, tell: &mut impl FnMut(&str, &str, &str)) {
+    let is_known = |path: &String| before.files.contains_key(path) || now.files.contains_key(path);
+    for (folder, old) in before.inside.iter().filter(|(folder, _)| *folder != home) {
+        let Some(new) = now.inside.get(folder) else {
+            // Else it is compared as a file.
+            if before.files.get(folder).is_none_or(String::is_empty) {
+                tell("file", folder, "removed");
+            }
+            continue;
+        };
+        for (path, print) in new.iter().filter(|(path, _)| !is_known(path)) {
+            match old.get(path) {
+                None => tell("file", path, "added"),
+                Some(old) if old != print => tell("file", path, "changed"),
+                Some(_) => {}
+            }
+        }
+        for path in old.keys().filter(|path| !is_known(path) && !new.contains_key(*path)) {
+            tell("file", path, "removed");
+        }
+    }
 }
 
 #[cfg(test)]

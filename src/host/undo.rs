@@ -4,7 +4,7 @@
 //! Every step can be repeated, so an undo that was interrupted begins again from the start. A step that fails is told and the others
 //! go on; then the journal stays, so that the undo can be repeated when the cause is gone.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use crate::{
     Error, Result, fault,
@@ -12,7 +12,7 @@ use crate::{
     gate::{Gate, OF_INSTALLATION, names_in},
     journal::{self, Entry, Old},
     proto::Undone,
-    snapshot::{self, RUNC_STATE, RUNTIME_DIRS, Snapshot},
+    snapshot::{self, Known, RUNC_STATE, RUNTIME_DIRS, Snapshot},
     system::{System, must},
 };
 
@@ -65,6 +65,11 @@ pub(crate) fn undo(gate: &mut Gate) -> Result<Undone> {
     let entries = journal::read(&dir)?.unwrap_or_default().entries;
     let before = snapshot::before(&dir)?.unwrap_or_default();
     let mut report = Report::default();
+    let pods = snapshot::keep_made_by_pods(&gate.root, &dir).unwrap_or_else(|error| {
+        // Then what they made counts as somebody else's.
+        tracing::warn!("what pods made is not known: {error}");
+        BTreeSet::new()
+    });
     if gate.root.is_real() {
         running::units(gate, &entries, &mut report);
         // Pods are only ours to end if it was us who started the programs that run them.
@@ -92,11 +97,13 @@ pub(crate) fn undo(gate: &mut Gate) -> Result<Undone> {
             report.note_quiet(result);
         }
     }
+    player.strangers(&before, &entries, &mut report);
     player.runtime_dirs(&before, &mut report);
     player.shim_sockets(&before, &mut report);
     player.restore_units(&entries, &mut report);
     let now = snapshot::take(&gate.root, gate.system.as_ref());
-    let left = snapshot::compare(&before, &now, &home);
+    let mut left = snapshot::compare(&before, &now, &home);
+    snapshot::attribute(&gate.root, &Known::new(&entries, &before, &pods), &mut left);
     fault::point(|| vec!["undone".to_owned()]);
     if report.failed.is_empty() {
         drop(gate.take_journal());
@@ -132,7 +139,9 @@ fn farewell(gate: &Gate, entries: &[Entry], report: &mut Report) {
         return;
     };
     let folder = clusterd.parent().unwrap_or(Path::new("/"));
-    let alone = names_in(folder).is_ok_and(|names| names.iter().all(|name| name.starts_with("clusterd")));
+    // Another installation has its journal there; whatever else is there needs nothing of ours.
+    let is_installation = |name: &String| folder.join(name).join("journal/log").exists();
+    let alone = names_in(folder).is_ok_and(|names| !names.iter().any(is_installation));
     if alone {
         // Itself last: a host without it counts as bare.
         for file in crate::CLUSTERD_FILES.iter().rev() {
@@ -177,12 +186,18 @@ impl Player<'_> {
                 owner,
                 names,
             } => {
-                let at = at(path)?;
+                let mut at = at(path)?;
+                if path == self.home {
+                    // It may be a link to where there is room.
+                    at = fs::canonicalize(&at).unwrap_or(at);
+                }
                 if !matches!(fsops::look(&at)?, There::Dir(_)) {
                     fs::create_dir_all(&at).map_err(Error::io(&at))?;
                 }
                 if let Some(names) = names {
-                    for name in names_in(&at)?.iter().filter(|name| !names.contains(name)) {
+                    // The journal goes last.
+                    let stays = |name: &String| names.contains(name) || path == self.home && name == "journal";
+                    for name in names_in(&at)?.iter().filter(|name| !stays(name)) {
                         fsops::remove_tree(&at.join(name))?;
                     }
                 }
@@ -264,6 +279,17 @@ impl Player<'_> {
             fsops::remove_tree(&home.join(name))?;
         }
         Ok(())
+    }
+
+    /// What our programs put into folders that were there before and became ours.
+    fn strangers(&self, before: &Snapshot, entries: &[Entry], report: &mut Report) {
+        let journal = format!("{}/journal", self.home);
+        for path in before.strangers(&self.gate.root, entries) {
+            if path != journal {
+                let removed = self.gate.root.path(&path).and_then(|at| fsops::remove_tree(&at));
+                report.note(format!("removed {path}"), removed);
+            }
+        }
     }
 
     /// Folders that our programs made by themselves.

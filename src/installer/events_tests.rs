@@ -11,6 +11,7 @@ use bootstrap::{
     rolling::PlannedTurn,
     verify::Check,
 };
+use host::proto::{Leftover, Origin};
 use serde_json::Value;
 use std::{collections::BTreeSet, time::Duration};
 
@@ -122,10 +123,11 @@ fn samples(full: bool) -> Vec<Event> {
         cause: text("on"),
         remedy: text("off"),
     };
-    let left = host::proto::Leftover {
+    let left = Leftover {
         kind: text("file"),
         name: text("/x"),
         how: text("added"),
+        origin: if full { Origin::Pods } else { Origin::Ours },
     };
     let result = HostReset {
         host: text("10.0.0.1"),

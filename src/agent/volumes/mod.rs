@@ -3,6 +3,7 @@
 
 pub mod atomic;
 pub mod files;
+mod host_path;
 pub mod subpath;
 
 use crate::env::Facts;
@@ -12,11 +13,11 @@ use crate::objects::Objects;
 use crate::quantity;
 use atomic::Files;
 use k8s_openapi::api::core::v1::{
-    ConfigMapVolumeSource, EmptyDirVolumeSource, HostPathVolumeSource, Pod, ProjectedVolumeSource, SecretVolumeSource,
-    Volume, VolumeProjection,
+    ConfigMapVolumeSource, EmptyDirVolumeSource, Pod, ProjectedVolumeSource, SecretVolumeSource, Volume,
+    VolumeProjection,
 };
 use rustix::mount::{MountFlags, UnmountFlags};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -68,7 +69,7 @@ impl Volumes {
 
     async fn one(&self, pod: &Pod, volume: &Volume, facts: &Facts, age: Duration) -> Result<()> {
         if let Some(h) = &volume.host_path {
-            return host_path(h).map_err(|m| Error::volume(&volume.name, m));
+            return host_path::prepare(h, &self.paths.made_by_pods()).map_err(|m| Error::volume(&volume.name, m));
         }
         let dir = self.paths.volume(names::uid(pod), plugin(volume)?, &volume.name);
         let group = fs_group(pod);
@@ -295,41 +296,6 @@ fn is_mount(dir: &Path) -> bool {
         return false;
     };
     own.dev() != parent.dev()
-}
-
-fn host_path(source: &HostPathVolumeSource) -> Result<(), String> {
-    let path = Path::new(&source.path);
-    let kind = source.type_.as_deref().unwrap_or_default();
-    let create = |dir: bool| -> std::io::Result<()> {
-        if dir {
-            std::fs::create_dir_all(path)?;
-            return std::fs::set_permissions(path, PermissionsExt::from_mode(0o755));
-        }
-        std::fs::OpenOptions::new().create(true).append(true).open(path)?;
-        std::fs::set_permissions(path, PermissionsExt::from_mode(0o644))
-    };
-    if !path.exists() && matches!(kind, "DirectoryOrCreate" | "FileOrCreate") {
-        create(kind == "DirectoryOrCreate").map_err(|e| format!("hostPath {}: {e}", source.path))?;
-    }
-    let t = std::fs::metadata(path).map(|m| m.file_type());
-    let ok = match (kind, &t) {
-        ("", Err(_)) => {
-            // As upstream: the runtime makes a missing folder.
-            return create(true).map_err(|e| format!("hostPath {}: {e}", source.path));
-        }
-        ("", Ok(_)) => true,
-        ("Directory" | "DirectoryOrCreate", Ok(t)) => t.is_dir(),
-        ("File" | "FileOrCreate", Ok(t)) => t.is_file(),
-        ("Socket", Ok(t)) => t.is_socket(),
-        ("CharDevice", Ok(t)) => t.is_char_device(),
-        ("BlockDevice", Ok(t)) => t.is_block_device(),
-        _ => false,
-    };
-    if ok {
-        Ok(())
-    } else {
-        Err(format!("hostPath type check failed: {} is not a {kind}", source.path))
-    }
 }
 
 /// Unmounts everything below a folder, then removes it. Never enters a mount: what is still mounted makes it fail.

@@ -181,10 +181,19 @@ impl Gate {
     }
 }
 
+/// The line in front of a cluster's block in `/etc/hosts`.
+pub fn hosts_begin(cluster: &str) -> String {
+    format!("# begin installer {cluster}")
+}
+
+/// The line after it.
+pub fn hosts_end(cluster: &str) -> String {
+    format!("# end installer {cluster}")
+}
+
 /// `/etc/hosts` with our block replaced, added at the end, or taken out.
 fn with_block(old: &str, cluster: &str, entries: &[HostsEntry]) -> String {
-    let begin = format!("# begin installer {cluster}");
-    let end = format!("# end installer {cluster}");
+    let (begin, end) = (hosts_begin(cluster), hosts_end(cluster));
     let mut kept = String::new();
     let mut inside = false;
     for line in old.split_inclusive('\n') {

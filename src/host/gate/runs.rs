@@ -39,6 +39,7 @@ impl Gate {
             // The answer to a first asking may have been lost.
             Entry::Begin { .. } | Entry::Run { .. } => true,
             Entry::NoDir { path, .. } => *path == home || home.starts_with(&format!("{path}/")),
+            Entry::Dir { path, .. } => *path == home,
             _ => false,
         });
         let dir = self.run_dir()?;

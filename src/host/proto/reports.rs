@@ -22,6 +22,19 @@ pub struct RunMark {
     pub role: Option<String>,
 }
 
+/// Who made a difference from before the first change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Origin {
+    /// The installation, or a program it runs.
+    #[default]
+    Ours,
+    /// A pod, as a volume of the type `hostPath`.
+    Pods,
+    /// Neither: whoever else works on the host.
+    Others,
+}
+
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

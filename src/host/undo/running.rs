@@ -13,13 +13,8 @@ use crate::{
     gate::Gate,
     journal::Entry,
     netlink,
-    snapshot::{self, RUNTIME_DIRS, Snapshot},
+    snapshot::{self, RUNTIME_DIRS, Snapshot, origin::FOREIGN_PROTOCOLS},
 };
-
-/// Route protocols that other programs use (`rtnetlink(7)`, iproute2's `rt_protos`); any other number on a new route is ours.
-const FOREIGN_PROTOCOLS: &[u8] = &[
-    0, 1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 42, 186, 187, 188, 189, 192,
-];
 
 /// Stops and disables the units we made or started, the last one first, then whatever else has a name of ours.
 pub(super) fn units(gate: &Gate, entries: &[Entry], report: &mut Report) {

@@ -193,6 +193,143 @@ fn what_programs_put_into_owned_folders_goes_and_what_was_there_stays() {
     assert_eq!(tree(dir.path()), before);
 }
 
+/// The agent's serving key is made before its folder becomes ours, its client certificate comes without the journal.
+#[test]
+fn keys_that_programs_wrote_go_from_folders_that_were_there_before_at_any_depth() {
+    for was in ["", "pki", "pki/old"] {
+        let dir = host();
+        let kubelet = dir.path().join("var/lib/kubelet");
+        fs::create_dir_all(kubelet.join(was)).unwrap();
+        fs::create_dir_all(dir.path().join("var/lib/etcd/lost+found")).unwrap();
+        if !was.is_empty() {
+            fs::write(kubelet.join("pki/theirs.pem"), "theirs").unwrap();
+        }
+        let before = tree(dir.path());
+        let mut gate = open(dir.path());
+        gate.apply(&Effect::File(File {
+            path: "/var/lib/kubelet/pki/kubelet.key".into(),
+            content: "secret".into(),
+            mode: 0o600,
+            owner: None,
+            secret: true,
+        }))
+        .unwrap();
+        for path in ["/var/lib/kubelet", "/var/lib/etcd"] {
+            let owned = Effect::Dir(Dir {
+                path: path.into(),
+                mode: 0o750,
+                owned: true,
+            });
+            gate.apply(&owned).unwrap();
+        }
+        fs::write(kubelet.join("pki/kubelet-client-1.pem"), "secret").unwrap();
+        symlink("kubelet-client-1.pem", kubelet.join("pki/kubelet-client-current.pem")).unwrap();
+        fs::create_dir_all(kubelet.join("pods/x")).unwrap();
+        fs::create_dir_all(dir.path().join("var/lib/etcd/member/wal")).unwrap();
+        let undone = undo(&mut gate).unwrap();
+        assert_eq!((undone.failed, undone.left), (vec![], vec![]), "with {was:?}");
+        assert_eq!(tree(dir.path()), before, "with {was:?}");
+    }
+}
+
+#[test]
+fn the_proof_looks_inside_folders_that_were_there_before() {
+    let dir = host();
+    let kubelet = dir.path().join("var/lib/kubelet/pki");
+    fs::create_dir_all(&kubelet).unwrap();
+    for name in ["changed.pem", "removed.pem"] {
+        fs::write(kubelet.join(name), "theirs").unwrap();
+    }
+    let system = NoSystem;
+    let look = || snapshot::take(&Root::at(dir.path()), &system);
+    let before = look();
+    fs::write(kubelet.join("changed.pem"), "ours").unwrap();
+    fs::remove_file(kubelet.join("removed.pem")).unwrap();
+    fs::write(kubelet.join("added.pem"), "ours").unwrap();
+    let told: Vec<String> = snapshot::compare(&before, &look(), "/data/installer/demo")
+        .into_iter()
+        .map(|left| format!("{} {}", left.name.rsplit('/').next().unwrap_or_default(), left.how))
+        .collect();
+    assert_eq!(told, ["added.pem added", "changed.pem changed", "removed.pem removed"]);
+}
+
+#[test]
+fn what_is_ours_goes_from_a_home_that_was_there_before() {
+    let dir = host();
+    let home = dir.path().join("data/installer/demo");
+    fs::create_dir_all(home.join("lost+found")).unwrap();
+    fs::create_dir_all(home.join("theirs")).unwrap();
+    let before = tree(dir.path());
+    let mut gate = open(dir.path());
+    assert!(gate.begin_run(mark("one"), true).unwrap(), "nothing of ours was there");
+    gate.apply(&Effect::Dir(Dir {
+        path: "/data/installer/demo/containerd".into(),
+        mode: 0o700,
+        owned: true,
+    }))
+    .unwrap();
+    fs::create_dir_all(home.join("theirs/ours")).unwrap();
+    fs::create_dir_all(home.join("blobs/sha256")).unwrap();
+    fs::write(home.join("containerd/key"), "secret").unwrap();
+    let undone = undo(&mut gate).unwrap();
+    assert_eq!((undone.failed, undone.left), (vec![], vec![]));
+    assert_eq!(tree(dir.path()), before);
+}
+
+#[test]
+fn the_program_goes_although_its_folder_has_something_else_in_it() {
+    let dir = host();
+    let folder = dir.path().join("var/lib/installer");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("notes"), "theirs").unwrap();
+    let before = tree(dir.path());
+    fs::write(folder.join("clusterd"), "program").unwrap();
+    let mut gate = open(dir.path());
+    gate.apply(&Effect::Link {
+        path: "/etc/new".into(),
+        target: "x".into(),
+    })
+    .unwrap();
+    undo(&mut gate).unwrap();
+    assert_eq!(tree(dir.path()), before);
+}
+
+/// What pods made is known to an undo that was interrupted, too, after the agent's folder is gone.
+#[test]
+fn what_pods_and_others_made_is_told_and_not_called_ours() {
+    let dir = host();
+    fs::create_dir_all(dir.path().join("usr/local/bin")).unwrap();
+    let mut gate = open(dir.path());
+    let link = |path: &str| Effect::Link {
+        path: path.into(),
+        target: "x".into(),
+    };
+    gate.apply(&link("/usr/local/bin/kubectl")).unwrap();
+    fs::create_dir_all(dir.path().join("var/lib/kubelet")).unwrap();
+    let noted = "\"/srv/shop/data\"\n\"/var/lib/shop\"\n\"/var/li";
+    fs::write(dir.path().join(crate::MADE_BY_PODS.trim_start_matches('/')), noted).unwrap();
+    for folder in ["srv/shop/data", "var/lib/shop/db"] {
+        fs::create_dir_all(dir.path().join(folder)).unwrap();
+    }
+    fs::write(dir.path().join("usr/local/bin/theirs"), "x").unwrap();
+    for _ in 0..2 {
+        gate.journal().unwrap().record([Entry::Undo]).unwrap();
+        snapshot::keep_made_by_pods(&gate.root, &journal::dir(&gate.root, &gate.scope).unwrap()).unwrap();
+        let _ = fs::remove_dir_all(dir.path().join("var/lib/kubelet"));
+    }
+    let undone = undo(&mut gate).unwrap();
+    let told: Vec<String> = undone
+        .left
+        .iter()
+        .map(|left| format!("{} {:?}", left.name, left.origin))
+        .collect();
+    assert_eq!(
+        told,
+        ["/srv Pods", "/usr/local/bin/theirs Others", "/var/lib/shop Pods"]
+    );
+    assert!(dir.path().join("srv/shop/data").exists() && dir.path().join("var/lib/shop/db").exists());
+}
+
 #[test]
 fn a_crash_between_record_and_change_does_no_harm() {
     let dir = host();
