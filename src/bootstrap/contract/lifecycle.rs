@@ -4,6 +4,7 @@ use super::{MAP, NAMESPACE, SECRET, Server, start, with_app};
 use crate::{
     cluster::{Applier, Cluster, api, launch, nodes::give_metadata, record},
     drift, phases, reset,
+    rolling::work,
 };
 use k8s_openapi::api::{
     coordination::v1::Lease,
@@ -52,6 +53,49 @@ async fn two_nodes(server: &Server) {
             .await
             .unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_let_go_is_waited_for_until_its_taint_is_gone() {
+    let Some(server) = start().await else { return };
+    two_nodes(&server).await;
+    let nodes: Api<Node> = Api::all(server.client.clone());
+    let taints = |taints: Value| json!({"spec": {"unschedulable": null, "taints": taints}});
+    let mirrored = json!([{"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}]);
+    let patch = async |patch: Value| {
+        let patched = nodes.patch("n1", &Default::default(), &Patch::Merge(&patch)).await;
+        patched.unwrap();
+    };
+    patch(taints(mirrored)).await;
+    let seat = crate::testing::seat("10.0.0.1", "n1", false);
+    let in_vain = work::await_placement(&nodes, &seat, Duration::from_millis(300)).await;
+    assert!(
+        in_vain
+            .unwrap_err()
+            .to_string()
+            .contains("that its node can be given pods again")
+    );
+    let (waited, ()) = tokio::join!(
+        work::await_placement(&nodes, &seat, Duration::from_secs(60)),
+        patch(taints(Value::Null))
+    );
+    waited.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_of_the_cluster_that_the_clusterfile_lacks_are_found_before_a_reset() {
+    let Some(server) = start().await else { return };
+    two_nodes(&server).await;
+    apply(&server, &[node("late", "10.0.0.9")]).await;
+    let nodes: Api<Node> = Api::all(server.client.clone());
+    let status = json!({"status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.9"}]}});
+    nodes
+        .patch_status("late", &Default::default(), &Patch::Merge(&status))
+        .await
+        .unwrap();
+    let known = reset::unlisted::all(&Cluster::direct(server.client.clone())).await;
+    let missing = reset::unlisted::lacking(known.unwrap(), &crate::testing::clusterfile(""));
+    assert_eq!(missing, [("late".to_owned(), Some("10.0.0.9".parse().unwrap()))]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

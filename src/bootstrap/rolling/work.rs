@@ -3,7 +3,7 @@
 use super::{Turn, hold, pods};
 use crate::{
     Error, Result,
-    cluster::{Cluster, api, nodes},
+    cluster::{Cluster, api, nodes, wait::until},
     effects,
     event::Event,
     fan, paths,
@@ -28,6 +28,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 const READY: Duration = Duration::from_secs(180);
 /// How long one answer of an API server that may just be replaced is waited for.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How long a controller may take to take the taints of a node's former state away.
+const SCHEDULABLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two looks.
 const AGAIN: Duration = Duration::from_millis(500);
 /// What can be done about pods that do not leave.
@@ -154,12 +156,24 @@ pub fn settle(run: Arc<Run>, _: &'static Phase, place: Option<usize>) -> BoxFutu
         }
         let api: Api<Node> = Api::all(cluster.client.clone());
         let changes = release(&api, &seat.name).await?;
+        await_placement(&api, seat, SCHEDULABLE_TIMEOUT).await?;
         Ok(Outcome {
             changes: usize::from(changes),
             ..Outcome::default()
         })
     }
     .boxed()
+}
+
+/// Waits until a node that works and was let go can be given pods: those of the next host have to go somewhere.
+pub(crate) async fn await_placement(api: &Api<Node>, seat: &Seat, limit: Duration) -> Result<()> {
+    let takes_pods = |node: Option<&Node>| node.is_none_or(pods::takes_pods_again);
+    let waited = tokio::time::timeout(limit, until(api.clone(), &seat.name, takes_pods)).await;
+    waited.map(drop).map_err(|_| Error::Timeout {
+        what: format!("{} ({}): that its node can be given pods again", seat.ip, seat.name),
+        seconds: limit.as_secs(),
+        last: "a controller has not taken away the taint of its former state".to_owned(),
+    })
 }
 
 /// What is not yet so.
