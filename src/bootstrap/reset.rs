@@ -3,6 +3,7 @@
 mod clean;
 pub(crate) mod drain;
 pub(crate) mod remove;
+pub(crate) mod unlisted;
 
 pub use remove::Removed;
 
@@ -17,7 +18,10 @@ use crate::{
 };
 use clusterfile::{Clusterfile, Ssh};
 use futures::FutureExt as _;
-use host::{Mode, proto::Leftover};
+use host::{
+    Mode,
+    proto::{Leftover, Origin},
+};
 use serde::Serialize;
 use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 
@@ -33,6 +37,8 @@ pub struct Request {
     pub force: bool,
     /// How long pods get to leave a node.
     pub drain: Duration,
+    /// Reset the whole cluster although it has nodes that are not in the Clusterfile: they stay as they are, without a cluster.
+    pub leave_unlisted: bool,
 }
 
 /// How patient taking nodes out of a cluster is.
@@ -54,7 +60,7 @@ pub struct HostReset {
     pub undone: usize,
     /// What could not be undone, and why.
     pub failed: Vec<String>,
-    /// What differs from before the first change.
+    /// What differs from before the first change, and by whom.
     pub left: Vec<Leftover>,
     /// Why the host was left out.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,9 +68,14 @@ pub struct HostReset {
 }
 
 impl HostReset {
-    /// Whether nothing is left.
+    /// Whether nothing of ours is left.
     pub fn clean(&self) -> bool {
-        self.failed.is_empty() && self.left.is_empty() && self.skipped.is_none()
+        self.failed.is_empty() && self.left_by_us().next().is_none() && self.skipped.is_none()
+    }
+
+    /// What is left of the installation, without what pods and others have changed since.
+    pub fn left_by_us(&self) -> impl Iterator<Item = &Leftover> {
+        self.left.iter().filter(|left| left.origin == Origin::Ours)
     }
 }
 
@@ -86,6 +97,9 @@ pub async fn reset(clusterfile: &Clusterfile, options: &Options, request: &Reque
         return Err(Error::Wish(format!(
             "hosts cannot be reached; nothing was done. With --force the others are reset; reset --nodes IP --force-remove takes a host that is gone for good out of the cluster:{list}"
         )));
+    }
+    if request.nodes.is_empty() {
+        unlisted::refuse(clusterfile, options, request, opened.iter().flatten()).await?;
     }
     let left = match request.nodes.is_empty() {
         true => None,
@@ -205,6 +219,7 @@ pub async fn force_remove(clusterfile: &Clusterfile, options: &Options, hosts: &
         nodes: hosts.to_vec(),
         force: true,
         drain: Duration::ZERO,
+        leave_unlisted: false,
     };
     targets(clusterfile, &request)?;
     let cluster = open_cluster(clusterfile, options).await?;

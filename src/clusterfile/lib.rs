@@ -7,6 +7,7 @@ mod cluster;
 mod decode;
 #[cfg(test)]
 mod docs_tests;
+mod edit;
 mod extra;
 mod first;
 mod hosts;
@@ -34,6 +35,7 @@ pub use cluster::{
     DEFAULT_REGISTRY_DOMAIN, DEFAULT_REGISTRY_PORT, DEFAULT_SERVICE_CIDR, Env, ExternalRegistry, Host, HostAlias, Jump,
     LocalRegistry, Networks, Registry, Role, Ssh, Taint, Trust, TrustedKey,
 };
+pub use edit::{EditError, add_nodes};
 pub use extra::{AppConfig, AppFile, Application, Config, Strategy};
 pub use kubeadm::KubeadmSettings;
 pub use net::{AddressError, Cidr, expand_range};

@@ -227,6 +227,7 @@ async fn leaving(
         nodes,
         force: false,
         drain: Duration::from_secs(300),
+        leave_unlisted: false,
     };
     let results = reset::reset(clusterfile, options, &request).await?;
     Ok(match crate::reset::print(context, &results) {

@@ -1,4 +1,4 @@
-//! `installer join`: adds hosts to a cluster. The Clusterfile stays as it is; add the hosts to it as well to keep them.
+//! `installer join`: adds hosts to a cluster, and to its Clusterfile if that is wanted.
 
 use crate::{
     apply,
@@ -8,9 +8,10 @@ use crate::{
     output::FormatArg,
     recording::ReportArg,
 };
+use anyhow::Context as _;
 use bootstrap::install::OnFailure;
 use clusterfile::{Host, Role};
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, path::Path};
 
 /// Flags of `join`.
 #[derive(Debug, clap::Args)]
@@ -18,8 +19,10 @@ use std::net::Ipv4Addr;
 Examples:
   installer join --nodes 10.0.0.7
   installer join -f prod.yaml --nodes 10.0.0.7-10.0.0.9,10.0.0.12
+  installer join --nodes 10.0.0.7 --update-clusterfile    and write it into the Clusterfile
 
-The hosts are reached as spec.ssh says. Add them to the Clusterfile too: an apply without them would offer to remove them.")]
+The hosts are reached as spec.ssh says. They have to be in the Clusterfile too: an apply without them offers to remove them, and a
+reset of the cluster does not know them. --update-clusterfile adds them when they have joined, and keeps what else is in the file.")]
 pub struct Args {
     /// Which cluster.
     #[command(flatten)]
@@ -27,6 +30,9 @@ pub struct Args {
     /// Addresses or ranges a-b of hosts that shall be nodes
     #[arg(long, required = true, value_name = "IP", value_delimiter = ',')]
     pub nodes: Vec<String>,
+    /// Add the hosts to the Clusterfile when they have joined; what else is in it stays, comments too
+    #[arg(long)]
+    pub update_clusterfile: bool,
     /// What preflight may pass over.
     #[command(flatten)]
     pub preflight: PreflightArgs,
@@ -66,7 +72,11 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
             env: clusterfile.cluster.env.clone(),
             ssh: clusterfile.cluster.ssh.clone(),
         });
-        added.push(ip.to_string());
+        added.push(ip);
+    }
+    if args.update_clusterfile {
+        // A file that cannot be extended is told before anything is changed.
+        extended(&args.cluster.file, &added)?;
     }
     let how = apply::How {
         command: "join",
@@ -81,14 +91,45 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         plan: None,
     };
     let exit = apply::bring_up(&args.cluster, &args.preflight, context, &clusterfile, &how).await?;
-    if exit == Exit::Done && !added.is_empty() {
-        context.out.note(format!(
-            "add {} to {} to keep what it says true",
-            added.join(", "),
-            args.cluster.file.display()
-        ));
+    if added.is_empty() {
+        return Ok(exit);
+    }
+    let list: Vec<String> = added.iter().map(ToString::to_string).collect();
+    let (list, file) = (list.join(", "), args.cluster.file.display());
+    match exit {
+        Exit::Done if args.update_clusterfile => {
+            update(&args.cluster.file, &added)?;
+            context.out.note(format!("{list} added to {file}"));
+        }
+        Exit::Done => context.out.note(format!(
+            "add {list} to {file} to keep what it says true (join --update-clusterfile does it)"
+        )),
+        _ if args.update_clusterfile => context
+            .out
+            .note(format!("{file} is as it was: {list} are added when they have joined")),
+        _ => {}
     }
     Ok(exit)
+}
+
+/// The Clusterfile's text with these hosts as nodes.
+fn extended(file: &Path, nodes: &[Ipv4Addr]) -> anyhow::Result<String> {
+    let cannot = || format!("cannot add the hosts to {}", file.display());
+    let text = std::fs::read_to_string(file).with_context(cannot)?;
+    let base = file.parent().unwrap_or(Path::new("."));
+    clusterfile::add_nodes(&text, &file.display().to_string(), base, nodes).with_context(cannot)
+}
+
+/// Adds the hosts to the Clusterfile as it is now: the old or the new one is there, whole.
+fn update(file: &Path, nodes: &[Ipv4Addr]) -> anyhow::Result<()> {
+    let cannot = || format!("cannot write {}", file.display());
+    // Where it is a link, the link stays.
+    let file = file.canonicalize().with_context(cannot)?;
+    let text = extended(&file, nodes)?;
+    let meta = file.metadata().with_context(cannot)?;
+    crate::kubeconfig::write(&file, &text)?;
+    std::fs::set_permissions(&file, meta.permissions()).with_context(cannot)?;
+    Ok(())
 }
 
 /// Addresses and ranges, each address once.
@@ -102,4 +143,26 @@ pub fn addresses(texts: &[String]) -> anyhow::Result<Vec<Ipv4Addr>> {
         }
     }
     Ok(addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn the_clusterfile_is_written_whole_with_its_mode_through_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("real"), dir.path().join("Clusterfile"));
+        let text = "# ours\napiVersion: sealer.io/v2\nkind: Cluster\nmetadata: {name: c}\nspec:\n  image: x:1\n  hosts:\n  - {ips: [10.0.0.1], roles: [master]} # first\n";
+        std::fs::write(&file, text).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+        std::os::unix::fs::symlink("real", &link).unwrap();
+        update(&link, &["10.0.0.7".parse().unwrap()]).unwrap();
+        let expected = format!("{text}  - {{ips: [10.0.0.7], roles: [node]}}\n");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), expected);
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o640);
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
 }

@@ -57,7 +57,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
 }
 
 /// Readable by its owner only, and whole or not at all.
-fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+pub fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     let cannot = || format!("cannot write {}", path.display());
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).with_context(cannot)?;
@@ -70,5 +70,6 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
         .open(&partial)
         .with_context(cannot)?;
     file.write_all(text.as_bytes()).with_context(cannot)?;
+    file.sync_all().with_context(cannot)?;
     std::fs::rename(&partial, path).with_context(cannot)
 }

@@ -372,10 +372,7 @@ fn resets(html: &mut Html, story: &Story) {
             (None, false) => "<td class=\"bad\">something is left</td>",
         });
         html.raw("<td>");
-        let left = reset
-            .left
-            .iter()
-            .map(|left| format!("{} {} {}", left.kind, left.name, left.how));
+        let left = reset.left.iter().map(crate::reset::describe);
         for line in reset.skipped.iter().chain(&reset.failed).cloned().chain(left) {
             html.raw("<p>").text(&line).raw("</p>");
         }

@@ -12,7 +12,11 @@ use bootstrap::{
     event::Event,
     reset::{self, HostReset, Removed, Request},
 };
+use host::proto::{Leftover, Origin};
 use std::time::Duration;
+
+/// Differences of a host that are not ours and are printed; the host's owner may have installed a whole distribution since.
+const MAX_THEIRS: usize = 20;
 
 /// Flags of `reset`.
 #[derive(Debug, clap::Args)]
@@ -38,6 +42,9 @@ pub struct Args {
     /// The hosts of --nodes are gone for good: delete their nodes and pods from the cluster, and do not ask the hosts
     #[arg(long, requires = "nodes", conflicts_with = "force")]
     pub force_remove: bool,
+    /// Reset the whole cluster although it has nodes that are not in the Clusterfile, and leave these as they are
+    #[arg(long, conflicts_with = "nodes")]
+    pub leave_unlisted: bool,
     /// How long pods get to leave a node, in seconds
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     pub drain_timeout: u64,
@@ -91,6 +98,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         nodes,
         force: args.force,
         drain: Duration::from_secs(args.drain_timeout),
+        leave_unlisted: args.leave_unlisted,
     };
     let results = reset::reset(&clusterfile, &options, &request).await?;
     context.out.finish();
@@ -126,19 +134,87 @@ pub fn print(context: &Context, results: &[HostReset]) -> Exit {
             out.warn(format!("left out: {reason}"));
             continue;
         }
-        let left = if result.left.is_empty() {
-            "nothing is left"
-        } else {
-            "something is left"
+        let left = match result.left_by_us().next() {
+            None => "nothing is left",
+            Some(_) => "something is left",
         };
         out.result(format!("{}: {} changes undone, {left}", result.host, result.undone));
         for failure in &result.failed {
             out.error(&format!("{}: {failure}", result.host));
         }
-        for left in &result.left {
-            out.result(format!("  {} {} {}", left.kind, left.name, left.how));
+        for line in left_lines(result) {
+            out.result(format!("  {line}"));
         }
     }
     let good = results.iter().all(|result| result.clean());
     if good { Exit::Done } else { Exit::Failed }
+}
+
+/// What differs from before the first change: all that is ours, and as much of the rest as can be read.
+fn left_lines(result: &HostReset) -> Vec<String> {
+    let theirs = result.left.iter().filter(|left| left.origin != Origin::Ours);
+    let more = theirs.clone().count().saturating_sub(MAX_THEIRS);
+    let mut lines: Vec<String> = result
+        .left_by_us()
+        .chain(theirs.take(MAX_THEIRS))
+        .map(describe)
+        .collect();
+    if more > 0 {
+        lines.push(format!("and {more} more by pods and others (-o json names them all)"));
+    }
+    lines
+}
+
+/// A difference for people, with whose it is unless it is ours.
+pub fn describe(left: &Leftover) -> String {
+    let by = match left.origin {
+        Origin::Ours => "",
+        Origin::Pods => " by a pod: it stays",
+        Origin::Others => " by somebody else: it stays",
+    };
+    format!("{} {} {}{by}", left.kind, left.name, left.how)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(origins: &[Origin]) -> HostReset {
+        let left = origins.iter().enumerate().map(|(n, origin)| Leftover {
+            kind: "file".into(),
+            name: format!("/x/{n}"),
+            how: "added".into(),
+            origin: *origin,
+        });
+        HostReset {
+            host: "192.0.2.11".into(),
+            undone: 3,
+            failed: Vec::new(),
+            left: left.collect(),
+            skipped: None,
+        }
+    }
+
+    #[test]
+    fn what_is_not_ours_is_told_and_is_no_failure() {
+        assert!(result(&[]).clean());
+        let others = result(&[Origin::Others, Origin::Pods]);
+        assert!(others.clean());
+        assert_eq!(
+            left_lines(&others),
+            [
+                "file /x/0 added by somebody else: it stays",
+                "file /x/1 added by a pod: it stays"
+            ]
+        );
+        let ours = result(&[Origin::Others, Origin::Ours]);
+        assert!(!ours.clean());
+        assert_eq!(left_lines(&ours)[0], "file /x/1 added");
+        let many = left_lines(&result(&[Origin::Others; MAX_THEIRS + 3]));
+        assert_eq!(many.len(), MAX_THEIRS + 1);
+        assert_eq!(
+            many[MAX_THEIRS],
+            "and 3 more by pods and others (-o json names them all)"
+        );
+    }
 }
