@@ -285,7 +285,7 @@ fn environment(site: &Site, app: &App) -> Env {
 pub fn commands_digest(site: &Site) -> oci::Digest {
     let mut env = site.image.env.clone();
     env.extend(site.seats[site.first_master()].env.clone());
-    let parts = serde_json::json!([&site.commands, site.image.rootfs.manifest, env]);
+    let parts = serde_json::json!([&site.commands, site.image.rootfs.content, env]);
     oci::Digest::of(parts.to_string().as_bytes())
 }
 

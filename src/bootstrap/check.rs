@@ -68,7 +68,7 @@ async fn image(clusterfile: &Clusterfile, options: &Options) -> Result<Image> {
         arch: String::new(),
         env: clusterfile::Env::new(),
         rootfs: Rootfs {
-            manifest: digest,
+            content: digest,
             layers: Vec::new(),
             switch: false,
         },

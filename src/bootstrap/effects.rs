@@ -6,6 +6,7 @@ mod agent;
 mod control_plane;
 mod pki;
 mod prepare;
+mod program;
 mod registry;
 mod runtime;
 
@@ -21,6 +22,7 @@ use crate::{
     login::Login,
     render,
     site::{Seat, Site},
+    template::Variables,
 };
 use host::{
     Content, Effect,
@@ -83,7 +85,12 @@ fn owned_dir(path: &str, mode: u32) -> Effect {
 /// A unit of the rootfs' `systemd/` folder, running and enabled.
 fn service(site: &Site, seat: &Seat, name: &str, triggers: &[&str]) -> Result<Effect> {
     let template = format!("{}{name}.tmpl", crate::paths::source::UNITS);
-    let content = render::file(site, seat, &template)?;
+    let mut content = render::file(site, seat, &template)?;
+    if let Some(digest) = program::digest(site, &content) {
+        // What restarts a unit is that what it runs has changed, not that anything in the rootfs has.
+        let own = Variables::from([("RootfsDigest".to_owned(), digest.to_string())]);
+        content = render::file_with(site, seat, &template, &own)?;
+    }
     let triggers = triggers.iter().map(|path| (*path).to_owned()).collect();
     Ok(Effect::Unit(Unit::service(name, content, triggers)))
 }

@@ -17,7 +17,7 @@ use std::{
 /// Where the rootfs has what is put on hosts first: the part of `clusterd` that this takes, or in images without it the whole.
 const CLUSTERD: [&str; 2] = ["bin/clusterd-host", "bin/clusterd"];
 /// Folders of the rootfs whose text files become configuration.
-const TEXTS: [&str; 7] = [
+pub(crate) const TEXTS: [&str; 7] = [
     "etc",
     "systemd",
     "manifests",
@@ -95,7 +95,7 @@ pub fn open(store_dir: &Path, reference: &str, platform: &Platform, trust: Optio
         arch: image.platform.architecture.clone(),
         env: image.config.env.clone(),
         rootfs: host::effect::Rootfs {
-            manifest: image.rootfs.manifest.digest.clone(),
+            content: rootfs_content(&image.rootfs.layers),
             layers: image.rootfs.layers.clone(),
             switch: true,
         },
@@ -120,6 +120,13 @@ pub fn open(store_dir: &Path, reference: &str, platform: &Platform, trust: Optio
         in_use,
         warnings,
     })
+}
+
+/// Names what is unpacked of these layers. The manifest would not do: it names the lock of the carried images as well, so an image of
+/// which only these were built anew would seem to be another rootfs on every host.
+fn rootfs_content(layers: &[Descriptor]) -> Digest {
+    let names: Vec<&str> = layers.iter().map(|layer| layer.digest.as_str()).collect();
+    Digest::of(names.join("\n").as_bytes())
 }
 
 fn blob(descriptor: &Descriptor) -> Blob {
@@ -223,7 +230,7 @@ fn file(image: &ClusterImage, path: &str) -> Result<Option<(String, Digest)>, im
 }
 
 /// Where a link at `path` leads, below the same root.
-fn resolve(path: &str, target: &str) -> String {
+pub(crate) fn resolve(path: &str, target: &str) -> String {
     let mut parts: Vec<&str> = path.split('/').collect();
     parts.pop();
     if target.starts_with('/') {

@@ -103,7 +103,7 @@ fn file(site: &Site, path: &str, text: &str) -> Effect {
 }
 
 fn note(site: &Site, paths: &BTreeSet<&str>) -> Effect {
-    let mut text = format!("{}\n", site.image.rootfs.manifest);
+    let mut text = format!("{}\n", site.image.rootfs.content);
     for path in paths {
         text.push_str(path);
         text.push('\n');
@@ -120,7 +120,7 @@ fn note(site: &Site, paths: &BTreeSet<&str>) -> Effect {
 /// What is changed already in this same rootfs; another one is as the image has it.
 fn noted(site: &Site, seat: &Seat) -> BTreeSet<String> {
     let mut lines = seat.seen.overlay.as_deref().unwrap_or_default().lines();
-    if lines.next() != Some(site.image.rootfs.manifest.as_str()) {
+    if lines.next() != Some(site.image.rootfs.content.as_str()) {
         return BTreeSet::new();
     }
     lines.filter(|path| stays_inside(path)).map(str::to_owned).collect()
@@ -179,7 +179,7 @@ mod tests {
         ));
         site.configs
             .push(config("manifests/more.yaml", Strategy::Overwrite, "kind: X\n"));
-        let digest = site.image.rootfs.manifest.to_string();
+        let digest = site.image.rootfs.content.to_string();
         assert_eq!(
             shown(&effects(&site, &site.seats[1]).unwrap()),
             [
@@ -197,7 +197,7 @@ mod tests {
     fn what_is_changed_no_more_becomes_what_the_image_has() {
         let mut site = site();
         add_file(&mut site, "etc/app/x.yaml", "a: 1\n", false);
-        let digest = site.image.rootfs.manifest.to_string();
+        let digest = site.image.rootfs.content.to_string();
         site.seats[1].seen.overlay = Some(format!("{digest}\netc/app/x.yaml\netc/app/new\n../../etc/passwd\n"));
         assert_eq!(
             shown(&effects(&site, &site.seats[1]).unwrap()),

@@ -3,7 +3,7 @@
 use crate::{
     Error, Result,
     site::{Seat, Site},
-    template,
+    template::{self, Variables},
 };
 use clusterfile::{Config, Strategy};
 use serde_json::Value;
@@ -14,14 +14,23 @@ use std::collections::BTreeSet;
 /// # Errors
 /// When the image has no such file, a template cannot be rendered, or a document to merge is none.
 pub fn file(site: &Site, seat: &Seat, path: &str) -> Result<String> {
+    file_with(site, seat, path, &Variables::new())
+}
+
+/// As [`file`], with variables that are computed for this file.
+///
+/// # Errors
+/// As [`file`].
+pub fn file_with(site: &Site, seat: &Seat, path: &str, own: &Variables) -> Result<String> {
+    let expand = |text: &str| expand(site, seat, path, text, own);
     let image_text = site.image.files.get(path);
     let configs = site.configs.iter().filter(|config| names(config, path));
-    let mut text = image_text.map(|text| expand(site, seat, path, text)).transpose()?;
+    let mut text = image_text.map(|text| expand(text)).transpose()?;
     if text.is_none() && site.image.content.contains_key(path) {
         return Err(Error::Wish(format!("{path}: {NO_TEXT}")));
     }
     for config in configs {
-        let data = expand(site, seat, path, &config.data)?;
+        let data = expand(&config.data)?;
         text = Some(match (config.strategy, text) {
             (Strategy::Merge, Some(base)) => merge_text(path, &base, &data)?,
             (Strategy::Merge | Strategy::Overwrite, _) => data,
@@ -51,10 +60,11 @@ pub fn paths<'s>(site: &'s Site, folder: &str) -> BTreeSet<&'s str> {
     all.filter(|path| path.starts_with(folder)).collect()
 }
 
-fn expand(site: &Site, seat: &Seat, path: &str, text: &str) -> Result<String> {
+fn expand(site: &Site, seat: &Seat, path: &str, text: &str, own: &Variables) -> Result<String> {
     if path.ends_with(".tmpl") {
         let mut variables = site.variables(seat);
         variables.extend(site.app_env(path));
+        variables.extend(own.clone());
         template::render(text, path, &variables).map_err(Error::Template)
     } else {
         Ok(text.to_owned())

@@ -248,6 +248,28 @@ async fn a_signed_image_that_was_altered_is_refused_whatever_was_altered() {
 }
 
 #[tokio::test]
+async fn an_image_of_which_only_a_carried_image_was_built_anew_is_the_same_rootfs() {
+    let bench = Bench::new().await;
+    let open = || {
+        let opened = crate::image::open(&bench.path("store"), IMAGE, &image::host_platform(), None);
+        opened.unwrap().image
+    };
+    let before = open();
+    write(
+        &bench.path("context/any/Containerfile"),
+        "FROM scratch\nCOPY Containerfile y\n",
+    );
+    bench.build().await;
+    let carried = open();
+    assert_ne!(carried.digest, before.digest);
+    assert_ne!(carried.layout, before.layout);
+    assert_eq!(carried.rootfs, before.rootfs);
+    write(&bench.path("context/clusterd"), "another program");
+    bench.build().await;
+    assert_ne!(open().rootfs.content, before.rootfs.content);
+}
+
+#[tokio::test]
 async fn where_trust_is_not_required_only_tampering_is_refused() {
     let bench = Bench::new().await;
     let ops = bench.key("ops");

@@ -248,7 +248,7 @@ impl Site {
             ("HostIPFamily", "4".to_owned()),
             ("HostName", seat.name.clone()),
             ("Arch", seat.facts.arch.clone()),
-            ("RootfsDigest", self.image.rootfs.manifest.to_string()),
+            ("RootfsDigest", self.image.rootfs.content.to_string()),
             ("ApiServerFlags", self.api_server_flags()),
             ("EtcdInitialCluster", format!("{}=https://{}:2380", seat.name, seat.ip)),
             ("EtcdInitialClusterState", "new".to_owned()),

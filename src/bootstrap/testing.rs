@@ -82,7 +82,7 @@ pub(crate) fn site() -> Site {
             arch: "amd64".into(),
             env: BTreeMap::new(),
             rootfs: Rootfs {
-                manifest: digest,
+                content: digest,
                 layers: Vec::new(),
                 switch: true,
             },

@@ -228,8 +228,9 @@ pub enum Run {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Rootfs {
-    /// Digest of the rootfs' manifest; names the folder.
-    pub manifest: oci::Digest,
+    /// Names what the layers hold, and the folder. An image of the same layers that says something else otherwise is the same rootfs.
+    #[serde(alias = "manifest")]
+    pub content: oci::Digest,
     /// Layers, lowest first: tar, tar+gzip or tar+zstd.
     pub layers: Vec<Descriptor>,
     /// Whether `/opt/installer` is switched to it.

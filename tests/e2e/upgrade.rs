@@ -12,8 +12,8 @@ use std::{
 };
 
 const HELD: &str = "installer.internal/held";
-/// Only in the rootfs of the newer image.
-const NEWER: &str = "/opt/installer/etc/newer";
+/// Only in the rootfs of the newer image. It lies among the libraries, so programs of the rootfs are restarted.
+const NEWER: &str = "/opt/installer/lib/newer";
 
 /// A cluster of the image of all tests, and a store that has a newer one as well.
 fn array<'a>(of: &'a Value, name: &str) -> Result<&'a Vec<Value>> {
@@ -36,7 +36,7 @@ impl Upgrade {
         fs::write(site.file("newer/newer"), "newer\n")?;
         fs::write(
             site.file("newer/Kubefile"),
-            "FROM local/e2e:dev\nCOPY newer etc/newer\n",
+            "FROM local/e2e:dev\nCOPY newer lib/newer\n",
         )?;
         let upgrade = Self { site, store };
         upgrade.ok(&["build", "-t", "local/newer:dev", "-f", "newer/Kubefile", "newer"])?;
@@ -235,5 +235,32 @@ fn hosts_change_one_after_the_other_and_no_request_fails() -> Result<()> {
     )?;
     let plan = upgrade.installer(&["plan", "-f", "Clusterfile"])?;
     ensure!(plan.code == 2 && !plan.stdout.contains("one after"), "{}", plan.stdout);
+    carried_alone(&upgrade)
+}
+
+/// A carried image that was built anew is no reason to touch a host beyond those that serve it.
+fn carried_alone(upgrade: &Upgrade) -> Result<()> {
+    let site = &upgrade.site;
+    fs::create_dir(site.file("extra"))?;
+    fs::write(
+        site.file("extra/Containerfile"),
+        "FROM scratch\nCOPY Containerfile ./\n",
+    )?;
+    fs::write(
+        site.file("Kubefile.extra"),
+        "FROM local/newer:dev\nIMAGE local.test/extra:1 FROM extra\n",
+    )?;
+    upgrade.ok(&["build", "-t", "local/extra:dev", "-f", "Kubefile.extra", "."])?;
+    let text = fs::read_to_string(site.clusterfile())?;
+    fs::write(site.clusterfile(), text.replace("local/newer:dev", "local/extra:dev"))?;
+    let plan = upgrade.installer(&["plan", "-f", "Clusterfile", "-o", "json"])?;
+    let plan: Value = serde_json::from_str(&plan.stdout)?;
+    for host in array(&plan, "hosts")? {
+        let changes = array(host, "changes")?;
+        ensure!(array(host, "restarts")?.is_empty(), "something is restarted: {host}");
+        ensure!(host["name"] == "m1" || changes.is_empty(), "a worker changes: {host}");
+        let is_rootfs = |change: &Value| change.to_string().contains("rootfs");
+        ensure!(!changes.iter().any(is_rootfs), "the rootfs changes: {host}");
+    }
     Ok(())
 }

@@ -12,12 +12,12 @@ use crate::{
 impl Gate {
     /// `<dataRoot>/<cluster>/rootfs/<hex12>` as the host names it.
     fn rootfs_dir(&self, rootfs: &Rootfs) -> String {
-        format!("{}/rootfs/{}", self.scope.dir(), rootfs.manifest.short())
+        format!("{}/rootfs/{}", self.scope.dir(), rootfs.content.short())
     }
 
     pub(super) fn decide_rootfs(&self, rootfs: &Rootfs) -> Result<Decision> {
         let dir = self.rootfs_dir(rootfs);
-        let what = format!("rootfs {}", rootfs.manifest.short());
+        let what = format!("rootfs {}", rootfs.content.short());
         let mut steps = Vec::new();
         if !matches!(fsops::look(&self.root.path(&dir)?)?, There::Dir(_)) {
             steps.push("unpack".to_owned());
