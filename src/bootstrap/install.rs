@@ -12,6 +12,7 @@ use crate::{
     plan::Plan,
     preflight::{self, Finding},
     push,
+    reset::unlisted,
     rolling::{Care, Rolling},
     run::Run,
     session::{self, Access, Session},
@@ -145,9 +146,12 @@ async fn survey(
     let plan = if preflight::refuses(&findings) {
         None
     } else {
-        let hosts = plan::hosts(&site, sessions, &learned, &missing);
-        let objects = existing(&site, sessions, &record, &cluster);
-        let (hosts, compared) = tokio::try_join!(hosts, objects)?;
+        let compared = existing(&site, sessions, &record, &cluster).await?;
+        site.staying = match &compared {
+            Some(compared) => plan::staying(&compared.leaving),
+            None => unlisted::named_on(&sessions[site.first_master()], clusterfile).await,
+        };
+        let hosts = plan::hosts(&site, sessions, &learned, &missing).await?;
         let known = compared.is_some();
         let compared = compared.unwrap_or_default();
         site.recorded = compared.recorded;

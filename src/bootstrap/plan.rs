@@ -269,6 +269,12 @@ fn leaving_node(site: &Site, name: String, ip: Option<std::net::Ipv4Addr>) -> Le
     }
 }
 
+/// Nodes that nobody wishes and whose hosts are no others': they are nodes like the others until somebody says that they leave.
+pub(crate) fn staying(leaving: &[Leaving]) -> Vec<(String, std::net::Ipv4Addr)> {
+    let own = leaving.iter().filter(|node| node.now.is_none());
+    own.filter_map(|node| Some((node.name.clone(), node.ip?))).collect()
+}
+
 /// What is to be done in a cluster that is there.
 #[derive(Debug, Default)]
 pub struct Compared {

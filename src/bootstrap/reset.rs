@@ -2,6 +2,7 @@
 
 mod clean;
 pub(crate) mod drain;
+pub(crate) mod names;
 pub(crate) mod remove;
 pub(crate) mod unlisted;
 

@@ -178,6 +178,9 @@ pub struct Site {
     pub recorded: bool,
     /// The hosts, in the order of the Clusterfile; the first master is the one that signs.
     pub seats: Vec<Seat>,
+    /// Nodes of the cluster that are no hosts of this site, by name and address. They leave only when somebody says so, and until then
+    /// the others know them by name.
+    pub staying: Vec<(String, Ipv4Addr)>,
     /// What [`Site::hosts_entries`] has worked out; empty in the beginning.
     pub names: OnceLock<HostsEntries>,
 }
@@ -198,7 +201,7 @@ impl Site {
         self.seats.iter().filter(|seat| seat.registry)
     }
 
-    /// The lines that every host gets into its `/etc/hosts`: each node by its name, the private registry by its own, and the user's
+    /// The lines that every host gets into its `/etc/hosts`: each node of the cluster by its name, the private registry by its own, and the user's
     /// aliases. Worked out once, when it is first asked for: addresses and names do not change after that.
     pub fn hosts_entries(&self) -> HostsEntries {
         self.names.get_or_init(|| self.all_names().into()).clone()
@@ -210,6 +213,10 @@ impl Site {
             .seats
             .iter()
             .map(|seat| entry(seat.ip.to_string(), vec![seat.name.clone()]));
+        let staying = self
+            .staying
+            .iter()
+            .map(|(name, ip)| entry(ip.to_string(), vec![name.clone()]));
         // The name of a registry that somebody else runs is resolved as all others are.
         let registries = self
             .registries()
@@ -218,7 +225,7 @@ impl Site {
             .aliases
             .iter()
             .map(|alias| entry(alias.ip.to_string(), alias.hostnames.clone()));
-        nodes.chain(registries).chain(aliases).collect()
+        nodes.chain(staying).chain(registries).chain(aliases).collect()
     }
 
     /// What templates see on a host: the environment (image < cluster < host) and, over it, what is computed.

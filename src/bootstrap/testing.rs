@@ -113,6 +113,7 @@ pub(crate) fn site() -> Site {
         fence: None,
         recorded: false,
         seats: vec![seat("10.0.0.1", "m1", true), seat("10.0.0.2", "n1", false)],
+        staying: Vec::new(),
         names: std::sync::OnceLock::new(),
     }
 }

@@ -192,6 +192,7 @@ pub fn site(clusterfile: &Clusterfile, image: Image, found: Vec<(Facts, Seen)>) 
         fence: None,
         recorded: false,
         seats,
+        staying: Vec::new(),
         names: OnceLock::new(),
         image,
     })

@@ -140,7 +140,7 @@ pub async fn bring_up(
             cluster.file.display(),
             table::time(start.elapsed())
         ));
-        return leaving(context, clusterfile, &options, plan, how.yes).await;
+        return leaving(context, clusterfile, &options, &prepared, plan, how.yes).await;
     }
     out.note(report::summary(plan));
     let applied = prepared.apply(how.on_failure).await;
@@ -153,7 +153,7 @@ pub async fn bring_up(
         changes: timings.iter().map(|timing| timing.changes).sum(),
         took: total,
     });
-    let leaving = leaving(context, clusterfile, &options, plan, how.yes).await?;
+    let leaving = leaving(context, clusterfile, &options, &prepared, plan, how.yes).await?;
     out.result(format!(
         "the cluster {} works: every probe passed. Next:\n  export KUBECONFIG=$(installer kubeconfig -f {} --out ~/.kube/{}) && kubectl get nodes",
         plan.cluster,
@@ -187,6 +187,7 @@ async fn leaving(
     context: &Context,
     clusterfile: &Clusterfile,
     options: &install::Options,
+    prepared: &Prepared,
     plan: &Plan,
     yes: bool,
 ) -> anyhow::Result<Exit> {
@@ -230,6 +231,9 @@ async fn leaving(
         leave_unlisted: false,
     };
     let results = reset::reset(clusterfile, options, &request).await?;
+    let left = request.nodes.iter().zip(&results).filter(|(_, result)| result.clean());
+    let left: Vec<_> = left.map(|(ip, _)| *ip).collect();
+    prepared.forget_names(&left).await;
     Ok(match crate::reset::print(context, &results) {
         Exit::Done => exit,
         other => other,

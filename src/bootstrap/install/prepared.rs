@@ -6,15 +6,16 @@ use crate::{
     airgap::{self, Proof},
     cluster::Cluster,
     event::Event,
-    phases, plan,
+    fan, phases, plan,
     plan::Plan,
     preflight::Finding,
-    rolling,
+    reset, rolling,
     run::{self, Run, Timing},
     runs,
     session::{Access, Session},
     site::Site,
 };
+use futures::FutureExt as _;
 use host::Mode;
 use std::{
     net::Ipv4Addr,
@@ -148,6 +149,23 @@ impl Prepared {
             session.pushed.is_some() && seat.is_some_and(|seat| seat.facts.installed.is_empty())
         };
         leave_bare(&self.run.sessions, bare).await;
+    }
+
+    /// Takes the names of nodes that have left out of the hosts' `/etc/hosts`. A host where that fails is told; the next apply does it.
+    pub async fn forget_names(&self, gone: &[Ipv4Addr]) {
+        let scope = &self.run.site.scope;
+        let sessions = self.run.sessions.iter();
+        let work = sessions.map(|session| reset::names::forget(session, scope, &self.who, gone).boxed());
+        for (index, forgot) in fan::all(work.collect()).await.into_iter().enumerate() {
+            if let Err(error) = forgot {
+                self.run.observer.event(Event::Warning {
+                    host: Some(self.run.host_name(index)),
+                    message: format!(
+                        "its /etc/hosts still has the names of nodes that left; the next apply takes them out: {error}"
+                    ),
+                });
+            }
+        }
     }
 
     /// What each host counted, if this run had to prove that the cluster needs nothing from elsewhere and has ended.

@@ -113,13 +113,19 @@ async fn find(
     });
     let mut known = Vec::new();
     for session in sessions {
-        let read = session.client.read_file("/etc/hosts", HOSTS_LIMIT).await;
-        let text = read.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        known.extend(named(&text.unwrap_or_default(), clusterfile));
+        let named = named_on(session, clusterfile).await.into_iter();
+        known.extend(named.map(|(name, ip)| (name, Some(ip))));
     }
     known.sort();
     known.dedup();
-    lacking(known, clusterfile)
+    known
+}
+
+/// Hosts that the Clusterfile lacks and that a host has among the names of the cluster; none where that cannot be read.
+pub(crate) async fn named_on(session: &Session, clusterfile: &Clusterfile) -> Vec<(String, Ipv4Addr)> {
+    let read = session.client.read_file("/etc/hosts", HOSTS_LIMIT).await;
+    let text = read.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    named(&text.unwrap_or_default(), clusterfile)
 }
 
 async fn ask(session: &Session) -> Result<Vec<Known>> {
@@ -149,8 +155,9 @@ pub(crate) fn lacking(nodes: Vec<Known>, clusterfile: &Clusterfile) -> Vec<Known
     nodes.into_iter().filter(|node| !is_listed(node)).collect()
 }
 
-/// The nodes that the block of a cluster in a file of names tells: the first name of each address that is not one of the user's aliases.
-fn named(text: &str, clusterfile: &Clusterfile) -> Vec<Known> {
+/// The hosts that the block of a cluster in a file of names tells and the Clusterfile lacks: the first name of each address that is not one
+/// of the user's aliases.
+fn named(text: &str, clusterfile: &Clusterfile) -> Vec<(String, Ipv4Addr)> {
     let name = &clusterfile.cluster.name;
     let (begin, end) = (host::hosts_begin(name), host::hosts_end(name));
     let lines = text
@@ -158,16 +165,20 @@ fn named(text: &str, clusterfile: &Clusterfile) -> Vec<Known> {
         .map(str::trim_end)
         .skip_while(|line| *line != begin)
         .skip(1);
-    let mut known: Vec<Known> = Vec::new();
+    let mut known: Vec<(String, Ipv4Addr)> = Vec::new();
     for line in lines.take_while(|line| *line != end) {
         let mut words = line.split_whitespace();
         let (Some(ip), Some(name)) = (words.next().and_then(|ip| ip.parse().ok()), words.next()) else {
             continue;
         };
-        let mut aliases = clusterfile.cluster.host_aliases.iter();
-        let is_alias = aliases.any(|alias| alias.ip == std::net::IpAddr::V4(ip));
-        if !is_alias && known.iter().all(|(_, known)| *known != Some(ip)) {
-            known.push((name.to_owned(), Some(ip)));
+        let cluster = &clusterfile.cluster;
+        let is_alias = cluster
+            .host_aliases
+            .iter()
+            .any(|alias| alias.ip == std::net::IpAddr::V4(ip));
+        let is_listed = cluster.hosts.iter().any(|host| host.ip == ip);
+        if !is_alias && !is_listed && known.iter().all(|(_, known)| *known != ip) {
+            known.push((name.to_owned(), ip));
         }
     }
     known
@@ -197,10 +208,8 @@ mod tests {
         let hosts = format!(
             "127.0.0.1 localhost\n# begin installer {cluster}\n10.0.0.1 m1\n10.0.0.9 late\n10.0.0.1 registry\n10.0.0.99 ntp\n# end installer {cluster}\n10.0.0.77 other\n"
         );
-        assert_eq!(
-            lacking(named(&hosts, &clusterfile), &clusterfile),
-            [("late".to_owned(), ip("10.0.0.9"))]
-        );
+        let late = ("late".to_owned(), "10.0.0.9".parse().unwrap());
+        assert_eq!(named(&hosts, &clusterfile), [late]);
         assert_eq!(named("10.0.0.9 late\n", &clusterfile), []);
     }
 }
