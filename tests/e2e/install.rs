@@ -45,9 +45,17 @@ fn a_cluster_comes_up_grows_shrinks_and_leaves_nothing() -> Result<()> {
 
     site.installer_ok(&["join", "-f", "Clusterfile", "--nodes", &site.ip("n2")])?;
     site.wait_ready(3)?;
+    a_node_that_the_clusterfile_lacks_is_not_forgotten(&site)?;
 
-    site.write_clusterfile(&["m1"], &["n1", "n2"], "")?;
-    site.installer_ok(&["reset", "-f", "Clusterfile", "--nodes", &site.ip("n1"), "--yes"])?;
+    site.write_clusterfile(&["m1"], &["n2"], "")?;
+    site.installer_ok(&["apply", "-f", "Clusterfile", "--yes"])?;
+    let hosts = site.on("n2", "cat /etc/hosts")?;
+    ensure!(
+        !hosts.contains(&site.ip("n1")),
+        "a node that left is still named: {hosts}"
+    );
+    let plan = site.installer(&["plan", "-f", "Clusterfile"])?;
+    ensure!(plan.code == 0, "something is left to do: {plan:?}");
     ensure!(
         site.kubectl(&["get", "node", "n1"])?.code != 0,
         "the node is gone from the cluster"
@@ -61,7 +69,6 @@ fn a_cluster_comes_up_grows_shrinks_and_leaves_nothing() -> Result<()> {
     );
     site.wait_ready(2)?;
 
-    site.write_clusterfile(&["m1"], &["n2"], "")?;
     site.installer_ok(&["reset", "-f", "Clusterfile", "--yes"])?;
     for host in ["m1", "n2"] {
         ensure!(
@@ -70,6 +77,42 @@ fn a_cluster_comes_up_grows_shrinks_and_leaves_nothing() -> Result<()> {
             left_over(&site, &before, host)?
         );
     }
+    Ok(())
+}
+
+/// n2 is in the cluster and not in the Clusterfile.
+fn a_node_that_the_clusterfile_lacks_is_not_forgotten(site: &Site) -> Result<()> {
+    let n2 = site.ip("n2");
+    let named = |what: &str| -> Result<()> {
+        let hosts = site.on("n1", "cat /etc/hosts")?;
+        ensure!(
+            hosts.contains(&format!("{n2} n2")),
+            "{what} took its name away: {hosts}"
+        );
+        Ok(())
+    };
+    named("join")?;
+    let reset = site.installer(&["reset", "-f", "Clusterfile", "--yes"])?;
+    ensure!(reset.code != 0, "the others are reset: {reset:?}");
+    for part in [
+        &n2,
+        "n2",
+        "nothing was done",
+        "--update-clusterfile",
+        "--leave-unlisted",
+    ] {
+        ensure!(reset.stderr.contains(part), "{part:?} is not told: {}", reset.stderr);
+    }
+    site.wait_ready(3)?;
+    let apply = site.installer_ok(&["apply", "-f", "Clusterfile"])?;
+    ensure!(apply.contains("they stay"), "{apply}");
+    named("apply")?;
+    let before = std::fs::read_to_string(site.clusterfile())?;
+    site.installer_ok(&["join", "-f", "Clusterfile", "--nodes", &n2, "--update-clusterfile"])?;
+    let after = std::fs::read_to_string(site.clusterfile())?;
+    ensure!(after.contains(&n2), "it is not in the Clusterfile: {after}");
+    let kept: Vec<&str> = after.lines().filter(|line| !line.contains(&n2)).collect();
+    ensure!(kept == before.lines().collect::<Vec<_>>(), "{before} became {after}");
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
-use e2e::Site;
+use e2e::{Site, eventually, is_ready};
 use lab::{Output, PASSWORD, diff};
 use serde_json::Value;
 use std::{
@@ -226,6 +226,28 @@ fn busybox(dir: &Path) -> Result<()> {
         .map(drop)
 }
 
+/// While the cluster is there its host gets a program of its owner, and a pod makes a folder on it.
+fn the_host_lives_on(site: &Site) -> Result<()> {
+    site.on("n1", "cp /bin/true /usr/local/bin/mine")?;
+    site.apply_manifest(
+        "apiVersion: v1
+kind: Pod
+metadata: {name: shop}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: c, image: 'installer.internal/pause:v0.1.0', volumeMounts: [{name: data, mountPath: /data}]}
+  volumes: [{name: data, hostPath: {path: /srv/shop/data, type: DirectoryOrCreate}}]
+",
+    )?;
+    eventually("the pod to run", || {
+        let pod = site.get(&["pod", "shop"])?;
+        ensure!(is_ready(&pod), "{pod}");
+        Ok(())
+    })
+}
+
 #[test]
 fn what_others_have_on_a_host_stays_as_it_is() -> Result<()> {
     let site = Site::up(&["m1", "n1"])?;
@@ -244,6 +266,8 @@ fn what_others_have_on_a_host_stays_as_it_is() -> Result<()> {
         mkdir -p /mnt/mine /etc/docker && mount -t tmpfs mine /mnt/mine && echo text > /mnt/mine/file
         echo '{\"log-driver\": \"journald\"}' > /etc/docker/daemon.json
         echo 'net.ipv4.conf.all.log_martians = 1' > /etc/sysctl.d/10-mine.conf
+        # Folders that the cluster uses as well.
+        mkdir -p /var/lib/kubelet /var/lib/etcd /etc/kubernetes /var/log/pods
         for i in $(seq 100); do ctr version > /dev/null 2>&1 && break; sleep 0.1; done
         ctr image import --snapshotter native /srv/keep.tar > /dev/null
         # In a group that systemd knows of: others it tidies up itself when nobody needs their controller any more.
@@ -290,7 +314,19 @@ fn what_others_have_on_a_host_stays_as_it_is() -> Result<()> {
         "apply changed what others have: {:?} was {had:?}",
         look()?
     );
-    ok(&site, &["reset", "--yes"])?;
+    the_host_lives_on(&site)?;
+    let reset = ok(&site, &["reset", "--yes"])?;
+    for part in [
+        "nothing is left",
+        "/srv/shop added by a pod",
+        "/usr/local/bin/mine added by somebody else",
+    ] {
+        ensure!(reset.contains(part), "{part:?} is not told: {reset}");
+    }
+    site.on("n1", "test -d /srv/shop/data && rm -r /srv/shop /usr/local/bin/mine")?;
+    let keys = "grep -rls 'PRIVATE KEY' /var/lib/kubelet /etc/kubernetes || true";
+    let keys = site.on("n1", keys)?;
+    ensure!(keys.trim().is_empty(), "keys are left: {keys}");
     ensure!(
         look()? == had,
         "reset changed what others have: {:?} was {had:?}",
