@@ -5,6 +5,9 @@ use std::collections::HashMap;
 use std::sync::OnceLock;
 
 mod table;
+mod unserved;
+
+pub use unserved::{Unserved, unserved};
 
 /// A subresource of a kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -74,6 +74,22 @@ pub fn only_times_differ(old: &Value, new: &Value) -> bool {
         && entries::same_but_times(&managers(old), &managers(new))
 }
 
+/// What a configuration sets of an object of its kind, as `fieldsV1` of whoever applies it. What is the server's alone (names, UID,
+/// times) is not among it.
+pub fn configured_fields(kind: &Kind, config: &Value) -> Value {
+    entries::ownable(&fields_of(parts_of(kind), config)).encode()
+}
+
+/// Why an object cannot be the configuration of an apply: fields that its kind does not have, values of another type, items of
+/// lists that cannot be told apart; each with its path. Empty: it fits.
+pub fn configuration_errors(kind: &Kind, config: &Value) -> Vec<String> {
+    message(kind.message).map_or_else(Vec::new, |m| validate::errors(m, config))
+}
+
+fn parts_of(kind: &Kind) -> Parts {
+    message(kind.message).map_or(Parts::Leaf, Parts::Message)
+}
+
 /// Whether two maps have the same entries apart from these.
 fn same_but(a: &Value, b: &Value, but: &[&str]) -> bool {
     let (Some(a), Some(b)) = (a.as_object(), b.as_object()) else {
@@ -160,7 +176,7 @@ impl Writing<'_> {
     }
 
     fn parts(&self) -> Parts {
-        message(self.kind.message).map_or(Parts::Leaf, Parts::Message)
+        parts_of(self.kind)
     }
 
     /// Without what this way of writing cannot change.
@@ -217,7 +233,7 @@ impl Writing<'_> {
         if !config["metadata"]["managedFields"].is_null() {
             return Err(Status::bad_request("metadata.managedFields must be nil"));
         }
-        let errors = message(self.kind.message).map_or_else(Vec::new, |m| validate::errors(m, config));
+        let errors = configuration_errors(self.kind, config);
         let list = match errors.as_slice() {
             [] => return Ok(()),
             [one] => one.clone(),
