@@ -12,14 +12,16 @@ pub mod launch;
 pub mod ledger;
 pub mod nodes;
 pub mod objects;
+pub(crate) mod ownership;
 pub mod pki;
 pub mod record;
 mod rollout;
+pub(crate) mod takeover;
 mod token;
 mod tunnel;
 pub(crate) mod wait;
 
-pub use apply::{Applied, Applier, drifted, title};
+pub use apply::{Applied, Applier, title};
 pub use tunnel::Tunnel;
 
 /// Largest kubeconfig that is read from a host, in bytes.

@@ -1,6 +1,7 @@
 //! Contract with a real API server, and with helm: what was applied is noted and taken away again, releases are made, upgraded and
 //! found interrupted. Skipped, with a message, where etcd (or helm) is absent. [`registry`] is about registries and the runtime.
 
+mod apply;
 mod lifecycle;
 mod registry;
 mod support;

@@ -1,12 +1,12 @@
 //! `installer drift`: what on hosts and in the cluster is not as it was applied last. What the Clusterfile says by now does not matter
 //! here; what to do about drift is an apply's business.
 //!
-//! Hosts compare themselves with what they remember of their last run. The cluster's objects carry what was applied, and the list of them
-//! is in the cluster too ([`crate::cluster::ledger`]). What charts and commands launched is not looked at: helm and its charts own it.
+//! Hosts compare themselves with what they remember of their last run. The API server knows which fields of an object are ours; which
+//! were ours after the last apply is in the cluster too ([`crate::cluster::ledger`]). What charts and commands launched is not looked at: helm and its charts own it.
 
 use crate::{
     Error, Result,
-    cluster::{Applier, Cluster, api, drifted, ledger, nodes, record, title},
+    cluster::{Applier, Cluster, api, ledger, nodes, ownership, record, takeover, title},
     install::{self, Options},
     reset,
     status::on_all,
@@ -18,6 +18,7 @@ use host::{facts::Query, proto::DriftReport};
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, ResourceExt as _, api::ListParams};
 use serde::Serialize;
+use serde_json::Value;
 
 /// Objects that are read at the same time.
 const WIDTH: usize = 16;
@@ -138,31 +139,11 @@ async fn cluster(clusterfile: &Clusterfile, options: &Options, hosts: &[String])
 pub(crate) async fn objects(cluster: &Cluster) -> Result<Vec<ObjectDrift>> {
     let client = &cluster.client;
     let applier = Applier::new(client.clone());
-    let mut expected: Vec<(serde_json::Value, Option<String>)> =
-        api::bindings().into_iter().map(|object| (object, None)).collect();
+    let mut expected: Vec<Expected> = api::bindings().into_iter().map(Expected::whole).collect();
     for entry in ledger::load(client).await?.into_values() {
-        let mut applied = entry.applied.into_iter();
-        let listed = entry.objects.iter().map(|object| (object.to_object(), applied.next()));
-        expected.extend(listed);
+        expected.extend(Expected::noted(entry));
     }
-    let looked = expected.iter().map(|(object, applied)| {
-        let applier = &applier;
-        async move {
-            let object_drift = |gone, fields| ObjectDrift {
-                object: title(object),
-                gone,
-                fields,
-            };
-            let live = applier.live(object).await?;
-            Ok::<_, Error>(match live {
-                None => Some(object_drift(true, Vec::new())),
-                Some(live) => {
-                    let fields = drifted(&live, applied.as_deref());
-                    (!fields.is_empty()).then(|| object_drift(false, fields))
-                }
-            })
-        }
-    });
+    let looked = expected.iter().map(|expected| expected.drift(&applier));
     let found: Vec<Option<ObjectDrift>> = stream::iter(looked).buffered(WIDTH).try_collect().await?;
     let mut drift: Vec<ObjectDrift> = found.into_iter().flatten().collect();
     if !record::exists(client).await? {
@@ -173,6 +154,62 @@ pub(crate) async fn objects(cluster: &Cluster) -> Result<Vec<ObjectDrift>> {
         });
     }
     Ok(drift)
+}
+
+/// An object that was applied, and what is known of it.
+struct Expected {
+    /// All of it, or only what names it.
+    object: Value,
+    is_whole: bool,
+    /// What was ours after the last apply, and the fields of that, where they were noted.
+    owned: Option<String>,
+    fields: Option<Value>,
+    /// What was applied, as versions before noted it.
+    applied: Option<String>,
+}
+
+impl Expected {
+    fn whole(object: Value) -> Self {
+        Self {
+            object,
+            is_whole: true,
+            owned: None,
+            fields: None,
+            applied: None,
+        }
+    }
+
+    fn noted(entry: ledger::Entry) -> impl Iterator<Item = Self> {
+        let mut fields = ownership::unpack(&entry.fields).into_iter();
+        let (mut owned, mut applied) = (entry.owned.into_iter(), entry.applied.into_iter());
+        entry.objects.into_iter().map(move |object| Self {
+            object: object.to_object(),
+            is_whole: false,
+            owned: owned.next(),
+            fields: fields.next(),
+            applied: applied.next(),
+        })
+    }
+
+    async fn drift(&self, applier: &Applier) -> Result<Option<ObjectDrift>> {
+        let fields = match applier.live(&self.object).await? {
+            None => None,
+            Some(live) => match &self.owned {
+                Some(owned) => Some(ownership::drifted(&live, owned, self.fields.as_ref())),
+                None if takeover::is_due(&live) => Some(takeover::drifted(&live, self.applied.as_deref())),
+                None if self.is_whole => applier.differences(&self.object).await?,
+                // It was taken over, but that apply did not come so far as to note it.
+                None => Some(Vec::new()),
+            },
+        };
+        let gone = fields.is_none();
+        let fields = fields.unwrap_or_default();
+        Ok((gone || !fields.is_empty()).then(|| ObjectDrift {
+            object: title(&self.object),
+            gone,
+            fields,
+        }))
+    }
 }
 
 /// Nodes that are gone, and labels and taints of ours that somebody took away.

@@ -40,7 +40,7 @@ pub fn come_up(run: Arc<Run>, _: &'static Phase, _: Option<usize>) -> BoxFuture<
         let joining = run.site.seats.iter().any(|seat| !seat.seen.joined);
         let secret = joining.then(|| token::secret(&token, jiff::Timestamp::now()));
         for object in secret.into_iter().chain(bindings()) {
-            if applier.apply(&object, false).await? != super::Applied::Same {
+            if applier.apply(&object).await?.0 != super::Applied::Same {
                 changes += 1;
             }
         }

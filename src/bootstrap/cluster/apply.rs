@@ -1,21 +1,38 @@
-//! Create or patch, for any kind: what `kubectl apply` does on the client's side, with the same annotation, so that either may go on
-//! with what the other began.
+//! Makes objects of any kind so by server-side apply, as a field manager of our own: the server knows which fields are ours
+//! (`metadata.managedFields`), so what is wished no more goes, and what others added stays.
+//!
+//! Whatever a manifest says wins over others (`force`). An object that an older version applied on the client's side is taken over
+//! first ([`super::takeover`]).
 
+use super::{ownership::Owned, takeover};
 use crate::{Error, Result};
 use kube::{
     Api, Client,
-    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
+    api::{DeleteParams, DynamicObject, Patch, PatchParams},
     core::{ApiResource, GroupVersionKind},
     discovery::{Scope, pinned_kind},
 };
-use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, HashMap};
+use serde_json::Value;
+use std::collections::HashMap;
 use tokio::sync::Mutex;
 
-/// Who owns the fields we write, as `metadata.managedFields` says it.
-const MANAGER: &str = "installer";
-/// The annotation in which the last applied object is kept.
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// The field manager that owns what we apply.
+pub(super) const MANAGER: &str = "installer";
+/// Times in `metadata` have no fractions of seconds.
+const TIME: &str = "%Y-%m-%dT%H:%M:%SZ";
+/// How often an object that others change meanwhile is tried to be taken over.
+const TAKEOVER_ATTEMPTS: usize = 5;
+/// Fields of `metadata` that only the server sets. Objects that were printed by kubectl have them, of another cluster.
+const SERVER_METADATA: [&str; 8] = [
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "generation",
+    "managedFields",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+];
 
 /// What applying an object did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,47 +60,61 @@ impl Applier {
         }
     }
 
-    /// Makes `object` so; with `dry` only says what would happen.
+    /// Makes `object` so; what that did, and what of it is ours now.
     ///
     /// # Errors
-    /// When the object is no object, its kind is unknown, or the server refuses.
-    pub async fn apply(&self, object: &Value, dry: bool) -> Result<Applied> {
+    /// When the object has no name, its kind is unknown, or the server refuses.
+    pub async fn apply(&self, object: &Value) -> Result<(Applied, Owned)> {
         let title = title(object);
-        let name = object["metadata"]["name"]
-            .as_str()
-            .ok_or_else(|| Error::Wish(format!("{title} has no name")))?;
         let api = self.api(object, &title).await?;
-        let failed = |doing: &str| Error::api(format!("{doing} {title}"));
-        let Some(live) = api.get_opt(name).await.map_err(failed("reading"))? else {
-            if !dry {
-                let object: DynamicObject = typed(&annotated(object), &title)?;
-                let params = PostParams {
-                    field_manager: Some(MANAGER.to_owned()),
-                    ..PostParams::default()
-                };
-                api.create(&params, &object).await.map_err(failed("creating"))?;
-            }
-            return Ok(Applied::Created);
-        };
-        let live = serde_json::to_value(&live).map_err(|e| Error::Wish(format!("{title}: {e}")))?;
-        let built_in = !object["apiVersion"]
-            .as_str()
-            .is_some_and(|v| v.contains('.') && !v.contains(".k8s.io/"));
-        let Some(patch) = difference(object, &live, built_in) else {
-            return Ok(Applied::Same);
-        };
-        if !dry {
-            let params = PatchParams {
-                field_manager: Some(MANAGER.to_owned()),
-                ..PatchParams::default()
-            };
-            let patched = match built_in {
-                true => api.patch(name, &params, &Patch::Strategic(&patch)).await,
-                false => api.patch(name, &params, &Patch::Merge(&patch)).await,
-            };
-            patched.map_err(failed("changing"))?;
+        let live = self.taken_over(&api, object, &title).await?;
+        let made = self.patch(&api, object, &title, false).await?;
+        let owned = Owned::of(&made);
+        Ok(match live {
+            None => (Applied::Created, owned),
+            Some((_, true)) => (Applied::Changed, owned),
+            Some((live, false)) => (compared(&live, &made), owned),
+        })
+    }
+
+    /// What [`Self::apply`] would do. Whether the server would create an object is not asked: its namespace may be made just before.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub async fn preview(&self, object: &Value) -> Result<Applied> {
+        let title = title(object);
+        let api = self.api(object, &title).await?;
+        match read(&api, object, &title).await? {
+            None => Ok(Applied::Created),
+            Some(live) if takeover::is_needed(&live, &configuration(object)) => Ok(Applied::Changed),
+            Some(live) => Ok(compared(&live, &self.patch(&api, object, &title, true).await?)),
         }
-        Ok(Applied::Changed)
+    }
+
+    /// The fields in which an object is not as `object` says; `None` if it is not there.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub async fn differences(&self, object: &Value) -> Result<Option<Vec<String>>> {
+        let title = title(object);
+        let api = self.api(object, &title).await?;
+        let Some(live) = read(&api, object, &title).await? else {
+            return Ok(None);
+        };
+        let made = self.patch(&api, object, &title, true).await?;
+        if compared(&live, &made) == Applied::Same {
+            return Ok(Some(Vec::new()));
+        }
+        let (live, made) = (essence(&live), essence(&made));
+        let mut fields = Vec::new();
+        takeover::collect_differing(&live, &made, "", &mut fields);
+        takeover::collect_differing(&made, &live, "", &mut fields);
+        fields.sort();
+        fields.dedup();
+        if fields.is_empty() {
+            fields.push("metadata.managedFields".to_owned());
+        }
+        Ok(Some(fields))
     }
 
     /// An object as the server has it now, if it is there.
@@ -92,19 +123,12 @@ impl Applier {
     /// When the server refuses.
     pub async fn live(&self, object: &Value) -> Result<Option<Value>> {
         let title = title(object);
-        let name = object["metadata"]["name"].as_str().unwrap_or_default();
-        let api = match self.api(object, &title).await {
-            Ok(api) => api,
+        match self.api(object, &title).await {
+            Ok(api) => read(&api, object, &title).await,
             // With its kind all its objects are gone.
-            Err(error) if error.is_unknown_kind() => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let live = api
-            .get_opt(name)
-            .await
-            .map_err(Error::api(format!("reading {title}")))?;
-        let json = |live: DynamicObject| serde_json::to_value(&live).map_err(|e| Error::Wish(format!("{title}: {e}")));
-        live.map(json).transpose()
+            Err(error) if error.is_unknown_kind() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Takes an object away; whether it was there. What it owns goes in the background.
@@ -113,18 +137,55 @@ impl Applier {
     /// When the server refuses.
     pub async fn remove(&self, object: &Value) -> Result<bool> {
         let title = title(object);
-        let name = object["metadata"]["name"].as_str().unwrap_or_default();
         let api = match self.api(object, &title).await {
             Ok(api) => api,
             // With its kind all its objects are gone.
             Err(error) if error.is_unknown_kind() => return Ok(false),
             Err(error) => return Err(error),
         };
-        match api.delete(name, &DeleteParams::background()).await {
+        match api.delete(name(object, &title)?, &DeleteParams::background()).await {
             Ok(_) => Ok(true),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
             Err(error) => Err(Error::api(format!("removing {title}"))(error)),
         }
+    }
+
+    /// The object as it is before we apply to it, and whether fields of it had to become ours first.
+    async fn taken_over(&self, api: &Api<DynamicObject>, object: &Value, title: &str) -> Result<Option<(Value, bool)>> {
+        let mut left = TAKEOVER_ATTEMPTS;
+        loop {
+            let Some(live) = read(api, object, title).await? else {
+                return Ok(None);
+            };
+            let now = jiff::Timestamp::now().strftime(TIME).to_string();
+            let Some(patch) = takeover::patch(&live, &configuration(object), &now) else {
+                return Ok(Some((live, false)));
+            };
+            let patch = serde_json::from_value(patch).map_err(|e| Error::Wish(format!("{title}: {e}")))?;
+            let params = PatchParams {
+                field_manager: Some(MANAGER.to_owned()),
+                ..PatchParams::default()
+            };
+            let name = name(object, title)?;
+            left -= 1;
+            match api.patch(name, &params, &Patch::<Value>::Json(patch)).await {
+                Ok(_) => return Ok(Some((live, true))),
+                // Somebody else changed it meanwhile.
+                Err(kube::Error::Api(status)) if status.code == 409 && left > 0 => {}
+                Err(error) => return Err(Error::api(format!("taking over {title}"))(error)),
+            }
+        }
+    }
+
+    async fn patch(&self, api: &Api<DynamicObject>, object: &Value, title: &str, dry: bool) -> Result<Value> {
+        let params = PatchParams {
+            dry_run: dry,
+            ..PatchParams::apply(MANAGER).force()
+        };
+        let config = configuration(object);
+        let made = api.patch(name(object, title)?, &params, &Patch::Apply(&config)).await;
+        let doing = if dry { "comparing" } else { "applying" };
+        json_of(&made.map_err(Error::api(format!("{doing} {title}")))?, title)
     }
 
     async fn api(&self, object: &Value, title: &str) -> Result<Api<DynamicObject>> {
@@ -161,309 +222,136 @@ pub fn title(object: &Value) -> String {
     }
 }
 
-fn typed(value: &Value, title: &str) -> Result<DynamicObject> {
-    serde_json::from_value(value.clone()).map_err(|e| Error::Wish(format!("{title}: {e}")))
+fn name<'o>(object: &'o Value, title: &str) -> Result<&'o str> {
+    let name = object["metadata"]["name"].as_str().filter(|name| !name.is_empty());
+    name.ok_or_else(|| Error::Wish(format!("{title} has no name")))
 }
 
-/// The object with itself in the annotation. Secrets are not written twice.
-fn annotated(object: &Value) -> Value {
-    let mut object = object.clone();
-    if object["kind"] == "Secret" {
-        return object;
-    }
-    let text = object.to_string();
-    if let Some(metadata) = object["metadata"].as_object_mut() {
-        let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
-        annotations[LAST_APPLIED] = Value::String(text);
-    }
-    object
+fn json_of(object: &DynamicObject, title: &str) -> Result<Value> {
+    serde_json::to_value(object).map_err(|e| Error::Wish(format!("{title}: {e}")))
 }
 
-/// Names what is applied with an object: the text of the annotation, or a Secret's data, which is in no annotation.
-pub fn fingerprint(object: &Value) -> String {
-    if object["kind"] != "Secret" {
-        return oci::Digest::of(object.to_string().as_bytes()).to_string();
-    }
-    let normal = normal(object);
-    let data: BTreeMap<&String, &Value> = normal["data"].as_object().into_iter().flatten().collect();
-    oci::Digest::of(serde_json::to_string(&data).unwrap_or_default().as_bytes()).to_string()
+async fn read(api: &Api<DynamicObject>, object: &Value, title: &str) -> Result<Option<Value>> {
+    let live = api.get_opt(name(object, title)?).await;
+    let live = live.map_err(Error::api(format!("reading {title}")))?;
+    live.map(|live| json_of(&live, title)).transpose()
 }
 
-/// What of an object is not as it was applied last; empty: all is. `applied` is its [`fingerprint`], where it was noted.
-pub fn drifted(live: &Value, applied: Option<&str>) -> Vec<String> {
-    if live["kind"] == "Secret" {
-        let differs = applied.is_some_and(|applied| applied != fingerprint(live));
-        return differs.then(|| "data (secret)".to_owned()).into_iter().collect();
-    }
-    let Some(text) = live["metadata"]["annotations"][LAST_APPLIED].as_str() else {
-        return vec![format!(
-            "annotation {LAST_APPLIED}, which says what was applied, is gone"
-        )];
-    };
-    if applied.is_some_and(|applied| applied != oci::Digest::of(text.as_bytes()).to_string()) {
-        return vec!["somebody else has applied it since".to_owned()];
-    }
-    let mut fields = Vec::new();
-    let last: Value = serde_json::from_str(text).unwrap_or(Value::Null);
-    differing(live, &normal(&last), "", &mut fields);
-    fields
-}
-
-/// The outermost fields in which `live` lacks what `wanted` says.
-fn differing(live: &Value, wanted: &Value, at: &str, out: &mut Vec<String>) {
-    if contains(live, wanted) {
-        return;
-    }
-    let before = out.len();
-    match (live, wanted) {
-        (Value::Object(live), Value::Object(wanted)) => {
-            for (key, value) in wanted {
-                let at = if at.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{at}.{key}")
-                };
-                differing(live.get(key).unwrap_or(&Value::Null), value, &at, out);
-            }
+/// An object of a manifest as it is applied: without what is not a manifest's to say, and with what the server fills in beside a
+/// field and would keep without it.
+///
+/// * A Secret's `stringData` becomes `data`: the server stores it so, and a key that is wished no more could not be found otherwise.
+/// * The rules of an aggregated ClusterRole are a controller's work.
+/// * `status` and the server's part of `metadata` come along where an object was printed from a cluster.
+/// * A pod's service account has two fields, of which one follows the other.
+pub(super) fn configuration(object: &Value) -> Value {
+    let mut config = takeover::normal(object);
+    if let Some(fields) = config.as_object_mut() {
+        fields.remove("status");
+        let aggregated = fields.get("aggregationRule").is_some_and(Value::is_object);
+        if aggregated && fields.get("kind").is_some_and(|kind| kind == "ClusterRole") {
+            fields.remove("rules");
         }
-        (Value::Array(live), Value::Array(wanted)) if live.len() == wanted.len() => {
-            for (index, (live, wanted)) in live.iter().zip(wanted).enumerate() {
-                differing(live, wanted, &format!("{at}[{index}]"), out);
-            }
+    }
+    if let Some(metadata) = config.get_mut("metadata").and_then(Value::as_object_mut) {
+        SERVER_METADATA.iter().for_each(|field| drop(metadata.remove(*field)));
+        if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
+            annotations.remove(takeover::LAST_APPLIED);
         }
-        _ => {}
     }
-    if out.len() == before {
-        out.push(at.to_owned());
-    }
+    complete_pods(&mut config);
+    config
 }
 
-/// The patch that makes `live` what `wanted` says, nothing if it is so. What was applied last and is wanted no more goes; what
-/// others added stays.
-fn difference(wanted: &Value, live: &Value, by_name: bool) -> Option<Value> {
-    let last: Value = live["metadata"]["annotations"][LAST_APPLIED]
-        .as_str()
-        .and_then(|text| serde_json::from_str(text).ok())
-        .unwrap_or(Value::Null);
-    let mut removals = Map::new();
-    removed(&last, wanted, &mut removals);
-    if removals.is_empty() && contains(live, &normal(wanted)) {
-        return None;
-    }
-    let mut patch = changed(live, &normal(wanted), by_name).unwrap_or_else(|| json!({}));
-    for field in ["apiVersion", "kind"] {
-        patch[field] = wanted[field].clone();
-    }
-    patch["metadata"]["name"] = wanted["metadata"]["name"].clone();
-    if let Some(text) = annotated(wanted)["metadata"]["annotations"].get(LAST_APPLIED) {
-        patch["metadata"]["annotations"][LAST_APPLIED] = text.clone();
-    }
-    crate::render::merge(&mut patch, Value::Object(removals));
-    Some(patch)
-}
-
-/// What of `wanted` is not so in `live`. What is so is left out, because a strategic patch of a whole list of ports confounds those that
-/// have one number (a name server's for UDP and TCP). Containers are told apart `by_name` where the server does so too; other lists are
-/// taken whole.
-fn changed(live: &Value, wanted: &Value, by_name: bool) -> Option<Value> {
-    if contains(live, wanted) {
-        return None;
-    }
-    match (live, wanted) {
-        (Value::Object(live), Value::Object(wanted)) => {
-            let mut out = Map::new();
-            for (key, value) in wanted {
-                let before = live.get(key).unwrap_or(&Value::Null);
-                let change = match key.as_str() {
-                    "containers" | "initContainers" if by_name => containers(before, value),
-                    _ => changed(before, value, by_name),
-                };
-                out.extend(change.map(|change| (key.clone(), change)));
-            }
-            Some(Value::Object(out))
-        }
-        (_, wanted) => Some(wanted.clone()),
-    }
-}
-
-/// Of lists of the same containers only those that differ, by name.
-fn containers(live: &Value, wanted: &Value) -> Option<Value> {
-    let (Some(old), Some(new)) = (live.as_array(), wanted.as_array()) else {
-        return changed(live, wanted, true);
-    };
-    let same = old.len() == new.len() && old.iter().zip(new).all(|(old, new)| old["name"] == new["name"]);
-    if !same {
-        return changed(live, wanted, true);
-    }
-    let differ = old.iter().zip(new).filter_map(|(old, new)| {
-        let mut change = changed(old, new, true)?;
-        change["name"] = new["name"].clone();
-        Some(change)
-    });
-    let differ: Vec<Value> = differ.collect();
-    (!differ.is_empty()).then_some(Value::Array(differ))
-}
-
-/// What a server stores instead of what was written: `stringData` becomes `data`.
-fn normal(wanted: &Value) -> Value {
-    use base64::{Engine as _, engine::general_purpose::STANDARD};
-    let mut wanted = wanted.clone();
-    let Some(Value::Object(strings)) = wanted.as_object_mut().and_then(|object| object.remove("stringData")) else {
-        return wanted;
-    };
-    for (key, value) in strings {
-        wanted["data"][key] = Value::String(STANDARD.encode(value.as_str().unwrap_or_default()));
-    }
-    wanted
-}
-
-/// Nulls for all mapping keys of `last` that `wanted` lacks.
-fn removed(last: &Value, wanted: &Value, out: &mut Map<String, Value>) {
-    let (Value::Object(last), Value::Object(wanted)) = (last, wanted) else {
-        return;
-    };
-    for (key, value) in last {
-        match wanted.get(key) {
-            None => {
-                out.insert(key.clone(), Value::Null);
-            }
-            Some(wanted) => {
-                let mut inner = Map::new();
-                removed(value, wanted, &mut inner);
-                if !inner.is_empty() {
-                    out.insert(key.clone(), Value::Object(inner));
+/// `serviceAccount` is the old name of `serviceAccountName`; the server sets both.
+fn complete_pods(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            let twins = ["serviceAccountName", "serviceAccount"];
+            let values = twins.map(|field| fields.get(field).filter(|value| value.is_string()).cloned());
+            let is_pod = fields.get("containers").is_some_and(Value::is_array);
+            if let (true, Some(name)) = (is_pod, values.into_iter().flatten().next()) {
+                for field in twins {
+                    fields.entry(field).or_insert_with(|| name.clone());
                 }
             }
+            fields.values_mut().for_each(complete_pods);
         }
+        Value::Array(items) => items.iter_mut().for_each(complete_pods),
+        _ => {}
     }
 }
 
-/// Whether `live` has everything that `wanted` says. Lists must be of one length, item by item; quantities and defaults that a
-/// server writes in its own way are equal if they read the same.
-fn contains(live: &Value, wanted: &Value) -> bool {
-    match (live, wanted) {
-        (Value::Object(live), Value::Object(wanted)) => wanted.iter().all(|(key, value)| match live.get(key) {
-            Some(live) => contains(live, value),
-            None => is_nothing(value),
-        }),
-        (Value::Array(live), Value::Array(wanted)) => {
-            live.len() == wanted.len() && live.iter().zip(wanted).all(|(live, wanted)| contains(live, wanted))
-        }
-        (live, wanted) => live == wanted,
+fn compared(live: &Value, made: &Value) -> Applied {
+    let owned = |object: &Value| Owned::of(object).fields;
+    match essence(live) == essence(made) && owned(live) == owned(made) {
+        true => Applied::Same,
+        false => Applied::Changed,
     }
 }
 
-/// Values that servers leave out.
-fn is_nothing(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::String(text) => text.is_empty(),
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.values().all(is_nothing),
-        Value::Number(number) => number.as_i64() == Some(0),
-        Value::Bool(true) => false,
+/// What an apply can change of an object: all but what every write, or only the server, changes.
+fn essence(object: &Value) -> Value {
+    let mut object = object.clone();
+    if let Some(fields) = object.as_object_mut() {
+        fields.remove("status");
     }
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        for field in ["generation", "managedFields", "resourceVersion"] {
+            metadata.remove(field);
+        }
+    }
+    object
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn live(object: &Value, more: Value) -> Value {
-        let mut live = annotated(object);
-        crate::render::merge(&mut live, more);
-        live
-    }
+    use serde_json::json;
 
     #[test]
-    fn what_the_server_added_is_no_difference() {
-        let wanted = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"ports": [{"port": 53}]}});
-        let server = json!({"metadata": {"uid": "u"}, "spec": {"clusterIP": "10.96.0.10", "ports": [{"port": 53, "targetPort": 53}]}});
-        assert_eq!(difference(&wanted, &live(&wanted, server), true), None);
-    }
-
-    #[test]
-    fn what_is_wanted_no_more_goes_and_what_others_added_stays() {
-        let before = json!({"kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"x": "1", "y": "2"}});
-        let after = json!({"kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"x": "1"}});
-        let patch = difference(&after, &live(&before, json!({"data": {"z": "3"}})), true).unwrap();
-        assert_eq!(patch["data"], json!({"y": null}));
-    }
-
-    #[test]
-    fn a_changed_or_shorter_list_is_a_difference() {
-        let before = json!({"kind": "X", "metadata": {"name": "a"}, "spec": {"l": [1, 2]}});
-        for list in [json!([1]), json!([1, 3])] {
-            let after = json!({"kind": "X", "metadata": {"name": "a"}, "spec": {"l": list}});
-            assert!(difference(&after, &live(&before, json!({})), true).is_some());
-        }
-    }
-
-    #[test]
-    fn a_secrets_strings_are_compared_as_the_server_keeps_them_and_not_annotated() {
-        let wanted = json!({"kind": "Secret", "metadata": {"name": "a"}, "stringData": {"k": "v"}});
-        let stored = json!({"kind": "Secret", "metadata": {"name": "a"}, "data": {"k": "dg=="}});
-        assert_eq!(difference(&wanted, &stored, true), None);
-        assert!(annotated(&wanted)["metadata"].get("annotations").is_none());
-    }
-
-    #[test]
-    fn what_somebody_changed_is_told_by_field_and_what_the_server_or_others_added_is_not() {
-        let wanted = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"},
-            "spec": {"replicas": 2, "template": {"spec": {"containers": [{"name": "x", "image": "i:1"}]}}}});
-        let applied = fingerprint(&wanted);
-        let change = |more: Value| drifted(&live(&wanted, more), Some(&applied));
+    fn what_is_not_a_manifests_to_say_is_not_applied() {
+        let printed = json!({
+            "apiVersion": "v1", "kind": "Secret",
+            "metadata": {"name": "a", "uid": "u", "resourceVersion": "7", "creationTimestamp": null, "managedFields": [{}],
+                "annotations": {takeover::LAST_APPLIED: "{}", "mine": "x"}},
+            "stringData": {"k": "v"}, "data": {"k": "b2xk", "l": "dw=="}, "status": {},
+        });
         assert_eq!(
-            change(json!({"status": {"replicas": 1}, "metadata": {"labels": {"theirs": "x"}}})),
-            Vec::<String>::new()
+            configuration(&printed),
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "a", "annotations": {"mine": "x"}},
+                "data": {"k": "dg==", "l": "dw=="}})
         );
-        assert_eq!(change(json!({"spec": {"replicas": 5}})), ["spec.replicas"]);
-        let other = json!({"spec": {"template": {"spec": {"containers": [{"name": "x", "image": "evil"}]}}}});
-        assert_eq!(change(other), ["spec.template.spec.containers[0].image"]);
-        let two = json!({"spec": {"template": {"spec": {"containers": [{"name": "x"}, {"name": "y"}]}}}});
-        assert_eq!(change(two), ["spec.template.spec.containers"]);
-        let elsewhere = json!({"metadata": {"annotations": {LAST_APPLIED: "{}"}}});
-        assert_eq!(change(elsewhere), ["somebody else has applied it since"]);
-        assert_eq!(drifted(&wanted, None).len(), 1, "no annotation");
-    }
-
-    #[test]
-    fn a_secrets_drift_is_told_without_what_is_in_it() {
-        let wanted = json!({"kind": "Secret", "metadata": {"name": "a"}, "stringData": {"k": "hunter2", "a": "b"}});
-        let stored =
-            |value: &str| json!({"kind": "Secret", "metadata": {"name": "a"}, "data": {"a": "Yg==", "k": value}});
-        let applied = fingerprint(&wanted);
-        assert_eq!(drifted(&stored("aHVudGVyMg=="), Some(&applied)), Vec::<String>::new());
-        assert_eq!(drifted(&stored("b3RoZXI="), Some(&applied)), ["data (secret)"]);
-        assert_eq!(drifted(&stored("b3RoZXI="), None), Vec::<String>::new());
-    }
-
-    #[test]
-    fn a_patch_says_only_what_differs_so_that_ports_of_one_number_stay_apart() {
-        let ports = json!([{"containerPort": 53, "name": "dns", "protocol": "UDP"}, {"containerPort": 53, "name": "dns-tcp", "protocol": "TCP"}]);
-        let deployment = |image: &str| {
-            json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "dns"},
-                "spec": {"replicas": 2, "template": {"spec": {"containers": [{"name": "a", "image": "same"}, {"name": "dns", "image": image, "ports": ports.clone()}]}}}})
+        let role = |more: Value| {
+            let mut role = json!({"kind": "ClusterRole", "metadata": {"name": "a"}, "rules": []});
+            crate::render::merge(&mut role, more);
+            configuration(&role).get("rules").is_some()
         };
-        let patch = |wanted: &Value, more: Value, by_name| {
-            difference(wanted, &live(&deployment("i:1"), more), by_name).unwrap()
+        assert!(role(json!({})));
+        assert!(!role(json!({"aggregationRule": {"clusterRoleSelectors": []}})));
+    }
+
+    #[test]
+    fn what_the_server_fills_in_beside_a_field_is_ours_with_it() {
+        let pod = json!({"containers": [], "serviceAccountName": "a"});
+        let made = configuration(&json!({"kind": "Deployment", "metadata": {}, "spec": {"template": {"spec": pod}}}));
+        assert_eq!(made["spec"]["template"]["spec"]["serviceAccount"], "a");
+        let volume = json!({"kind": "X", "metadata": {}, "spec": {"serviceAccountName": "a"}});
+        assert_eq!(configuration(&volume), volume);
+    }
+
+    #[test]
+    fn what_every_write_changes_is_no_difference_and_ownership_is_one() {
+        let object = |version: &str, value: &str, fields: Value| {
+            json!({"metadata": {"name": "a", "resourceVersion": version, "managedFields": [
+                {"manager": MANAGER, "operation": "Apply", "time": version, "fieldsV1": fields},
+                {"manager": "other", "operation": "Update", "fieldsV1": {version: {}}}]},
+                "data": {"k": value}, "status": {"v": version}})
         };
-        let mut spec = patch(&deployment("i:1"), json!({"spec": {"replicas": 3}}), true);
-        assert_eq!(spec["spec"].take(), json!({"replicas": 2}));
-        assert!(spec["metadata"]["annotations"][LAST_APPLIED].is_string());
-        let changed = patch(&deployment("i:2"), json!({}), true);
-        assert_eq!(
-            changed["spec"],
-            json!({"template": {"spec": {"containers": [{"name": "dns", "image": "i:2"}]}}})
-        );
-        // A merge patch replaces lists as a whole.
-        let whole = patch(&deployment("i:2"), json!({}), false);
-        assert_eq!(
-            whole["spec"]["template"]["spec"]["containers"]
-                .as_array()
-                .unwrap()
-                .len(),
-            2
-        );
+        let ours = json!({"f:data": {"f:k": {}}});
+        let one = object("1", "v", ours.clone());
+        assert_eq!(compared(&one, &object("2", "v", ours.clone())), Applied::Same);
+        assert_eq!(compared(&one, &object("2", "w", ours)), Applied::Changed);
+        assert_eq!(compared(&one, &object("2", "v", json!({}))), Applied::Changed);
     }
 }

@@ -152,7 +152,8 @@ impl Launcher<'_> {
         let objects = objects::application(&self.run.site, app)?;
         let is_new = entry.is_none_or(|entry| entry.begun);
         if !is_new && objects::pending(self.client.clone(), &objects).await?.is_empty() {
-            return objects::apply_and_prune(self.run, key, &objects, entry).await;
+            let (changes, _) = objects::apply_and_prune(self.run, key, &objects, entry).await?;
+            return Ok(changes);
         }
         // What is interrupted before everything runs is waited for by the next apply.
         let begun = Entry {
@@ -162,9 +163,9 @@ impl Launcher<'_> {
         };
         ledger::save(self.client, key, &begun).await?;
         self.note(format!("applying {}", title(app)));
-        let changes = objects::apply_and_prune(self.run, key, &objects, Some(&begun)).await?;
+        let (changes, noted) = objects::apply_and_prune(self.run, key, &objects, Some(&begun)).await?;
         rollout::wait(self.client, &title(app), &objects, self.run.launch_limit).await?;
-        let done = objects::noted(&objects);
+        let done = Entry { begun: false, ..noted };
         ledger::save(self.client, key, &done).await.map(|()| changes)
     }
 

@@ -38,9 +38,16 @@ pub struct Entry {
     /// Objects that were applied.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub objects: Vec<ObjectRef>,
-    /// Names what was applied of each of them, in the same order ([`super::apply::fingerprint`]).
+    /// Names what was applied of each of them, in the same order: written by versions that applied on the client's side
+    /// ([`super::takeover::drifted`]).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub applied: Vec<String>,
+    /// Names what was ours of each of them after the last apply, in the same order ([`super::ownership::Owned::fingerprint`]).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub owned: Vec<String>,
+    /// The fields that were ours then ([`super::ownership::pack`]).
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub fields: String,
 }
 
 /// An object by its name.
@@ -70,18 +77,19 @@ impl ObjectRef {
         }
     }
 
-    /// Whether both are one object: versions of a kind are only ways to write it.
+    /// Whether both are one object.
     pub fn is_same(&self, other: &Self) -> bool {
-        let group = |version: &str| {
-            version
-                .rsplit_once('/')
-                .map_or(String::new(), |(group, _)| group.to_owned())
-        };
-        let namespace = |of: &Self| of.namespace.clone().unwrap_or_else(|| "default".to_owned());
-        group(&self.api_version) == group(&other.api_version)
-            && self.kind == other.kind
-            && self.name == other.name
-            && namespace(self) == namespace(other)
+        self.clone().normal() == other.clone().normal()
+    }
+
+    /// One and the same for all names of an object: versions of a kind are only ways to write it, and no namespace is the default one.
+    pub fn normal(self) -> Self {
+        let group = self.api_version.rsplit_once('/').map_or("", |(group, _)| group);
+        Self {
+            api_version: group.to_owned(),
+            namespace: Some(self.namespace.unwrap_or_else(|| "default".to_owned())),
+            ..self
+        }
     }
 
     /// As a manifest without content.
@@ -215,6 +223,8 @@ mod tests {
             namespace: "shop".into(),
             objects: vec![object("v1", "ConfigMap", None, "a")],
             applied: vec!["sha256:2".into()],
+            owned: vec!["2026-01-01T00:00:00Z sha256:3".into()],
+            fields: "x".into(),
         };
         let text = serde_json::to_vec(&entry).unwrap();
         assert_eq!(parse("app.web", &text).unwrap(), entry);

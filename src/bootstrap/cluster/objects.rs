@@ -2,8 +2,9 @@
 //! an earlier version had are taken away.
 
 use super::{
-    apply::{Applied, Applier, fingerprint, title},
+    apply::{Applied, Applier, title},
     ledger::{self, ObjectRef},
+    ownership::{self, Owned},
 };
 use crate::{
     Error, Result,
@@ -17,14 +18,17 @@ use crate::{
 };
 use futures::{FutureExt as _, future::BoxFuture};
 use serde_json::Value;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// Applies the image's manifests.
 pub fn manifests(run: Arc<Run>, _: &'static Phase, _: Option<usize>) -> BoxFuture<'static, Result<Outcome>> {
     async move {
         let objects = system(&run.site)?;
         let ledger = ledger::load(&run.cluster()?.client).await?;
-        let changes = apply_and_prune(&run, ledger::MANIFESTS, &objects, ledger.get(ledger::MANIFESTS)).await?;
+        let (changes, _) = apply_and_prune(&run, ledger::MANIFESTS, &objects, ledger.get(ledger::MANIFESTS)).await?;
         Ok(Outcome {
             changes,
             ..Outcome::default()
@@ -34,18 +38,20 @@ pub fn manifests(run: Arc<Run>, _: &'static Phase, _: Option<usize>) -> BoxFutur
 }
 
 /// Makes the objects so, takes those away that were applied under this key before and that nothing wishes any more, and notes what
-/// there is now. How many things were changed.
+/// there is now. How many things were changed, and what was noted.
 pub(super) async fn apply_and_prune(
     run: &Run,
     key: &str,
     objects: &[Value],
     before: Option<&ledger::Entry>,
-) -> Result<usize> {
+) -> Result<(usize, ledger::Entry)> {
     let client = &run.cluster()?.client;
     let applier = Applier::new(client.clone());
     let mut changes = 0;
+    let mut owned = Vec::with_capacity(objects.len());
     for object in objects {
-        let applied = applier.apply(object, false).await?;
+        let (applied, ours) = applier.apply(object).await?;
+        owned.push(ours);
         if applied != Applied::Same {
             changes += 1;
             tracing::info!("{}: {applied:?}", title(object));
@@ -53,10 +59,10 @@ pub(super) async fn apply_and_prune(
     }
     let now = ledger::Entry {
         begun: before.is_some_and(|entry| entry.begun),
-        ..noted(objects)
+        ..noted(objects, &owned)
     };
     if before == Some(&now) {
-        return Ok(changes);
+        return Ok((changes, now));
     }
     let wanted = all_wanted(&run.site)?;
     let (removed, kept) = ledger::superfluous(before.map_or(&[], |entry| &entry.objects), &wanted);
@@ -77,15 +83,16 @@ pub(super) async fn apply_and_prune(
         });
     }
     ledger::save(client, key, &now).await?;
-    Ok(changes)
+    Ok((changes, now))
 }
 
-/// What is noted of objects that were applied.
-pub(super) fn noted(objects: &[Value]) -> ledger::Entry {
+/// What is noted of objects that were applied, and of which this is ours.
+fn noted(objects: &[Value], owned: &[Owned]) -> ledger::Entry {
     ledger::Entry {
         kind: "manifests".to_owned(),
         objects: objects.iter().map(ObjectRef::of).collect(),
-        applied: objects.iter().map(fingerprint).collect(),
+        owned: owned.iter().map(Owned::fingerprint).collect(),
+        fields: ownership::pack(owned),
         ..ledger::Entry::default()
     }
 }
@@ -95,7 +102,11 @@ pub(super) fn noted(objects: &[Value]) -> ledger::Entry {
 /// # Errors
 /// When a manifest cannot be rendered or parsed.
 pub fn system(site: &Site) -> Result<Vec<Value>> {
-    below(site, paths::source::MANIFESTS)
+    Ok(all(site)?
+        .into_iter()
+        .next()
+        .map(|(_, objects)| objects)
+        .unwrap_or_default())
 }
 
 /// Every object of an application that is made of manifests.
@@ -103,7 +114,10 @@ pub fn system(site: &Site) -> Result<Vec<Value>> {
 /// # Errors
 /// When a manifest cannot be rendered or parsed.
 pub fn application(site: &Site, app: &App) -> Result<Vec<Value>> {
-    below(site, &apps::folder(&app.name))
+    let found = all(site)?
+        .into_iter()
+        .find(|(name, _)| *name == Some(app.name.as_str()));
+    Ok(found.map(|(_, objects)| objects).unwrap_or_default())
 }
 
 /// Names of all objects that any manifest wishes.
@@ -111,24 +125,56 @@ pub fn application(site: &Site, app: &App) -> Result<Vec<Value>> {
 /// # Errors
 /// When a manifest cannot be rendered or parsed.
 pub fn all_wanted(site: &Site) -> Result<Vec<ObjectRef>> {
-    let mut objects = system(site)?;
-    for app in site.apps.iter().filter(|app| app.kind == Kind::Manifests) {
-        objects.extend(application(site, app)?);
+    let all = all(site)?;
+    Ok(all.iter().flat_map(|(_, objects)| objects).map(ObjectRef::of).collect())
+}
+
+/// The folders with manifests, and whose they are: the image's own, then those of applications in the order in which they are launched.
+pub(super) fn folders(site: &Site) -> impl Iterator<Item = (Option<&str>, String)> {
+    let own = (None, paths::source::MANIFESTS.to_owned());
+    let apps = site.apps.iter().filter(|app| app.kind == Kind::Manifests);
+    std::iter::once(own).chain(apps.map(|app| (Some(app.name.as_str()), apps::folder(&app.name))))
+}
+
+/// The objects of each of [`folders`]. Of several that are one object the last one is meant, wherever it stands: applying them one
+/// after another would change it with every apply.
+fn all(site: &Site) -> Result<Vec<(Option<&str>, Vec<Value>)>> {
+    let mut all = Vec::new();
+    for (whose, folder) in folders(site) {
+        all.push((whose, below(site, &folder)?));
     }
-    Ok(objects.iter().map(ObjectRef::of).collect())
+    let mut last: BTreeMap<ObjectRef, Value> = BTreeMap::new();
+    for object in all.iter().flat_map(|(_, objects)| objects) {
+        last.insert(ObjectRef::of(object).normal(), object.clone());
+    }
+    for (_, objects) in &mut all {
+        let mut seen = BTreeSet::new();
+        objects.retain(|object| seen.insert(ObjectRef::of(object).normal()));
+        for object in objects.iter_mut() {
+            if let Some(meant) = last.get(&ObjectRef::of(object).normal()) {
+                object.clone_from(meant);
+            }
+        }
+    }
+    Ok(all)
 }
 
 fn below(site: &Site, folder: &str) -> Result<Vec<Value>> {
     let seat = &site.seats[site.first_master()];
     let mut objects = Vec::new();
-    for path in render::paths(site, folder).into_iter().filter(|path| is_manifest(path)) {
+    for path in manifest_paths(site, folder) {
         let text = render::file(site, seat, path)?;
         for document in render::documents(path, &text)? {
-            objects.extend(flatten(path, document)?);
+            flatten(path, document, &mut objects)?;
         }
     }
     objects.iter_mut().for_each(|object| pin::object(site, object));
     Ok(objects)
+}
+
+/// The manifests below a folder, in the order in which they are applied.
+pub(super) fn manifest_paths<'s>(site: &'s Site, folder: &str) -> impl Iterator<Item = &'s str> {
+    render::paths(site, folder).into_iter().filter(|path| is_manifest(path))
 }
 
 /// Whether a file of the rootfs holds Kubernetes objects.
@@ -137,17 +183,30 @@ pub fn is_manifest(path: &str) -> bool {
     [".yaml", ".yml", ".json"].iter().any(|ending| plain.ends_with(ending))
 }
 
-/// Items of a `List`, or the object itself.
-fn flatten(path: &str, document: Value) -> Result<Vec<Value>> {
-    if document["kind"] == "List" {
-        return Ok(document["items"].as_array().cloned().unwrap_or_default());
+/// Items of a list, or the object itself. Items of a typed list need not say what they are.
+pub(super) fn flatten(path: &str, mut document: Value, objects: &mut Vec<Value>) -> Result<()> {
+    let (Some(kind), Some(version)) = (document["kind"].as_str(), document["apiVersion"].as_str()) else {
+        return Err(Error::Wish(format!(
+            "{path}: a document is no Kubernetes object: it lacks kind or apiVersion"
+        )));
+    };
+    let of = kind.strip_suffix("List").filter(|_| document["items"].is_array());
+    let Some((of, version)) = of.map(|of| (of.to_owned(), version.to_owned())) else {
+        objects.push(document);
+        return Ok(());
+    };
+    let items = document["items"].as_array_mut().map(std::mem::take).unwrap_or_default();
+    for mut item in items {
+        if !of.is_empty() && item.is_object() {
+            for (field, text) in [("kind", &of), ("apiVersion", &version)] {
+                if item[field].is_null() {
+                    item[field] = text.clone().into();
+                }
+            }
+        }
+        flatten(path, item, objects)?;
     }
-    if document["kind"].is_string() && document["apiVersion"].is_string() {
-        return Ok(vec![document]);
-    }
-    Err(Error::Wish(format!(
-        "{path}: a document is no Kubernetes object: it lacks kind or apiVersion"
-    )))
+    Ok(())
 }
 
 /// What of the objects is not as wished: `create` or `change` by title.
@@ -169,7 +228,7 @@ pub async fn pending(client: kube::Client, objects: &[Value]) -> Result<BTreeMap
 }
 
 async fn one_pending(applier: &Applier, object: &Value) -> Result<(String, Applied)> {
-    let applied = match applier.apply(object, true).await {
+    let applied = match applier.preview(object).await {
         // A kind that the server does not know yet is made by an object before it.
         Err(error) if error.is_unknown_kind() => Applied::Created,
         other => other?,
@@ -225,5 +284,47 @@ mod tests {
             .map(|object| object.name)
             .collect();
         assert_eq!(names, ["new", "web"]);
+    }
+
+    #[test]
+    fn of_several_that_are_one_object_the_last_is_applied_wherever_it_stands() {
+        let mut site = site();
+        let map = |name: &str, value: u32| {
+            format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{k: '{value}'}}\n")
+        };
+        let own = format!("{}---\n{}---\n{}", map("a", 1), map("b", 2), map("a", 3));
+        add_file(&mut site, "manifests/x.yaml", &own, false);
+        let theirs = map("b", 4).replace("{name: b}", "{name: b, namespace: default}");
+        add_file(&mut site, "application/apps/web/x.yaml", &theirs, false);
+        site.apps.push(app("web"));
+        let shown = |objects: Vec<Value>| {
+            let show = |object: &Value| format!("{} {}", object["metadata"]["name"], object["data"]["k"]);
+            objects.iter().map(show).collect::<Vec<_>>()
+        };
+        assert_eq!(shown(system(&site).unwrap()), [r#""a" "3""#, r#""b" "4""#]);
+        assert_eq!(shown(application(&site, &site.apps[0]).unwrap()), [r#""b" "4""#]);
+    }
+
+    #[test]
+    fn every_item_of_a_list_is_an_object() {
+        let flat = |list: Value| {
+            let mut objects = Vec::new();
+            flatten("a.yaml", list, &mut objects)
+                .map(|()| objects)
+                .map_err(|e| e.to_string())
+        };
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}});
+        let list = |kind: &str, items: Value| json!({"apiVersion": "v1", "kind": kind, "items": items});
+        assert_eq!(flat(pod.clone()), Ok(vec![pod.clone()]));
+        let nested = list(
+            "List",
+            json!([pod, list("PodList", json!([{"metadata": {"name": "a"}}]))]),
+        );
+        assert_eq!(flat(nested), Ok(vec![pod.clone(), pod]));
+        assert!(
+            flat(list("List", json!([{"metadata": {}}])))
+                .unwrap_err()
+                .starts_with("a.yaml: a document is no")
+        );
     }
 }

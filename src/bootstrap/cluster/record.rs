@@ -21,9 +21,7 @@ pub const NAME: &str = "installer-clusterfile";
 pub fn store(run: Arc<Run>, _: &'static Phase, _: Option<usize>) -> BoxFuture<'static, Result<Outcome>> {
     async move {
         let object = object(&run.site, &run.record)?;
-        let applied = Applier::new(run.cluster()?.client.clone())
-            .apply(&object, false)
-            .await?;
+        let (applied, _) = Applier::new(run.cluster()?.client.clone()).apply(&object).await?;
         Ok(Outcome {
             changes: usize::from(applied != Applied::Same),
             ..Outcome::default()

@@ -17,7 +17,7 @@ use std::time::Duration;
 async fn apply(server: &Server, objects: &[Value]) {
     let applier = Applier::new(server.client.clone());
     for object in objects {
-        applier.apply(object, false).await.unwrap();
+        applier.apply(object).await.unwrap();
     }
 }
 
@@ -271,6 +271,6 @@ async fn a_deployment_whose_ports_share_a_number_is_mended_and_gets_new_images()
     assert_eq!((spec.replicas, containers[0].image.as_deref()), (Some(2), Some("i:2")));
     assert_eq!(containers[0].ports.as_ref().map(Vec::len), Some(2));
     let applier = Applier::new(server.client.clone());
-    let again = applier.apply(&deployment("i:2"), false).await.unwrap();
+    let (again, _) = applier.apply(&deployment("i:2")).await.unwrap();
     assert_eq!(again, crate::cluster::Applied::Same);
 }
