@@ -10,6 +10,7 @@ mod apply;
 pub(crate) mod helm;
 pub mod launch;
 pub mod ledger;
+pub mod manifest_check;
 pub mod nodes;
 pub mod objects;
 pub(crate) mod ownership;

@@ -123,6 +123,7 @@ async fn survey(
     let query = query(clusterfile);
     let found = each(sessions, |session| look(session, &scope, &query)).await?;
     let mut site = wish::site(clusterfile, opened.image, found)?;
+    cluster::manifest_check::check(&site)?;
     site.fence = options.prove_airgap.then(|| airgap::fence(&site));
     let wanted = site.seats.iter().map(|seat| plan::wanted_blobs(&site, seat)).collect();
     let missing = transfer::missing_everywhere(sessions, wanted).await?;
