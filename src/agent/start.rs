@@ -7,7 +7,7 @@ use crate::env::{self, Refs};
 use crate::make;
 use crate::names;
 use crate::observed::Nanos;
-use crate::probe::run::Target;
+use crate::probe::{Outcome, run::Target};
 use crate::spec;
 use k8s_cri::v1::{Mount, MountPropagation, PodSandboxConfig};
 use k8s_openapi::api::core::v1::{Container, Pod, Secret, VolumeMount};
@@ -338,9 +338,9 @@ pub async fn run_hook(
             };
         }
         if let Some(get) = &hook.http_get {
-            return match crate::probe::run::http_get(target, c, get, "kube-lifecycle/1.36").await {
-                crate::probe::Outcome::Success => Ok(()),
-                crate::probe::Outcome::Failure(m) | crate::probe::Outcome::Unknown(m) => Err(m),
+            return match crate::probe::http::get(target, c, get, "kube-lifecycle/1.36").await {
+                Outcome::Success | Outcome::Warning(_) => Ok(()),
+                Outcome::Failure(m) | Outcome::Unknown(m) => Err(m),
             };
         }
         if let Some(sleep) = &hook.sleep {

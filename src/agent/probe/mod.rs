@@ -9,6 +9,7 @@
 //! ```
 //! Liveness and readiness wait for the startup probe, if there is one.
 
+pub mod http;
 pub mod run;
 pub mod worker;
 
@@ -50,6 +51,8 @@ impl Kind {
 pub enum Outcome {
     /// It passed.
     Success,
+    /// It passed, and people should know this about it.
+    Warning(String),
     /// It did not, and why.
     Failure(String),
     /// The prober itself failed (runtime not reachable): says nothing about the container.

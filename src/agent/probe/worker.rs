@@ -5,8 +5,12 @@ use super::{Kind, Outcome, Series, run};
 use crate::cri::Cri;
 use crate::observed::{self, Nanos, SECOND};
 use k8s_openapi::api::core::v1::Container;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
+
+/// How often the same probe of the same container warns at most. What a server answers may differ each time, so the events
+/// would not be counted as one.
+const WARNING_INTERVAL: Duration = Duration::from_secs(300);
 
 /// A verdict that has changed, or a failed run worth an event.
 #[derive(Debug, Clone)]
@@ -21,6 +25,8 @@ pub struct Report {
     pub verdict: Option<bool>,
     /// Why a run failed.
     pub failure: Option<String>,
+    /// What is to be known about a run that passed.
+    pub warning: Option<String>,
 }
 
 /// What a worker needs.
@@ -59,12 +65,18 @@ pub async fn work(mut job: Job) {
     let mut ticks = tokio::time::interval(period);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut series = Series::new(&probe, job.known.or((job.kind == Kind::Liveness).then_some(true)));
+    let mut warned: Option<Instant> = None;
     loop {
         ticks.tick().await;
         let outcome = run::probe(&job.cri, &job.target, &job.container, &probe).await;
-        let (success, failure) = match outcome {
-            Outcome::Success => (true, None),
-            Outcome::Failure(message) => (false, Some(message)),
+        let (success, failure, warning) = match outcome {
+            Outcome::Success => (true, None, None),
+            Outcome::Warning(message) if warned.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL) => {
+                warned = Some(Instant::now());
+                (true, None, Some(message))
+            }
+            Outcome::Warning(_) => (true, None, None),
+            Outcome::Failure(message) => (false, Some(message), None),
             Outcome::Unknown(message) => {
                 tracing::debug!(
                     container = job.container.name,
@@ -75,13 +87,14 @@ pub async fn work(mut job: Job) {
             }
         };
         let verdict = series.record(success);
-        if verdict.is_some() || failure.is_some() {
+        if verdict.is_some() || failure.is_some() || warning.is_some() {
             let report = Report {
                 container_id: job.target.container_id.clone(),
                 container: job.container.name.clone(),
                 kind: job.kind,
                 verdict,
                 failure,
+                warning,
             };
             if job.reports.send(report).await.is_err() {
                 return;

@@ -16,6 +16,12 @@ impl Worker {
             let text = format!("{} probe failed: {message}", capital(report.kind.as_str()));
             self.ctx.events.warning(pod, Some(&report.container), "Unhealthy", text);
         }
+        if let Some(message) = &report.warning {
+            let text = format!("{} probe warning: {message}", capital(report.kind.as_str()));
+            self.ctx
+                .events
+                .warning(pod, Some(&report.container), "ProbeWarning", text);
+        }
         let Some(verdict) = report.verdict else { return };
         let entry = self.memory.verdicts.entry(report.container_id.clone()).or_default();
         match (report.kind, verdict) {
