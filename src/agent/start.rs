@@ -9,8 +9,10 @@ use crate::names;
 use crate::observed::Nanos;
 use crate::probe::{Outcome, run::Target};
 use crate::spec;
+use crate::volumes::Volumes;
 use k8s_cri::v1::{Mount, MountPropagation, PodSandboxConfig};
 use k8s_openapi::api::core::v1::{Container, Pod, Secret, VolumeMount};
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -235,20 +237,8 @@ fn volume_mount(
     let error =
         |e: crate::error::Error| StartError::config(format!("failed to prepare volume mount {:?}: {e}", m.name));
     let mut host = ctx.volumes.host_path(&job.pod, &m.name).map_err(error)?;
-    let sub = match (&m.sub_path, &m.sub_path_expr) {
-        (Some(p), _) if !p.is_empty() => Some(p.clone()),
-        (_, Some(e)) if !e.is_empty() => {
-            let text = env::expand(e, |n| env.iter().find(|(k, _)| k == n).map(|(_, v)| v.as_str()));
-            if text.contains("$(") {
-                return Err(StartError::config(format!(
-                    "subPathExpr {e:?} names an unknown variable"
-                )));
-            }
-            Some(text)
-        }
-        _ => None,
-    };
-    if let Some(sub) = sub {
+    let content = Volumes::content(&job.pod, &m.name);
+    if let Some(sub) = sub_path(m, env)? {
         let place = ctx
             .paths
             .pod(names::uid(&job.pod))
@@ -256,7 +246,7 @@ fn volume_mount(
             .join(&m.name)
             .join(&c.name)
             .join(index.to_string());
-        host = crate::volumes::subpath::bind(&host, sub.trim_end_matches('/'), &place).map_err(|e| {
+        host = crate::volumes::subpath::bind(&host, sub.trim_end_matches('/'), &place, &content).map_err(|e| {
             StartError::config(format!(
                 "failed to prepare subPath for volumeMount {:?} of container {:?}: {e}",
                 m.name, c.name
@@ -269,13 +259,39 @@ fn volume_mount(
         format!("/{}", m.mount_path)
     };
     let mut out = plain(host, &path);
-    out.readonly = m.read_only.unwrap_or(false);
+    out.readonly = m.read_only.unwrap_or(false) || content.is_read_only();
     out.set_propagation(match m.mount_propagation.as_deref() {
         Some("Bidirectional") => MountPropagation::PropagationBidirectional,
         Some("HostToContainer") => MountPropagation::PropagationHostToContainer,
         _ => MountPropagation::PropagationPrivate,
     });
     Ok(out)
+}
+
+/// The part of the volume that is mounted. Variables of `subPathExpr` that are not set, or are empty, would lead to
+/// another folder than the one meant: they are refused by name.
+fn sub_path(m: &VolumeMount, env: &[(String, String)]) -> Result<Option<String>, StartError> {
+    let filled = |text: &Option<String>| text.clone().filter(|t| !t.is_empty());
+    if let Some(path) = filled(&m.sub_path) {
+        return Ok(Some(path));
+    }
+    let Some(expression) = filled(&m.sub_path_expr) else {
+        return Ok(None);
+    };
+    let missing = std::cell::RefCell::new(BTreeSet::new());
+    let text = env::expand(&expression, |name| {
+        let value = env.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str());
+        if value.is_none_or(str::is_empty) {
+            missing.borrow_mut().insert(name.to_owned());
+        }
+        value
+    });
+    let missing: Vec<String> = missing.into_inner().into_iter().collect();
+    if missing.is_empty() {
+        Ok(Some(text))
+    } else {
+        Err(StartError::config(format!("missing value for {}", missing.join(", "))))
+    }
 }
 
 fn hosts_file(ctx: &Ctx, job: &Job) -> Result<PathBuf, StartError> {
@@ -352,5 +368,32 @@ pub async fn run_hook(
     match tokio::time::timeout(limit, work).await {
         Ok(result) => result,
         Err(_) => Err(format!("not done within {} s", limit.as_secs())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sub_path_names_the_variables_it_lacks() {
+        let env = [("A", "a"), ("EMPTY", "")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let of = |path: Option<&str>, expression: Option<&str>| {
+            let mount = VolumeMount {
+                sub_path: path.map(str::to_owned),
+                sub_path_expr: expression.map(str::to_owned),
+                ..Default::default()
+            };
+            sub_path(&mount, &env).map_err(|e| e.message)
+        };
+        assert_eq!(of(None, None), Ok(None));
+        assert_eq!(of(Some(""), Some("")), Ok(None));
+        assert_eq!(of(Some("$(A)"), None), Ok(Some("$(A)".into())));
+        assert_eq!(of(None, Some("x/$(A)")), Ok(Some("x/a".into())));
+        assert_eq!(of(None, Some("$$(A)")), Ok(Some("$(A)".into())));
+        assert_eq!(
+            of(None, Some("$(POD)/$(EMPTY)/$(A)")),
+            Err("missing value for EMPTY, POD".into())
+        );
     }
 }

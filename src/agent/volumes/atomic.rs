@@ -134,18 +134,27 @@ fn visible(files: &Files) -> BTreeSet<PathBuf> {
         .collect()
 }
 
+/// Whether a folder lies there itself, not a link to one.
+fn is_folder(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|m| m.is_dir())
+}
+
 fn link_visible(dir: &Path, files: &Files) -> Result<()> {
     let wanted = visible(files);
     for name in &wanted {
         let link = dir.join(name);
+        // An empty folder was made for a subPath whose key was missing then.
+        if is_folder(&link) {
+            std::fs::remove_dir(&link).map_err(Error::io("remove", &link))?;
+        }
         if std::fs::symlink_metadata(&link).is_err() {
             symlink(Path::new("..data").join(name), &link).map_err(Error::io("link", &link))?;
         }
     }
     for entry in std::fs::read_dir(dir).map_err(Error::io("read", dir))?.flatten() {
         let name = entry.file_name();
-        if !name.to_string_lossy().starts_with("..") && !wanted.contains(Path::new(&name)) {
-            let path = entry.path();
+        let path = entry.path();
+        if !name.to_string_lossy().starts_with("..") && !wanted.contains(Path::new(&name)) && !is_folder(&path) {
             std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
         }
     }
@@ -198,6 +207,17 @@ mod tests {
             std::fs::metadata(tmp.path().join("a")).unwrap().permissions().mode() & 0o777,
             0o400
         );
+    }
+
+    #[test]
+    fn a_folder_made_for_a_missing_key_gives_way_to_the_key() {
+        let tmp = tempfile::tempdir().unwrap();
+        assert!(write(tmp.path(), &files(&[("a", "1")]), None).unwrap());
+        std::fs::create_dir(tmp.path().join("b")).unwrap();
+        assert!(write(tmp.path(), &files(&[("a", "2")]), None).unwrap());
+        assert!(tmp.path().join("b").is_dir(), "a container may have it mounted");
+        assert!(write(tmp.path(), &files(&[("a", "2"), ("b", "3")]), None).unwrap());
+        assert_eq!(std::fs::read_to_string(tmp.path().join("b")).unwrap(), "3");
     }
 
     #[test]

@@ -67,6 +67,15 @@ impl Volumes {
         plugin(volume).map(|p| self.paths.volume(names::uid(pod), p, name))
     }
 
+    /// What a mount of the volume needs to know besides where it lies.
+    pub fn content(pod: &Pod, name: &str) -> Content {
+        pod.spec
+            .iter()
+            .flat_map(|s| s.volumes.iter().flatten())
+            .find(|v| v.name == name)
+            .map_or(Content::Own, Content::of)
+    }
+
     async fn one(&self, pod: &Pod, volume: &Volume, facts: &Facts, age: Duration) -> Result<()> {
         if let Some(h) = &volume.host_path {
             return host_path::prepare(h, &self.paths.made_by_pods()).map_err(|m| Error::volume(&volume.name, m));
@@ -204,6 +213,53 @@ impl Volumes {
     }
 }
 
+/// Whose a volume's content is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// The containers': they may write.
+    Own,
+    /// That of API objects, written by the agent alone: containers only read it, whatever their mount says.
+    Projected {
+        /// The objects, for people.
+        of: String,
+        /// Whether objects and keys may be missing.
+        optional: bool,
+    },
+}
+
+impl Content {
+    fn of(volume: &Volume) -> Content {
+        let from = |of: String, optional: Option<bool>| Content::Projected {
+            of,
+            optional: optional.unwrap_or(false),
+        };
+        if let Some(m) = &volume.config_map {
+            return from(format!("configMap {:?}", m.name), m.optional);
+        }
+        if let Some(s) = &volume.secret {
+            let name = s.secret_name.as_deref().unwrap_or_default();
+            return from(format!("secret {name:?}"), s.optional);
+        }
+        if volume.downward_api.is_some() {
+            return from("downwardAPI".into(), None);
+        }
+        let Some(projected) = &volume.projected else {
+            return Content::Own;
+        };
+        let optional = projected.sources.iter().flatten().any(|s| {
+            let map = s.config_map.as_ref().and_then(|m| m.optional);
+            let secret = s.secret.as_ref().and_then(|s| s.optional);
+            map.or(secret).unwrap_or(false)
+        });
+        from("projected".into(), Some(optional))
+    }
+
+    /// Whether containers may not write into the volume.
+    pub fn is_read_only(&self) -> bool {
+        matches!(self, Content::Projected { .. })
+    }
+}
+
 /// The folder name of the kind of volume.
 fn plugin(volume: &Volume) -> Result<&'static str> {
     let known = [
@@ -314,5 +370,42 @@ pub fn remove(dir: &Path) -> Result<()> {
     match std::fs::remove_dir_all(dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", dir)(e)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn volumes_of_api_objects_are_read_only_and_name_their_objects() {
+        for (volume, expected) in [
+            (json!({"emptyDir": {}}), None),
+            (json!({"hostPath": {"path": "/x"}}), None),
+            (json!({"configMap": {"name": "m"}}), Some(("configMap \"m\"", false))),
+            (
+                json!({"configMap": {"name": "m", "optional": true}}),
+                Some(("configMap \"m\"", true)),
+            ),
+            (json!({"secret": {"secretName": "s"}}), Some(("secret \"s\"", false))),
+            (json!({"downwardAPI": {}}), Some(("downwardAPI", false))),
+            (json!({"projected": {}}), Some(("projected", false))),
+            (
+                json!({"projected": {"sources": [{"serviceAccountToken": {"path": "t"}}, {"secret": {"name": "s", "optional": true}}]}}),
+                Some(("projected", true)),
+            ),
+        ] {
+            let mut named = volume.clone();
+            named["name"] = json!("v");
+            let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [], "volumes": [named]}})).unwrap();
+            let content = Volumes::content(&pod, "v");
+            let expected = expected.map_or(Content::Own, |(of, optional)| Content::Projected {
+                of: of.into(),
+                optional,
+            });
+            assert_eq!(content, expected, "{volume}");
+            assert_eq!(content.is_read_only(), expected != Content::Own, "{volume}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! `subPath`: a part of a volume, opened so that no link in the volume can lead out of it (a container may have put one
 //! there), then bound to a place of ours that the runtime mounts from.
 
+use super::Content;
 use super::atomic::check_path;
 use crate::error::{Error, Result};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
@@ -9,8 +10,9 @@ use std::path::{Path, PathBuf};
 
 const INSIDE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
 
-/// Opens `sub` below `volume`, making missing folders with the permissions of the volume's root.
-fn open_inside(volume: &Path, sub: &str) -> Result<OwnedFd> {
+/// Opens `sub` below `volume`. Folders that are missing get the permissions of the volume's root, so that whoever may
+/// write there may write into them as well; they are made unless `content` says that the file would have to be there.
+fn open_inside(volume: &Path, sub: &str, content: &Content) -> Result<OwnedFd> {
     let io = |e: rustix::io::Errno| Error::io("open", volume.join(sub))(e.into());
     let root = openat(
         CWD,
@@ -25,6 +27,9 @@ fn open_inside(volume: &Path, sub: &str) -> Result<OwnedFd> {
         Err(rustix::io::Errno::NOENT) => {}
         Err(e) => return Err(io(e)),
     }
+    if let Content::Projected { of, optional: false } = content {
+        return Err(Error::Other(format!("the volume shows no {sub:?} (its content: {of})")));
+    }
     let mode = rustix::fs::fstat(&root)
         .map(|s| Mode::from_raw_mode(s.st_mode & 0o7777))
         .unwrap_or(Mode::from_raw_mode(0o755));
@@ -35,19 +40,30 @@ fn open_inside(volume: &Path, sub: &str) -> Result<OwnedFd> {
         } else {
             open(&so_far).map_err(io)?
         };
-        match rustix::fs::mkdirat(&parent, Path::new(part.as_os_str()), mode) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+        let made = rustix::fs::mkdirat(&parent, Path::new(part.as_os_str()), mode);
+        so_far.push(part);
+        match made {
+            // What mkdir was asked for is less the umask.
+            Ok(()) => open_folder(&root, &so_far)
+                .and_then(|made| rustix::fs::fchmod(&made, mode))
+                .map_err(io)?,
+            Err(rustix::io::Errno::EXIST) => {}
             Err(e) => return Err(io(e)),
         }
-        so_far.push(part);
     }
     open(&so_far).map_err(io)
 }
 
+/// A folder itself, for changes; a link that took its place in the meantime is refused.
+fn open_folder(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat2(root, path, flags, Mode::empty(), INSIDE)
+}
+
 /// Binds `sub` of `volume` to `place` and returns `place`.
-pub fn bind(volume: &Path, sub: &str, place: &Path) -> Result<PathBuf> {
+pub fn bind(volume: &Path, sub: &str, place: &Path, content: &Content) -> Result<PathBuf> {
     check_path(sub).map_err(Error::Other)?;
-    let fd = open_inside(volume, sub)?;
+    let fd = open_inside(volume, sub, content)?;
     // A place left by an earlier start of this container shows an older object.
     let _ = rustix::mount::unmount(place, rustix::mount::UnmountFlags::DETACH);
     if let Some(parent) = place.parent() {
@@ -92,8 +108,42 @@ mod tests {
             ("ok", true),
             ("new/deep", true),
         ] {
-            assert_eq!(open_inside(&volume, sub).is_ok(), ok, "{sub}");
+            assert_eq!(open_inside(&volume, sub, &Content::Own).is_ok(), ok, "{sub}");
         }
         assert!(volume.join("new/deep").is_dir());
+    }
+
+    #[test]
+    fn folders_that_are_made_have_the_mode_of_the_volume() {
+        use std::os::unix::fs::PermissionsExt;
+        for mode in [0o777, 0o2777, 0o750] {
+            let tmp = tempfile::tempdir().unwrap();
+            std::fs::set_permissions(tmp.path(), PermissionsExt::from_mode(mode)).unwrap();
+            open_inside(tmp.path(), "new/deep", &Content::Own).unwrap();
+            for made in ["new", "new/deep"] {
+                let got = std::fs::metadata(tmp.path().join(made)).unwrap().permissions().mode();
+                assert_eq!(got & 0o7777, mode, "{made}: {got:o}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_that_the_objects_lack_is_named_unless_it_may_be_missing() {
+        let tmp = tempfile::tempdir().unwrap();
+        std::fs::write(tmp.path().join("there"), "").unwrap();
+        let content = |optional| Content::Projected {
+            of: "configMap \"settings\"".into(),
+            optional,
+        };
+        assert!(open_inside(tmp.path(), "there", &content(false)).is_ok());
+        let error = open_inside(tmp.path(), "colour", &content(false))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("\"colour\"") && error.contains("\"settings\""),
+            "{error}"
+        );
+        assert!(!tmp.path().join("colour").exists());
+        assert!(open_inside(tmp.path(), "colour", &content(true)).is_ok());
     }
 }
