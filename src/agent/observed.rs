@@ -111,12 +111,12 @@ impl Observed {
         self.of(name).max_by_key(|c| (c.created_at, c.restarts))
     }
 
-    /// The container of a name before the newest, if it ended.
-    pub fn previous(&self, name: &str) -> Option<&Container> {
-        let latest = self.latest(name)?;
-        self.of(name)
-            .filter(|c| c.id != latest.id && c.state == State::Exited)
-            .max_by_key(|c| (c.created_at, c.restarts))
+    /// The newest instance of the same container that is older than `later` and has ended.
+    pub fn before(&self, later: &Container) -> Option<&Container> {
+        let age = |c: &Container| (c.created_at, c.restarts);
+        self.of(&later.name)
+            .filter(|c| c.id != later.id && c.state == State::Exited && age(c) <= age(later))
+            .max_by_key(|c| age(c))
     }
 
     /// Containers that run or may still run.

@@ -1,6 +1,6 @@
 //! Tests of the status computation.
 
-use crate::machine::{Memory, Stage, Stop, Verdict, Waiting};
+use crate::machine::{Busy, Memory, Stage, Stop, Verdict, Waiting};
 use crate::observed::{Container, Observed, SECOND, Sandbox, State};
 use crate::status::{Input, compute, patch};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -101,8 +101,21 @@ fn phases_are_kubernetes() {
         (
             "OnFailure",
             vec![seen("a", Exited, 0, 1), seen("b", Exited, 0, 1)],
-            Stage::Stopping,
+            Stage::Ended,
             "Succeeded",
+        ),
+        // What has ended is not over while its sandbox, or a sidecar, still ends.
+        (
+            "OnFailure",
+            vec![seen("a", Exited, 0, 1), seen("b", Exited, 0, 1)],
+            Stage::Stopping,
+            "Running",
+        ),
+        (
+            "Never",
+            vec![seen("a", Exited, 1, 1), seen("b", Exited, 0, 1)],
+            Stage::Stopping,
+            "Running",
         ),
         (
             "Never",
@@ -299,6 +312,120 @@ fn a_stop_with_a_reason_is_a_failure_with_that_reason_and_stays_one() {
         ),
         (Some("Failed"), Some("Evicted"), "terminated 137 Error")
     );
+}
+
+#[test]
+fn a_pod_past_its_deadline_fails_when_its_containers_have_ended_and_says_how_they_did() {
+    let p = pod(json!({"activeDeadlineSeconds": 1, "containers": [{"name": "a", "image": "x"}]}));
+    let stop = Stop {
+        grace: 30,
+        since: 0,
+        reason: Some("DeadlineExceeded".into()),
+        message: "late".into(),
+    };
+    let memory = Memory::default();
+    let running = vec![seen("a", State::Running, 0, 1)];
+    let mut before = status(&p, running.clone(), &memory, Stage::Running, None, None);
+    let ended = vec![seen("a", State::Exited, 143, 1)];
+    for (containers, stage, phase, reason, container) in [
+        (running, Stage::Stopping, "Running", None, "running"),
+        (ended.clone(), Stage::Stopping, "Running", None, "terminated 143 Error"),
+        (
+            ended,
+            Stage::Ended,
+            "Failed",
+            Some("DeadlineExceeded"),
+            "terminated 143 Error",
+        ),
+    ] {
+        let got = status(&p, containers, &memory, stage, Some(&stop), Some(&before));
+        assert_eq!(
+            (got.phase.as_deref(), got.reason.as_deref(), state(&got, 0).as_str()),
+            (Some(phase), reason, container),
+            "{stage:?}"
+        );
+        before = got;
+    }
+    assert_eq!(condition(&before, "Ready"), "False PodFailed");
+}
+
+#[test]
+fn a_failed_initialisation_is_final_only_after_the_sidecars() {
+    let p = pod(json!({"restartPolicy": "Never",
+        "initContainers": [{"name": "s", "image": "x", "restartPolicy": "Always"}, {"name": "i", "image": "x"}],
+        "containers": [{"name": "a", "image": "x"}]}));
+    let containers = |sidecar| vec![seen("s", sidecar, 0, 1), seen("i", State::Exited, 1, 2)];
+    for (sidecar, stage, phase) in [
+        (State::Running, Stage::Stopping, "Pending"),
+        (State::Exited, Stage::Stopping, "Pending"),
+        (State::Exited, Stage::Ended, "Failed"),
+    ] {
+        let got = status(&p, containers(sidecar), &Memory::default(), stage, None, None);
+        assert_eq!(got.phase.as_deref(), Some(phase), "{sidecar:?} {stage:?}");
+    }
+}
+
+#[test]
+fn a_container_whose_start_is_under_way_is_not_shown_as_running() {
+    let p = pod(json!({"containers": [{"name": "a", "image": "x"}, {"name": "b", "image": "x"}]}));
+    let both = vec![seen("a", State::Running, 0, 1), seen("b", State::Running, 0, 2)];
+    let starting = Memory {
+        busy: [Busy::Start("b".into())].into(),
+        ..Default::default()
+    };
+    let got = status(&p, both.clone(), &starting, Stage::Running, None, None);
+    assert_eq!(
+        (got.phase.as_deref(), state(&got, 1).as_str()),
+        (Some("Pending"), "waiting ContainerCreating")
+    );
+    let got = status(&p, both, &Memory::default(), Stage::Running, None, Some(&got));
+    assert_eq!(
+        (got.phase.as_deref(), condition(&got, "Ready").as_str()),
+        (Some("Running"), "True")
+    );
+    // A restart under way shows the end it comes from.
+    let again = vec![
+        seen("a", State::Running, 0, 1),
+        seen("b", State::Exited, 3, 2),
+        seen("b", State::Running, 0, 9),
+    ];
+    let got = status(&p, again, &starting, Stage::Running, None, Some(&got));
+    assert_eq!(state(&got, 1), "terminated 3 Error");
+    assert_eq!(got.phase.as_deref(), Some("Running"));
+}
+
+#[test]
+fn containers_behind_an_init_container_wait_for_the_pod_to_initialise() {
+    let with_init = json!({"initContainers": [{"name": "i", "image": "x"}, {"name": "j", "image": "x"}], "containers": [{"name": "a", "image": "x"}]});
+    let ended = |name: &str| seen(name, State::Exited, 0, 1);
+    let waiting = "waiting PodInitializing";
+    for (spec, containers, init, main) in [
+        (with_init.clone(), vec![], vec![waiting, waiting], waiting),
+        (
+            with_init.clone(),
+            vec![seen("i", State::Running, 0, 1)],
+            vec!["running", waiting],
+            waiting,
+        ),
+        (
+            with_init,
+            vec![ended("i"), ended("j")],
+            vec!["terminated 0 Completed"; 2],
+            waiting,
+        ),
+        (
+            json!({"containers": [{"name": "a", "image": "x"}]}),
+            vec![],
+            vec![],
+            "waiting ContainerCreating",
+        ),
+    ] {
+        let mut got = status(&pod(spec), containers, &Memory::default(), Stage::Running, None, None);
+        assert_eq!(state(&got, 0), main);
+        got.container_statuses = got.init_container_statuses.clone();
+        let shown: Vec<String> = (0..init.len()).map(|i| state(&got, i)).collect();
+        assert_eq!(shown, init);
+    }
 }
 
 #[test]

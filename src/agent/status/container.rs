@@ -1,9 +1,9 @@
 //! The status of one container.
 
 use super::{Input, time};
-use crate::machine::{Waiting, is_started};
+use crate::machine::{Busy, Waiting, is_started};
 use crate::observed::{Container as Seen, State};
-use crate::spec::Kind;
+use crate::spec::{self, Kind};
 use k8s_openapi::api::core::v1 as core;
 
 fn before<'a>(input: &'a Input<'_>, kind: Kind, name: &str) -> Option<&'a core::ContainerStatus> {
@@ -69,8 +69,8 @@ pub(super) fn container(
     initialised: bool,
     ended: bool,
 ) -> core::ContainerStatus {
-    let seen = input.observed.latest(&c.name);
-    let previous = input.observed.previous(&c.name);
+    let seen = shown(input, c);
+    let previous = seen.and_then(|s| input.observed.before(s));
     let old = before(input, kind, &c.name);
     let mut s = core::ContainerStatus {
         name: c.name.clone(),
@@ -80,7 +80,7 @@ pub(super) fn container(
     };
     let wait = input.memory.waiting.get(&c.name);
     match seen {
-        None => missing(&mut s, old, wait, initialised, kind, ended),
+        None => missing(&mut s, input, old, wait, initialised, kind, ended),
         Some(seen) => {
             s.image = if seen.image.is_empty() {
                 s.image
@@ -111,7 +111,7 @@ pub(super) fn container(
                 (State::Unknown, _) if ended => s.state = Some(lost()),
                 (_, Some(w)) => s.state = Some(waiting(&w.reason, &w.message)),
                 _ if ended => s.state = Some(lost()),
-                _ => s.state = Some(waiting("ContainerCreating", "")),
+                _ => s.state = Some(waiting(not_begun(input), "")),
             }
         }
     }
@@ -125,8 +125,31 @@ pub(super) fn container(
     s
 }
 
+/// The instance that the status is about. A container whose start is still under way (its postStart hook runs) is not
+/// shown as running: it would be running and not ready, and clients would see the pod run before it is ready.
+fn shown<'a>(input: &'a Input<'_>, c: &core::Container) -> Option<&'a Seen> {
+    let latest = input.observed.latest(&c.name)?;
+    let begins = matches!(latest.state, State::Created | State::Running)
+        && input.memory.busy.contains(&Busy::Start(c.name.clone()));
+    if begins {
+        input.observed.before(latest)
+    } else {
+        Some(latest)
+    }
+}
+
+/// Why a container waits of which there is nothing yet.
+fn not_begun(input: &Input<'_>) -> &'static str {
+    if spec::init_containers(input.pod).next().is_some() {
+        "PodInitializing"
+    } else {
+        "ContainerCreating"
+    }
+}
+
 fn missing(
     s: &mut core::ContainerStatus,
+    input: &Input<'_>,
     old: Option<&core::ContainerStatus>,
     wait: Option<&Waiting>,
     initialised: bool,
@@ -144,8 +167,7 @@ fn missing(
     s.state = Some(match wait {
         _ if ended && initialised && kind == Kind::Main => lost(),
         Some(w) => waiting(&w.reason, &w.message),
-        None if initialised => waiting("ContainerCreating", ""),
-        None => waiting("PodInitializing", ""),
+        None => waiting(not_begun(input), ""),
     });
 }
 

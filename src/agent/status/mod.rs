@@ -88,7 +88,8 @@ pub fn compute(input: &Input<'_>) -> core::PodStatus {
             .or_else(|| time(input.now)),
         ..Default::default()
     };
-    if let Some(stop) = input.stop.filter(|s| s.reason.is_some()) {
+    // The reason belongs to the final phase, which comes when everything has ended.
+    if let Some(stop) = input.stop.filter(|s| s.reason.is_some() && phase == "Failed") {
         status.reason = stop.reason.clone();
         status.message = Some(stop.message.clone());
     } else if let Some(b) = input

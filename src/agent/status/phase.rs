@@ -1,4 +1,7 @@
 //! The phase of a pod, from the states of its containers.
+//!
+//! `Succeeded` and `Failed` are final: nothing is written after them, and others reuse what the pod held. So a pod gets
+//! one of them only when nothing of it runs any more, together with the last states of its containers.
 
 use super::Input;
 use crate::spec::{self, Kind};
@@ -14,12 +17,33 @@ pub(super) fn phase(
     main: &[core::ContainerStatus],
     ended: bool,
 ) -> &'static str {
-    if input.stop.is_some_and(|s| s.reason.is_some()) {
-        return "Failed";
+    let before = input.before.and_then(|b| b.phase.as_deref());
+    match before {
+        Some("Failed") => return "Failed",
+        Some("Succeeded") => return "Succeeded",
+        _ => {}
     }
-    if let Some(p @ ("Succeeded" | "Failed")) = input.before.and_then(|b| b.phase.as_deref()) {
-        return if p == "Failed" { "Failed" } else { "Succeeded" };
+    let decided = if input.stop.is_some_and(|s| s.reason.is_some()) {
+        "Failed"
+    } else {
+        of_containers(input, init, main, ended)
+    };
+    if ended || !matches!(decided, "Succeeded" | "Failed") {
+        return decided;
     }
+    match before {
+        Some("Pending") => "Pending",
+        None if main.iter().all(|s| s.container_id.is_none()) => "Pending",
+        _ => "Running",
+    }
+}
+
+fn of_containers(
+    input: &Input<'_>,
+    init: &[core::ContainerStatus],
+    main: &[core::ContainerStatus],
+    ended: bool,
+) -> &'static str {
     let policy = spec::restart_policy(input.pod);
     let (mut pending_init, mut failed_init) = (0, 0);
     for ((kind, c), s) in spec::init_containers(input.pod).zip(init) {
@@ -68,14 +92,6 @@ pub(super) fn phase(
     }
     match stopped {
         0 => "Pending",
-        // Sidecars may still be ending: the pod is not over before them.
-        _ if !ended
-            && init
-                .iter()
-                .any(|s| s.state.as_ref().is_some_and(|s| s.running.is_some())) =>
-        {
-            "Running"
-        }
         _ if policy == "Always" && restarting > 0 => "Running",
         _ if stopped == succeeded => "Succeeded",
         _ => "Failed",
