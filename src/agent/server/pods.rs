@@ -137,6 +137,30 @@ fn log_of(observed: &Observed, container: &str, previous: bool) -> Option<(PathB
         .map(|c| (PathBuf::from(&c.log_path), c.id.clone()))
 }
 
+/// Why there is no log to read, as far as the status of the pod tells.
+fn why_no_log(pod: &Pod, container: &str, previous: bool) -> String {
+    let about = format!("container {container:?} in pod {:?}", names::name(pod));
+    if previous {
+        return format!("previous terminated {about} not found");
+    }
+    let status = pod.status.as_ref();
+    let state = status
+        .into_iter()
+        .flat_map(|s| [&s.container_statuses, &s.init_container_statuses])
+        .flat_map(|list| list.iter().flatten())
+        .find(|s| s.name == container)
+        .and_then(|s| s.state.as_ref());
+    match state.map(|s| (&s.waiting, &s.terminated)) {
+        Some((Some(waiting), _)) => match waiting.reason.as_deref().unwrap_or("no logs yet") {
+            "ErrImagePull" => format!("{about} is waiting to start: image can't be pulled"),
+            "ImagePullBackOff" => format!("{about} is waiting to start: trying and failing to pull image"),
+            reason => format!("{about} is waiting to start: {reason}"),
+        },
+        Some((None, Some(_))) => format!("{about} is terminated"),
+        _ => format!("{about} is waiting to start - no logs yet"),
+    }
+}
+
 /// A container's log.
 pub(super) async fn logs(
     State(shared): State<Arc<Shared>>,
@@ -161,12 +185,7 @@ pub(super) async fn logs(
     }
     let previous = flag(&query.previous);
     let Some((path, id)) = log_of(&observed, &container, previous) else {
-        let message = if previous {
-            format!("previous terminated container {container:?} in pod {pod:?} not found")
-        } else {
-            format!("container {container:?} in pod {pod:?} is waiting to start")
-        };
-        return refuse(StatusCode::BAD_REQUEST, message);
+        return refuse(StatusCode::BAD_REQUEST, why_no_log(&spec, &container, previous));
     };
     let uid = names::uid(&spec).to_owned();
     let relist = shared.ctx.relist.clone();
@@ -193,6 +212,49 @@ pub(super) async fn logs(
 mod tests {
     use super::*;
     use crate::observed::Container;
+    use serde_json::json;
+
+    #[test]
+    fn why_there_is_no_log_is_told_from_the_status() {
+        let waiting = |reason: &str| json!({"waiting": {"reason": reason}});
+        let about = "container \"c\" in pod \"p\"";
+        for (state, previous, expected) in [
+            (
+                waiting("ContainerCreating"),
+                false,
+                format!("{about} is waiting to start: ContainerCreating"),
+            ),
+            (
+                waiting("ErrImagePull"),
+                false,
+                format!("{about} is waiting to start: image can't be pulled"),
+            ),
+            (
+                waiting("ImagePullBackOff"),
+                false,
+                format!("{about} is waiting to start: trying and failing to pull image"),
+            ),
+            (
+                json!({"terminated": {"exitCode": 137}}),
+                false,
+                format!("{about} is terminated"),
+            ),
+            (json!({}), false, format!("{about} is waiting to start - no logs yet")),
+            (
+                waiting("CrashLoopBackOff"),
+                true,
+                format!("previous terminated {about} not found"),
+            ),
+        ] {
+            for list in ["containerStatuses", "initContainerStatuses"] {
+                let status =
+                    json!({"name": "c", "state": state, "image": "", "imageID": "", "ready": false, "restartCount": 0});
+                let pod = json!({"metadata": {"name": "p"}, "status": {list: [status]}});
+                let pod: Pod = serde_json::from_value(pod).unwrap();
+                assert_eq!(why_no_log(&pod, "c", previous), expected, "{state} in {list}");
+            }
+        }
+    }
 
     #[test]
     fn previous_is_the_last_dead_one_before_the_current() {

@@ -131,7 +131,9 @@ impl Worker {
                 network_ready,
                 now: at,
             };
+            let waited = self.memory.waiting.clone();
             let step = machine::step(&input, &mut self.memory);
+            self.tell_back_offs(&desired.pod, &waited);
             self.sync_probes(&desired.pod, &observed, stop.is_some());
             let status = self.publish(&desired, &observed, step.stage, stop.as_ref(), at);
             for action in step.actions {

@@ -9,8 +9,10 @@ use crate::machine::{Action, Busy, Waiting, Why};
 use crate::names;
 use crate::observed::{Container as Seen, Nanos, Observed, SECOND, State, now};
 use crate::probe::run::Target;
+use crate::spec;
 use crate::start::{self, StartError};
 use k8s_openapi::api::core::v1::Pod;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -172,14 +174,15 @@ impl Worker {
                     reason: e.reason.to_owned(),
                     message: e.message.clone(),
                 };
-                if e.reason == "ImagePullBackOff" {
-                    if changed {
-                        self.ctx.events.normal(pod, Some(name), "BackOff", e.message.clone());
-                    }
-                } else {
+                if e.reason != "ImagePullBackOff" {
                     self.ctx
                         .events
                         .warning(pod, Some(name), "Failed", format!("{}: {}", e.reason, e.message));
+                } else if changed {
+                    // Why the image cannot be pulled is told by the attempts to pull it.
+                    let image = spec::container(pod, name).and_then(|(_, c)| c.image.as_deref());
+                    let text = format!("Back-off pulling image {:?}", image.unwrap_or_default());
+                    self.ctx.events.normal(pod, Some(name), "BackOff", text);
                 }
                 self.memory.waiting.insert(name.to_owned(), waiting);
                 let at = match e.reason {
@@ -189,6 +192,19 @@ impl Worker {
                 };
                 self.retry(name, at);
             }
+        }
+    }
+
+    /// An event for each container that has come to wait for its restart; `waited` is what was known before the step.
+    pub(super) fn tell_back_offs(&self, pod: &Pod, waited: &BTreeMap<String, Waiting>) {
+        for name in newly_backing_off(waited, &self.memory.waiting) {
+            let text = format!(
+                "Back-off restarting failed container {name} in pod {}_{}({})",
+                names::name(pod),
+                names::namespace(pod),
+                names::uid(pod)
+            );
+            self.ctx.events.warning(pod, Some(name), "BackOff", text);
         }
     }
 
@@ -215,9 +231,50 @@ impl Worker {
     }
 }
 
+/// Containers whose restart is held back now, for another time than before.
+fn newly_backing_off<'a>(
+    before: &'a BTreeMap<String, Waiting>,
+    now: &'a BTreeMap<String, Waiting>,
+) -> impl Iterator<Item = &'a str> {
+    now.iter()
+        .filter(|(name, waiting)| waiting.reason == "CrashLoopBackOff" && before.get(*name) != Some(*waiting))
+        .map(|(name, _)| name.as_str())
+}
+
 fn outcome<T>(result: Result<T, Error>) -> Done {
     match result {
         Ok(_) => Done::Ok,
         Err(e) => Done::Failed(e.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_back_off_is_told_once_each_time() {
+        let waiting = |reason: &str, message: &str| -> BTreeMap<String, Waiting> {
+            let waiting = Waiting {
+                reason: reason.into(),
+                message: message.into(),
+            };
+            [("c".to_owned(), waiting)].into()
+        };
+        let first = waiting("CrashLoopBackOff", "back-off 10s");
+        for (before, now, told) in [
+            (BTreeMap::new(), first.clone(), true),
+            (first.clone(), first.clone(), false),
+            (first.clone(), waiting("CrashLoopBackOff", "back-off 20s"), true),
+            (waiting("RunContainerError", "x"), first.clone(), true),
+            (BTreeMap::new(), waiting("RunContainerError", "x"), false),
+            (first, BTreeMap::new(), false),
+        ] {
+            assert_eq!(
+                newly_backing_off(&before, &now).count(),
+                usize::from(told),
+                "{before:?} {now:?}"
+            );
+        }
     }
 }
