@@ -1,8 +1,13 @@
 //! The rules at work in a real kernel: a node with two pods, another node, and a client outside of the cluster.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{Ipv4Addr, UdpSocket},
+    time::Duration,
+};
 
 use super::{
+    conntrack::{UdpTargets, delete_stale},
     model::{Endpoint, HostPort, Protocol, ServicePort},
     rules::content,
     table::{Content, change, whole},
@@ -79,6 +84,7 @@ fn service(protocol: Protocol, pods: &[u8]) -> ServicePort {
         external_local: false,
         all: ends(pods),
         local: ends(pods),
+        serving: ends(pods).into_iter().map(|end| end.address).collect(),
     }
 }
 
@@ -228,4 +234,49 @@ fn host_ports_lead_to_their_pod_from_everywhere() {
     assert_eq!(node.client.ask(at(NODE, 9002)), "connection refused");
     assert!(node.space.ask(at(NODE, 9000)).starts_with("one "));
     assert_eq!(node.pods[0].ask(at(NODE, 9000)), "one 100.64.0.1");
+}
+
+#[test]
+fn a_client_that_keeps_its_port_is_led_away_from_an_endpoint_that_is_gone() {
+    let mut node = Node::new();
+    let asking = node.space.pod("veth3", "100.64.0.4", "100.64.0.1");
+    let sockets = [(&asking, at(SERVICE, 80)), (&node.client, at(NODE, 30080))].map(|(from, address)| {
+        let socket = from.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        socket.connect(address).unwrap();
+        socket
+    });
+    let answers = || {
+        sockets.each_ref().map(|socket| {
+            let mut buffer = [0; 64];
+            let asked = socket.send(b"?").and_then(|_| socket.recv(&mut buffer));
+            asked.map_or_else(
+                |error| error.kind().to_string(),
+                |length| String::from_utf8_lossy(&buffer[..length])[..3].to_owned(),
+            )
+        })
+    };
+    let tcp = service(Protocol::Tcp, &[2]);
+    let mut web = service(Protocol::Udp, &[3]);
+    node.program(&[tcp.clone(), web.clone()], &[]);
+    assert_eq!(answers(), ["two", "two"]);
+    // An endpoint that ends keeps its flows as long as it serves; the other one gets new flows only.
+    (web.all, web.local) = (ends(&[2]), ends(&[2]));
+    web.serving.insert(Ipv4Addr::new(100, 64, 0, 2));
+    node.program(&[tcp.clone(), web.clone()], &[]);
+    let clean = |node: &Node, services: &[ServicePort]| {
+        let targets = UdpTargets::new(services, &[]);
+        node.space.run(move || delete_stale(&targets)).unwrap()
+    };
+    assert_eq!(clean(&node, &[tcp.clone(), web.clone()]), 0);
+    assert_eq!(answers(), ["two", "two"]);
+    web.serving = BTreeSet::from([Ipv4Addr::new(100, 64, 0, 2)]);
+    assert_eq!(answers(), ["two", "two"], "the kernel itself remembers");
+    assert_eq!(clean(&node, &[tcp.clone(), web.clone()]), 2);
+    assert_eq!(answers(), ["one", "one"]);
+    // Nobody is left: refused at once instead of sent nowhere.
+    (web.all, web.serving) = (BTreeSet::new(), BTreeSet::new());
+    node.program(&[tcp.clone(), web.clone()], &[]);
+    assert_eq!(clean(&node, &[tcp, web]), 2);
+    assert_eq!(answers(), ["connection refused", "connection refused"]);
 }

@@ -3,9 +3,12 @@
 //! The whole table is made in one transaction at the start; from then on each change of a service, its endpoints or a pod's host
 //! port becomes the smallest script that leads from the last content to the new one. No other table is ever touched.
 //!
+//! UDP flows that led to endpoints which are gone are cut (`conntrack`).
+//!
 //! Does not: listen on any port of a service, serve 127.0.0.1 (node ports are on the node's other addresses), answer
 //! `healthCheckNodePort`, follow topology hints. IPv4 only.
 
+pub mod conntrack;
 pub mod model;
 pub mod rules;
 pub mod table;
@@ -29,6 +32,7 @@ use crate::{
     Cidr, nft,
     start::{Health, Started, start},
 };
+use conntrack::UdpTargets;
 use table::Content;
 
 /// The table's name (family `ip`).
@@ -87,6 +91,7 @@ pub async fn run(args: Args) -> Result<(), Error> {
         node: args.node_name,
         cluster: args.cluster_cidr,
         programmed: None,
+        cleaned: UdpTargets::default(),
     };
     tokio::select! {
         () = stop.cancelled() => Ok(()),
@@ -119,23 +124,54 @@ struct Proxy {
     cluster: Cidr,
     /// What the kernel has; `None` when that is not known.
     programmed: Option<Content>,
+    /// Where UDP flows led when stale ones were last deleted.
+    cleaned: UdpTargets,
+}
+
+/// What services, endpoints and pods ask for.
+struct Wanted {
+    content: Content,
+    udp: UdpTargets,
 }
 
 impl Proxy {
-    fn content(&self) -> Content {
+    fn wanted(&self) -> Wanted {
         let (services, slices, pods) = (self.services.all(), self.slices.all(), self.pods.all());
-        let ports = model::service_ports(
-            services.iter().map(AsRef::as_ref),
-            slices.iter().map(AsRef::as_ref),
-            &self.node,
-        );
+        let services = || services.iter().map(AsRef::as_ref);
+        let slices = || slices.iter().map(AsRef::as_ref);
+        let ports = model::service_ports(services(), slices(), &self.node);
         let host_ports = model::host_ports(pods.iter().map(AsRef::as_ref), &self.node);
-        rules::content(&ports, &host_ports, self.cluster)
+        Wanted {
+            content: rules::content(&ports, &host_ports, self.cluster),
+            udp: UdpTargets::new(&ports, &host_ports),
+        }
     }
 
     async fn program(&mut self) -> Result<(), nft::Error> {
+        let wanted = self.wanted();
+        self.program_rules(wanted.content).await?;
+        self.clean_flows(wanted.udp).await;
+        Ok(())
+    }
+
+    /// Deletes UDP flows to endpoints that are gone, if there can be new ones. A kernel that cannot do so still serves.
+    async fn clean_flows(&mut self, udp: UdpTargets) {
+        if udp == self.cleaned {
+            return;
+        }
+        let targets = udp.clone();
+        let done = tokio::task::spawn_blocking(move || conntrack::delete_stale(&targets)).await;
+        match done.map_err(std::io::Error::other).flatten() {
+            Ok(deleted) => {
+                tracing::debug!(deleted, "stale UDP flows deleted");
+                self.cleaned = udp;
+            }
+            Err(error) => tracing::warn!(%error, "UDP flows to endpoints that are gone could not be deleted"),
+        }
+    }
+
+    async fn program_rules(&mut self, content: Content) -> Result<(), nft::Error> {
         let start = Instant::now();
-        let content = self.content();
         // Unknown until the change is seen to have taken effect.
         let known = self.programmed.take();
         let script = match &known {

@@ -90,6 +90,8 @@ pub struct ServicePort {
     pub all: BTreeSet<Endpoint>,
     /// Those on this node.
     pub local: BTreeSet<Endpoint>,
+    /// Everybody who still serves, ready or ending, wherever: flows that have begun may go on there.
+    pub serving: BTreeSet<Ipv4Addr>,
 }
 
 /// A port of this node that leads to a pod on it.
@@ -113,16 +115,7 @@ pub fn service_ports<'a>(
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
     node: &str,
 ) -> Vec<ServicePort> {
-    let mut by_service: BTreeMap<(&str, &str), Vec<&EndpointSlice>> = BTreeMap::new();
-    for slice in slices.into_iter().filter(|slice| slice.address_type == "IPv4") {
-        let labels = slice.metadata.labels.as_ref();
-        if let (Some(namespace), Some(name)) = (
-            slice.metadata.namespace.as_deref(),
-            labels.and_then(|labels| labels.get(SERVICE_NAME)),
-        ) {
-            by_service.entry((namespace, name)).or_default().push(slice);
-        }
-    }
+    let by_service = by_service(slices);
     let mut ports: Vec<ServicePort> = Vec::new();
     for service in services {
         let key = (service.metadata.namespace.as_deref(), service.metadata.name.as_deref());
@@ -134,6 +127,38 @@ pub fn service_ports<'a>(
     ports
 }
 
+/// The slices with addresses that are served here, by namespace and name of their service.
+fn by_service<'a>(
+    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+) -> BTreeMap<(&'a str, &'a str), Vec<&'a EndpointSlice>> {
+    let mut by_service: BTreeMap<_, Vec<&EndpointSlice>> = BTreeMap::new();
+    for slice in slices.into_iter().filter(|slice| slice.address_type == "IPv4") {
+        let labels = slice.metadata.labels.as_ref();
+        if let (Some(namespace), Some(name)) = (
+            slice.metadata.namespace.as_deref(),
+            labels.and_then(|labels| labels.get(SERVICE_NAME)),
+        ) {
+            by_service.entry((namespace, name.as_str())).or_default().push(slice);
+        }
+    }
+    by_service
+}
+
+/// Whether a service is somebody else's to serve.
+fn is_of_others(service: &Service) -> bool {
+    let labels = service.metadata.labels.as_ref();
+    labels.is_some_and(|labels| labels.contains_key(OTHER_PROXY))
+}
+
+fn is_ready(endpoint: &SliceEndpoint) -> bool {
+    endpoint.conditions.as_ref().and_then(|it| it.ready).unwrap_or(true)
+}
+
+/// Whether an endpoint takes traffic, be it that it ends. Whoever does not tell does.
+fn is_serving(endpoint: &SliceEndpoint) -> bool {
+    endpoint.conditions.as_ref().and_then(|it| it.serving).unwrap_or(true)
+}
+
 fn add_ports(
     ports: &mut Vec<ServicePort>,
     namespace: &str,
@@ -143,17 +168,12 @@ fn add_ports(
     node: &str,
 ) {
     let Some(spec) = &service.spec else { return };
-    let others = service
-        .metadata
-        .labels
-        .as_ref()
-        .is_some_and(|labels| labels.contains_key(OTHER_PROXY));
     // Headless services have "None" here and ExternalName services nothing: both are DNS's business alone.
     let cluster_ips = spec.cluster_ips.iter().flatten().chain(spec.cluster_ip.iter());
     let Some(cluster_ip) = cluster_ips.into_iter().find_map(|address| address.parse().ok()) else {
         return;
     };
-    if others || spec.type_.as_deref() == Some("ExternalName") {
+    if is_of_others(service) || spec.type_.as_deref() == Some("ExternalName") {
         return;
     }
     let addresses = |texts: Option<&Vec<String>>| {
@@ -178,7 +198,7 @@ fn add_ports(
             continue;
         };
         let port_name = port.name.as_deref().unwrap_or_default();
-        let (all, local) = endpoints(slices, port_name, protocol, node);
+        let found = found(slices, port_name, protocol);
         let label = if port_name.is_empty() {
             number.to_string()
         } else {
@@ -204,8 +224,13 @@ fn add_ports(
             affinity,
             internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
             external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
-            all,
-            local,
+            all: chosen(&found, None),
+            local: chosen(&found, Some(node)),
+            serving: found
+                .iter()
+                .filter(|(_, it)| is_serving(it))
+                .map(|(end, _)| end.address)
+                .collect(),
         });
     }
 }
@@ -223,15 +248,9 @@ fn balancer_ips(service: &Service) -> BTreeSet<Ipv4Addr> {
         .collect()
 }
 
-/// The endpoints of one port: all of them, and those on `node`. Each set has only ready ones; if there is none, those that end
-/// but still serve (KEP-1669).
-fn endpoints(
-    slices: &[&EndpointSlice],
-    port_name: &str,
-    protocol: Protocol,
-    node: &str,
-) -> (BTreeSet<Endpoint>, BTreeSet<Endpoint>) {
-    let mut found: Vec<(Endpoint, &SliceEndpoint)> = Vec::new();
+/// All endpoints of one port.
+fn found<'a>(slices: &[&'a EndpointSlice], port_name: &str, protocol: Protocol) -> Vec<(Endpoint, &'a SliceEndpoint)> {
+    let mut found = Vec::new();
     for slice in slices {
         let port = slice.ports.iter().flatten().find(|port| {
             port.name.as_deref().unwrap_or_default() == port_name
@@ -247,26 +266,25 @@ fn endpoints(
             }
         }
     }
-    let choose = |here: bool| {
-        let candidates = || {
-            found
-                .iter()
-                .filter(move |(_, it)| !here || it.node_name.as_deref() == Some(node))
-        };
-        let condition = |it: &SliceEndpoint| it.conditions.clone().unwrap_or_default();
-        let ready: BTreeSet<Endpoint> = candidates()
-            .filter(|(_, it)| condition(it).ready.unwrap_or(true))
-            .map(|(endpoint, _)| *endpoint)
-            .collect();
-        if !ready.is_empty() {
-            return ready;
-        }
-        candidates()
-            .filter(|(_, it)| condition(it).serving.unwrap_or(false) && condition(it).terminating.unwrap_or(false))
-            .map(|(endpoint, _)| *endpoint)
-            .collect()
+    found
+}
+
+/// Where new traffic goes: to ready endpoints only, on `node` if one is given; if there is none, to those that end but still
+/// serve (KEP-1669).
+fn chosen(found: &[(Endpoint, &SliceEndpoint)], node: Option<&str>) -> BTreeSet<Endpoint> {
+    let of = |accepts: fn(&SliceEndpoint) -> bool| -> BTreeSet<Endpoint> {
+        let here = |it: &SliceEndpoint| node.is_none() || it.node_name.as_deref() == node;
+        let accepted = found.iter().filter(|(_, it)| here(it) && accepts(it));
+        accepted.map(|(endpoint, _)| *endpoint).collect()
     };
-    (choose(false), choose(true))
+    let ready = of(is_ready);
+    if !ready.is_empty() {
+        return ready;
+    }
+    of(|it| {
+        let condition = it.conditions.clone().unwrap_or_default();
+        condition.serving.unwrap_or(false) && condition.terminating.unwrap_or(false)
+    })
 }
 
 /// The host ports of the pods on `node`, sorted. Pods on the host's own network need none.

@@ -149,3 +149,16 @@ fn host_ports_are_those_of_running_pods_of_this_node() {
         }
     );
 }
+
+#[test]
+fn whoever_still_serves_keeps_its_flows() {
+    let slice = slice(json!([
+        {"addresses": ["100.64.0.1"], "conditions": {"ready": true}, "nodeName": "here"},
+        {"addresses": ["100.64.1.2"], "nodeName": "there"},
+        {"addresses": ["100.64.1.3"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+        {"addresses": ["100.64.1.4"], "conditions": {"ready": false, "serving": false}},
+    ]));
+    let port = one(&plain(), &[slice]);
+    let serving: Vec<String> = port.serving.iter().map(ToString::to_string).collect();
+    assert_eq!(serving, ["100.64.0.1", "100.64.1.2", "100.64.1.3"]);
+}

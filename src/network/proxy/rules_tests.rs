@@ -35,6 +35,7 @@ fn service(all: &[&str], local: &[&str]) -> ServicePort {
         external_local: false,
         all: ends(all),
         local: ends(local),
+        serving: BTreeSet::new(),
     }
 }
 
@@ -262,6 +263,7 @@ fn any_service() -> impl Strategy<Value = ServicePort> {
                     affinity: affinity.then_some(60),
                     internal_local,
                     external_local,
+                    serving: BTreeSet::new(),
                     local: all.iter().filter(|end| end.address.octets()[2] == 0).copied().collect(),
                     all,
                 }
