@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -59,16 +59,40 @@ pub(crate) async fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr)
     Ok((listener, addr))
 }
 
+/// A short answer.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// Status.
+    pub status: StatusCode,
+    /// Content type, and whatever else goes with it.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Body.
+    pub text: String,
+}
+
+impl From<(StatusCode, String)> for Reply {
+    /// Plain text, which is what metrics are too.
+    fn from((status, text): (StatusCode, String)) -> Self {
+        let plain = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        Self {
+            status,
+            headers: vec![(header::CONTENT_TYPE, plain)],
+            text,
+        }
+    }
+}
+
 /// Answers the requests of one connection until it ends or idles.
-pub(crate) async fn converse<S, A, Fut>(stream: S, answer: A)
+pub async fn converse<S, A, Fut, R>(stream: S, answer: A)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     A: Fn(Request<Incoming>) -> Fut,
-    Fut: Future<Output = (StatusCode, String)>,
+    Fut: Future<Output = R>,
+    R: Into<Reply>,
 {
     let service = service_fn(|request| {
         let answer = answer(request);
-        async move { Ok::<_, Infallible>(response(answer.await)) }
+        async move { Ok::<_, Infallible>(response(answer.await.into())) }
     });
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(IDLE);
@@ -77,12 +101,9 @@ where
     }
 }
 
-fn response((status, text): (StatusCode, String)) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
-    );
+fn response(reply: Reply) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(reply.text)));
+    *response.status_mut() = reply.status;
+    response.headers_mut().extend(reply.headers);
     response
 }

@@ -33,7 +33,7 @@ pub(crate) async fn start(
 ) -> Result<Started, Error> {
     let stop = signal::stop_token()?;
     let client = client::connect(kubeconfig, agent).await?;
-    let health = Arc::new(Health(Mutex::new(Err(why.to_owned()))));
+    let health = Arc::new(Health::new(why));
     let shown = Arc::clone(&health);
     probes::serve(address, Arc::new(move |path| shown.answer(path, ready))).await?;
     Ok(Started { client, health, stop })
@@ -43,12 +43,22 @@ pub(crate) async fn start(
 pub(crate) struct Health(Mutex<Result<(), String>>);
 
 impl Health {
+    /// Not good yet, and why.
+    pub(crate) fn new(why: &str) -> Self {
+        Self(Mutex::new(Err(why.to_owned())))
+    }
+
     /// Sets it; whether that is news.
     pub(crate) fn set(&self, done: Result<(), String>) -> bool {
         let mut shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let news = *shown != done;
         *shown = done;
         news
+    }
+
+    /// Whether the last try succeeded.
+    pub(crate) fn is_good(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_ok()
     }
 
     fn answer(&self, path: &str, ready: &[&str]) -> Option<(bool, String)> {
@@ -69,7 +79,7 @@ mod tests {
 
     #[test]
     fn only_the_paths_of_readiness_tell_the_health() {
-        let health = Health(Mutex::new(Err("not yet".to_owned())));
+        let health = Health::new("not yet");
         let good = |path: &str| health.answer(path, &["/readyz"]).map(|(good, _)| good);
         let said = ["/livez", "/healthz", "/readyz", "/other"].map(good);
         assert_eq!(said, [Some(true), Some(true), Some(false), None]);

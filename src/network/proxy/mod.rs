@@ -3,17 +3,20 @@
 //! The whole table is made in one transaction at the start; from then on each change of a service, its endpoints or a pod's host
 //! port becomes the smallest script that leads from the last content to the new one. No other table is ever touched.
 //!
-//! UDP flows that led to endpoints which are gone are cut (`conntrack`).
+//! UDP flows that led to endpoints which are gone are cut (`conntrack`), and load balancers are told whether this node has
+//! endpoints (`health_check`).
 //!
-//! Does not: listen on any port of a service, serve 127.0.0.1 (node ports are on the node's other addresses), answer
-//! `healthCheckNodePort`, follow topology hints. IPv4 only.
+//! Does not: listen on any other port of a service, serve 127.0.0.1 (node ports are on the node's other addresses), follow
+//! topology hints. IPv4 only.
 
 pub mod conntrack;
+mod health_check;
 pub mod model;
 pub mod rules;
 pub mod table;
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::PathBuf,
     sync::Arc,
@@ -33,6 +36,8 @@ use crate::{
     start::{Health, Started, start},
 };
 use conntrack::UdpTargets;
+use health_check::HealthChecks;
+use model::HealthCheck;
 use table::Content;
 
 /// The table's name (family `ip`).
@@ -92,6 +97,7 @@ pub async fn run(args: Args) -> Result<(), Error> {
         cluster: args.cluster_cidr,
         programmed: None,
         cleaned: UdpTargets::default(),
+        health_checks: HealthChecks::new(Arc::clone(&health)),
     };
     tokio::select! {
         () = stop.cancelled() => Ok(()),
@@ -126,12 +132,14 @@ struct Proxy {
     programmed: Option<Content>,
     /// Where UDP flows led when stale ones were last deleted.
     cleaned: UdpTargets,
+    health_checks: HealthChecks,
 }
 
 /// What services, endpoints and pods ask for.
 struct Wanted {
     content: Content,
     udp: UdpTargets,
+    health_checks: BTreeMap<u16, HealthCheck>,
 }
 
 impl Proxy {
@@ -144,11 +152,13 @@ impl Proxy {
         Wanted {
             content: rules::content(&ports, &host_ports, self.cluster),
             udp: UdpTargets::new(&ports, &host_ports),
+            health_checks: model::health_checks(services(), slices(), &self.node),
         }
     }
 
     async fn program(&mut self) -> Result<(), nft::Error> {
         let wanted = self.wanted();
+        self.health_checks.set(wanted.health_checks).await;
         self.program_rules(wanted.content).await?;
         self.clean_flows(wanted.udp).await;
         Ok(())

@@ -94,6 +94,17 @@ pub struct ServicePort {
     pub serving: BTreeSet<Ipv4Addr>,
 }
 
+/// What a load balancer in front of a service is told about this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// The service's namespace.
+    pub namespace: String,
+    /// The service's name.
+    pub name: String,
+    /// How many ready endpoints are on this node, by address.
+    pub local_endpoints: usize,
+}
+
 /// A port of this node that leads to a pod on it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HostPort {
@@ -142,6 +153,42 @@ fn by_service<'a>(
         }
     }
     by_service
+}
+
+/// The health checks that this node answers, by their port.
+pub fn health_checks<'a>(
+    services: impl IntoIterator<Item = &'a Service>,
+    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+    node: &str,
+) -> BTreeMap<u16, HealthCheck> {
+    let by_service = by_service(slices);
+    let mut checks = BTreeMap::new();
+    for service in services {
+        let (Some(namespace), Some(name), Some(spec)) =
+            (&service.metadata.namespace, &service.metadata.name, &service.spec)
+        else {
+            continue;
+        };
+        let port = spec.health_check_node_port.and_then(|port| u16::try_from(port).ok());
+        let Some(port) = port.filter(|port| *port != 0 && !is_of_others(service)) else {
+            continue;
+        };
+        // Those that end still serve, but a balancer must turn away from a node that has no others.
+        let local: BTreeSet<&str> = by_service
+            .get(&(namespace.as_str(), name.as_str()))
+            .into_iter()
+            .flatten()
+            .flat_map(|slice| slice.endpoints.iter().flatten())
+            .filter(|it| it.node_name.as_deref() == Some(node) && is_ready(it))
+            .filter_map(|it| it.addresses.first().map(String::as_str))
+            .collect();
+        checks.entry(port).or_insert(HealthCheck {
+            namespace: namespace.clone(),
+            name: name.clone(),
+            local_endpoints: local.len(),
+        });
+    }
+    checks
 }
 
 /// Whether a service is somebody else's to serve.

@@ -162,3 +162,36 @@ fn whoever_still_serves_keeps_its_flows() {
     let serving: Vec<String> = port.serving.iter().map(ToString::to_string).collect();
     assert_eq!(serving, ["100.64.0.1", "100.64.1.2", "100.64.1.3"]);
 }
+
+#[test]
+fn health_checks_count_the_ready_endpoints_of_this_node() {
+    let spec = |port: i32| json!({"type": "LoadBalancer", "clusterIP": "10.96.0.5", "externalTrafficPolicy": "Local", "healthCheckNodePort": port, "ports": [{"port": 80}]});
+    let endpoints = |conditions: Value| {
+        slice(json!([
+            {"addresses": ["100.64.0.1"], "conditions": conditions, "nodeName": "here"},
+            {"addresses": ["100.64.0.2"], "conditions": conditions, "nodeName": "here"},
+            {"addresses": ["100.64.1.2"], "conditions": {"ready": true}, "nodeName": "there"},
+        ]))
+    };
+    // The same pods behind a second port are the same endpoints.
+    let twice = |conditions: Value| vec![endpoints(conditions.clone()), endpoints(conditions)];
+    for (conditions, count) in [
+        (json!({"ready": true}), 2),
+        (json!({}), 2),
+        (json!({"ready": false}), 0),
+        (json!({"ready": false, "serving": true, "terminating": true}), 0),
+    ] {
+        let checks = health_checks(&[service(spec(30100))], &twice(conditions.clone()), "here");
+        let expected = HealthCheck {
+            namespace: "ns".into(),
+            name: "web".into(),
+            local_endpoints: count,
+        };
+        assert_eq!(checks, BTreeMap::from([(30100, expected)]), "{conditions}");
+    }
+    let mut others = service(spec(30100));
+    others.metadata.labels = Some([(OTHER_PROXY.to_owned(), "x".to_owned())].into());
+    for service in [service(spec(0)), plain(), others] {
+        assert_eq!(health_checks(&[service], &[], "here"), BTreeMap::new());
+    }
+}
