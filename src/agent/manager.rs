@@ -310,6 +310,10 @@ impl Manager {
         match request {
             Request::Evict { uid, message, grace } => {
                 let Some(entry) = self.entries.get(&uid) else { return };
+                // It is counted as running until it has ended, and so chosen again.
+                if entry.desired.borrow().stop.is_some() {
+                    return;
+                }
                 self.ctx
                     .events
                     .warning(&entry.desired.borrow().pod, None, "Evicted", message.clone());
