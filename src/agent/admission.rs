@@ -1,8 +1,8 @@
 //! The last check before a pod is run: does it still fit? The scheduler has decided before, but it may have been wrong
 //! or bypassed. Pure.
 
-use crate::qos::{pod_amount, request_milli};
-use crate::quantity::milli_of;
+use crate::qos::{pod_amount, request};
+use crate::quantity::{amount_of, sum};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
@@ -32,16 +32,13 @@ pub fn refuse(
     if critical {
         return None;
     }
-    for (resource, divisor) in [("cpu", 1), ("memory", 1000), ("ephemeral-storage", 1000)] {
-        let wanted = pod_amount(pod, resource, request_milli) / divisor;
-        let Some(capacity) = milli_of(Some(allocatable), resource).map(|c| c / divisor) else {
+    for resource in ["cpu", "memory", "ephemeral-storage"] {
+        let wanted = pod_amount(pod, resource, request);
+        let Some(capacity) = amount_of(Some(allocatable), resource) else {
             continue;
         };
-        let used: i64 = others
-            .iter()
-            .map(|p| pod_amount(p, resource, request_milli) / divisor)
-            .sum();
-        if wanted > 0 && used + wanted > capacity {
+        let used = sum(others.iter().map(|p| pod_amount(p, resource, request)));
+        if wanted > 0 && used.saturating_add(wanted) > capacity {
             let message = format!(
                 "Node didn't have enough resource: {resource}, requested: {wanted}, used: {used}, capacity: {capacity}"
             );
@@ -61,6 +58,14 @@ mod tests {
             json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]}}),
         )
         .unwrap()
+    }
+
+    #[test]
+    fn a_request_beyond_all_numbers_fits_nowhere() {
+        let allocatable = [("cpu".to_owned(), Quantity("2".into()))].into();
+        let others = [Arc::new(pod("100E"))];
+        assert_eq!(refuse(&pod("100E"), &[], &allocatable, 10).unwrap().0, "OutOfcpu");
+        assert_eq!(refuse(&pod("1m"), &others, &allocatable, 10).unwrap().0, "OutOfcpu");
     }
 
     #[test]

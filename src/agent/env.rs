@@ -277,12 +277,7 @@ pub fn resource(pod: &Pod, own: Option<&str>, r: &ResourceFieldSelector, facts: 
         "limits" => resources
             .and_then(|x| x.limits.as_ref())
             .and_then(|l| l.get(resource))
-            .or_else(|| {
-                facts
-                    .allocatable
-                    .get(resource)
-                    .filter(|_| matches!(resource, "cpu" | "memory" | "ephemeral-storage"))
-            }),
+            .or_else(|| unlimited(pod, resource, facts)),
         "requests" => resources
             .and_then(|x| x.requests.as_ref())
             .and_then(|l| l.get(resource)),
@@ -295,14 +290,27 @@ pub fn resource(pod: &Pod, own: Option<&str>, r: &ResourceFieldSelector, facts: 
         .filter(|d| *d != "0")
         .unwrap_or("1");
     let bad = |text: &str| format!("{}: {text:?} is no quantity", r.resource);
-    let divisor_milli = quantity::milli(divisor)
-        .filter(|d| *d > 0)
-        .ok_or_else(|| bad(divisor))?;
+    let number = |text: &str| quantity::in_unit_of(resource, text).ok_or_else(|| bad(text));
+    let divisor = number(divisor).and_then(|d| if d > 0 { Ok(d) } else { Err(bad(divisor)) })?;
     let value = match amount {
         None => 0,
-        Some(q) => quantity::milli(&q.0).ok_or_else(|| bad(&q.0))?,
+        Some(q) => number(&q.0)?,
     };
-    Ok(((i128::from(value) + i128::from(divisor_milli) - 1) / i128::from(divisor_milli)).to_string())
+    Ok(((i128::from(value) + i128::from(divisor) - 1) / i128::from(divisor)).to_string())
+}
+
+/// What a container without a limit is limited by: its pod as a whole, or what pods may use of the node.
+fn unlimited<'a>(pod: &'a Pod, resource: &str, facts: &'a Facts) -> Option<&'a Quantity> {
+    let number = |q: &Quantity| quantity::in_unit_of(resource, &q.0);
+    let of_node = facts
+        .allocatable
+        .get(resource)
+        .filter(|_| matches!(resource, "cpu" | "memory" | "ephemeral-storage"))?;
+    let spec = pod.spec.as_ref();
+    let of_pod = spec
+        .and_then(|s| s.resources.as_ref()?.limits.as_ref()?.get(resource))
+        .filter(|q| matches!(resource, "cpu" | "memory") && number(q) <= number(of_node));
+    of_pod.or(Some(of_node))
 }
 
 /// Variables that tell of services: those of the pod's namespace if it wants links, and always the API server's.
@@ -399,6 +407,35 @@ mod tests {
                     {"name": "CPU", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}},
                     {"name": "MEM", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}}}]}]}}))
         .unwrap()
+    }
+
+    #[test]
+    fn a_limit_that_a_container_lacks_is_the_one_of_its_pod_or_of_the_node() {
+        let facts = Facts {
+            allocatable: [("cpu", "4"), ("memory", "100P"), ("ephemeral-storage", "1Gi")]
+                .map(|(k, v)| (k.to_owned(), Quantity(v.into())))
+                .into(),
+            ..Default::default()
+        };
+        let pod: Pod = serde_json::from_value(json!({"spec": {"resources": {"limits": {"cpu": "2", "memory": "200P"}},
+            "containers": [{"name": "c"}, {"name": "d", "resources": {"limits": {"cpu": "1", "memory": "10P"}}}]}}))
+        .unwrap();
+        for (container, name, divisor, expected) in [
+            ("c", "limits.cpu", "1m", "2000"),
+            ("c", "limits.memory", "1", "100000000000000000"),
+            ("c", "limits.ephemeral-storage", "1Mi", "1024"),
+            ("c", "requests.cpu", "1", "0"),
+            ("d", "limits.cpu", "1", "1"),
+            ("d", "limits.memory", "1", "10000000000000000"),
+        ] {
+            let selector = json!({"containerName": container, "resource": name, "divisor": divisor});
+            let selector: ResourceFieldSelector = serde_json::from_value(selector).unwrap();
+            assert_eq!(
+                resource(&pod, None, &selector, &facts).as_deref(),
+                Ok(expected),
+                "{container} {name}"
+            );
+        }
     }
 
     #[test]

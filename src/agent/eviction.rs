@@ -3,7 +3,7 @@
 use crate::ctx::Ctx;
 use crate::manager::{Pods, Request};
 use crate::names;
-use crate::qos::{Qos, pod_amount, request_milli};
+use crate::qos::{self, Qos, pod_amount};
 use crate::quantity;
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::{BTreeMap, HashMap};
@@ -306,7 +306,7 @@ fn candidate(p: &Pod, signal: Signal, usage: &BTreeMap<String, u64>) -> Candidat
         request: if Qos::of(p) == Qos::BestEffort {
             0
         } else {
-            (pod_amount(p, resource, request_milli) / 1000).max(0).unsigned_abs()
+            pod_amount(p, resource, qos::request).max(0).unsigned_abs()
         },
         priority,
         protected: critical,

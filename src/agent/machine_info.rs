@@ -85,11 +85,9 @@ pub fn capacity(size: Size, root: &Path, max_pods: u32) -> BTreeMap<String, Quan
 pub fn allocatable(capacity: &BTreeMap<String, Quantity>, config: &Config) -> BTreeMap<String, Quantity> {
     let mut out = capacity.clone();
     let reserved = |resource: &str| -> i64 {
-        [&config.system_reserved, &config.kube_reserved]
-            .iter()
-            .filter_map(|r| r.get(resource))
-            .filter_map(|q| quantity::milli(q))
-            .sum()
+        let lists = [&config.system_reserved, &config.kube_reserved];
+        let texts = lists.into_iter().filter_map(|r| r.get(resource));
+        quantity::sum(texts.filter_map(|q| quantity::milli(q)))
     };
     for (resource, value) in &mut out {
         let Some(all) = quantity::milli(&value.0) else { continue };
@@ -105,9 +103,9 @@ pub fn allocatable(capacity: &BTreeMap<String, Quantity>, config: &Config) -> BT
                 Some(p) => (all as f64 * p.parse::<f64>().unwrap_or(0.0) / 100.0) as i64,
                 None => quantity::milli(t).unwrap_or(0),
             });
-        let taken = reserved(resource) + threshold;
+        let taken = reserved(resource).saturating_add(threshold);
         if taken > 0 {
-            let left = (all - taken).max(0);
+            let left = all.saturating_sub(taken).max(0);
             *value = match resource.as_str() {
                 "cpu" => Quantity(format!("{left}m")),
                 "memory" => Quantity(format!("{}Ki", left / 1000 / 1024)),

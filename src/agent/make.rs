@@ -195,16 +195,18 @@ pub fn container(pod: &Pod, c: &Container, config: &Config, parts: Parts) -> Res
 }
 
 fn resources(pod: &Pod, c: &Container, config: &Config, memory: u64) -> LinuxContainerResources {
+    let limit = |resource| qos::effective_limit(pod, c, resource);
+    let cpu = qos::request(c, "cpu").unwrap_or_else(|| limit("cpu"));
     let quota = if config.cpu_cfs_quota {
-        qos::cpu_quota(qos::limit_milli(c, "cpu").unwrap_or(0))
+        qos::cpu_quota(limit("cpu"))
     } else {
         0
     };
     LinuxContainerResources {
         cpu_period: if quota > 0 { qos::CPU_PERIOD } else { 0 },
         cpu_quota: quota,
-        cpu_shares: i64::try_from(qos::cpu_shares(qos::request_milli(c, "cpu").unwrap_or(0))).unwrap_or(2),
-        memory_limit_in_bytes: qos::limit_milli(c, "memory").unwrap_or(0) / 1000,
+        cpu_shares: i64::try_from(qos::cpu_shares(cpu)).unwrap_or(2),
+        memory_limit_in_bytes: limit("memory"),
         oom_score_adj: qos::oom_score_adj(pod, c, memory),
         hugepage_limits: hugepage_limits(c),
         ..Default::default()

@@ -1,9 +1,10 @@
 //! From requests and limits to what the kernel is told: QoS class, CPU shares and quota, memory limit, OOM score.
 //! Pure; applying it is `cgroup`'s and the runtime's business.
 
-use crate::quantity::milli_of;
+use crate::quantity::{amount_of, sum};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// Quality of service class of a pod.
@@ -27,33 +28,35 @@ impl Qos {
         }
     }
 
-    /// The class of a pod.
-    pub fn of(pod: &Pod) -> Qos {
-        let Some(spec) = &pod.spec else { return Qos::BestEffort };
-        let whole = whole_pod(pod);
-        let counted = |c: &Container| {
-            ["cpu", "memory"]
-                .iter()
-                .any(|r| request_milli(c, r).unwrap_or(0) > 0 || limit_milli(c, r).unwrap_or(0) > 0)
-        };
-        let parts = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-        // What the pod says as a whole stands for what its containers say.
-        let all: Vec<&Container> = if counted(&whole) { vec![&whole] } else { parts.collect() };
-        let (mut any, mut guaranteed) = (false, true);
-        for c in all {
-            for resource in ["cpu", "memory"] {
-                let request = request_milli(c, resource);
-                let limit = limit_milli(c, resource);
-                any |= request.unwrap_or(0) > 0 || limit.unwrap_or(0) > 0;
-                guaranteed &= limit.unwrap_or(0) > 0 && request == limit;
-            }
-        }
-        match (any, guaranteed) {
-            (false, _) => Qos::BestEffort,
-            (true, true) => Qos::Guaranteed,
-            (true, false) => Qos::Burstable,
-        }
+    fn parse(text: &str) -> Option<Qos> {
+        let all = [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort];
+        all.into_iter().find(|q| q.as_str() == text)
     }
+
+    /// The class of a pod: what the API server decided when it was created, which never changes; of a static pod, what the
+    /// API server would decide.
+    pub fn of(pod: &Pod) -> Qos {
+        let told = pod.status.as_ref().and_then(|s| s.qos_class.as_deref());
+        told.and_then(Qos::parse)
+            .or_else(|| Qos::parse(api::strategy::qos_class(&resources_of(pod))))
+            .unwrap_or(Qos::BestEffort)
+    }
+}
+
+/// The part of a pod's spec that says something about resources, with the defaults of the API server: a limit alone is
+/// also the request.
+fn resources_of(pod: &Pod) -> Value {
+    let Some(spec) = &pod.spec else { return Value::Null };
+    let of = |c: &Container| {
+        let mut all = limits(c).cloned().unwrap_or_default();
+        all.extend(requests(c).cloned().unwrap_or_default());
+        json!({"resources": {"limits": limits(c), "requests": all}})
+    };
+    json!({
+        "resources": of(&whole_pod(pod))["resources"],
+        "containers": spec.containers.iter().map(of).collect::<Vec<_>>(),
+        "initContainers": spec.init_containers.iter().flatten().map(of).collect::<Vec<_>>(),
+    })
 }
 
 /// The resources of the pod as a whole (`spec.resources`), in the form of a container.
@@ -72,14 +75,20 @@ fn limits(c: &Container) -> Option<&BTreeMap<String, Quantity>> {
     c.resources.as_ref()?.limits.as_ref()
 }
 
-/// A container's request, in thousandths; a limit alone is also the request.
-pub fn request_milli(c: &Container, resource: &str) -> Option<i64> {
-    milli_of(requests(c), resource).or_else(|| limit_milli(c, resource))
+/// A container's request, in thousandths of a CPU or in whole units of anything else; a limit alone is also the request.
+pub fn request(c: &Container, resource: &str) -> Option<i64> {
+    amount_of(requests(c), resource).or_else(|| limit(c, resource))
 }
 
-/// A container's limit, in thousandths.
-pub fn limit_milli(c: &Container, resource: &str) -> Option<i64> {
-    milli_of(limits(c), resource)
+/// A container's limit, in the same units.
+pub fn limit(c: &Container, resource: &str) -> Option<i64> {
+    amount_of(limits(c), resource)
+}
+
+/// The limit that holds for a container: its own, or the one of the pod as a whole; 0 for none.
+pub fn effective_limit(pod: &Pod, c: &Container, resource: &str) -> i64 {
+    let own = limit(c, resource).filter(|n| *n > 0);
+    own.or_else(|| limit(&whole_pod(pod), resource)).unwrap_or(0)
 }
 
 /// CPU shares of a number of thousandths of a CPU: 2 … 262144.
@@ -121,7 +130,9 @@ pub fn oom_score_adj(pod: &Pod, container: &Container, memory_capacity: u64) -> 
         Qos::Guaranteed => -997,
         Qos::BestEffort => 1000,
         Qos::Burstable => {
-            let request = request_milli(container, "memory").unwrap_or(0) / 1000 + spare_memory(pod);
+            let request = request(container, "memory")
+                .unwrap_or(0)
+                .saturating_add(spare_memory(pod));
             let share = i128::from(request) * 1000 / i128::from(memory_capacity.max(1));
             (1000 - share).clamp(3, 999) as i64
         }
@@ -130,16 +141,16 @@ pub fn oom_score_adj(pod: &Pod, container: &Container, memory_capacity: u64) -> 
 
 /// What the pod requests as a whole beyond its containers' requests, shared out equally among them; bytes.
 fn spare_memory(pod: &Pod) -> i64 {
-    let Some(of_pod) = request_milli(&whole_pod(pod), "memory") else {
+    let Some(of_pod) = request(&whole_pod(pod), "memory") else {
         return 0;
     };
     let containers: Vec<_> = crate::spec::containers(pod)
         .filter(|(kind, _)| *kind != crate::spec::Kind::Init)
         .map(|(_, c)| c)
         .collect();
-    let of_containers: i64 = containers.iter().filter_map(|c| request_milli(c, "memory")).sum();
+    let of_containers = sum(containers.iter().filter_map(|c| request(c, "memory")));
     let count = i64::try_from(containers.len().max(1)).unwrap_or(i64::MAX);
-    (of_pod - of_containers).max(0) / 1000 / count
+    (of_pod - of_containers).max(0) / count
 }
 
 /// What a pod's cgroup is limited to.
@@ -160,37 +171,38 @@ pub struct PodLimits {
 /// that. Plus overhead.
 pub fn pod_amount(pod: &Pod, resource: &str, of: fn(&Container, &str) -> Option<i64>) -> i64 {
     let Some(spec) = &pod.spec else { return 0 };
-    let main: i64 = spec.containers.iter().filter_map(|c| of(c, resource)).sum();
+    let main = sum(spec.containers.iter().filter_map(|c| of(c, resource)));
     let (mut sidecars, mut peak) = (0i64, 0i64);
     for c in spec.init_containers.iter().flatten() {
         let amount = of(c, resource).unwrap_or(0);
         if c.restart_policy.as_deref() == Some("Always") {
-            sidecars += amount;
+            sidecars = sidecars.saturating_add(amount);
             peak = peak.max(sidecars);
         } else {
-            peak = peak.max(sidecars + amount);
+            peak = peak.max(sidecars.saturating_add(amount));
         }
     }
-    let overhead = milli_of(spec.overhead.as_ref(), resource).unwrap_or(0);
+    let overhead = amount_of(spec.overhead.as_ref(), resource).unwrap_or(0);
     let of_pod = of(&whole_pod(pod), resource).filter(|n| *n > 0);
-    of_pod.unwrap_or_else(|| (main + sidecars).max(peak)) + overhead
+    let of_containers = || main.saturating_add(sidecars).max(peak);
+    of_pod.unwrap_or_else(of_containers).saturating_add(overhead)
 }
 
 /// The limits of a pod's cgroup.
 pub fn pod_limits(pod: &Pod, pids: i64, quota: bool) -> PodLimits {
     let all_limited = |resource: &str| {
-        limit_milli(&whole_pod(pod), resource).unwrap_or(0) > 0
+        limit(&whole_pod(pod), resource).unwrap_or(0) > 0
             || pod.spec.as_ref().is_some_and(|s| {
                 s.containers
                     .iter()
                     .chain(s.init_containers.iter().flatten())
-                    .all(|c| limit_milli(c, resource).unwrap_or(0) > 0)
+                    .all(|c| limit(c, resource).unwrap_or(0) > 0)
             })
     };
     PodLimits {
-        cpu_shares: cpu_shares(pod_amount(pod, "cpu", request_milli)),
-        cpu_quota: (quota && all_limited("cpu")).then(|| cpu_quota(pod_amount(pod, "cpu", limit_milli))),
-        memory: all_limited("memory").then(|| pod_amount(pod, "memory", limit_milli) / 1000),
+        cpu_shares: cpu_shares(pod_amount(pod, "cpu", request)),
+        cpu_quota: (quota && all_limited("cpu")).then(|| cpu_quota(pod_amount(pod, "cpu", limit))),
+        memory: all_limited("memory").then(|| pod_amount(pod, "memory", limit)),
         pids: (pids > 0).then_some(pids),
     }
 }
@@ -198,7 +210,6 @@ pub fn pod_limits(pod: &Pod, pids: i64, quota: bool) -> PodLimits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn pod(resources: &[serde_json::Value]) -> Pod {
         let containers: Vec<_> = resources
@@ -222,6 +233,39 @@ mod tests {
         ] {
             assert_eq!(Qos::of(&pod(&resources)), expected, "{resources:?}");
         }
+    }
+
+    #[test]
+    fn the_class_that_the_api_server_decided_holds() {
+        for class in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
+            let mut p = pod(&[json!({"requests": {"cpu": "1"}})]);
+            p.status = serde_json::from_value(json!({"qosClass": class.as_str()})).unwrap();
+            assert_eq!(Qos::of(&p), class);
+        }
+    }
+
+    #[test]
+    fn an_amount_that_is_too_large_is_not_none() {
+        let huge = json!({"cpu": "100E", "memory": "100E"});
+        let p = pod(&[
+            json!({"requests": huge, "limits": huge}),
+            json!({"limits": {"cpu": "1", "memory": "10P"}}),
+        ]);
+        assert_eq!(Qos::of(&p), Qos::Guaranteed);
+        let limits = pod_limits(&p, -1, true);
+        assert_eq!((limits.cpu_shares, limits.memory), (262_144, Some(i64::MAX)));
+        assert!(limits.cpu_quota.is_some());
+        let p = pod(&[json!({"limits": {"memory": "10P"}})]);
+        assert_eq!(pod_limits(&p, -1, true).memory, Some(10_000_000_000_000_000));
+    }
+
+    #[test]
+    fn a_container_without_a_limit_has_the_one_of_its_pod() {
+        let p: Pod = serde_json::from_value(json!({"spec": {"resources": {"limits": {"memory": "4Gi"}},
+            "containers": [{"name": "a", "resources": {"limits": {"memory": "1Gi"}}}, {"name": "b"}]}}))
+        .unwrap();
+        let of = |i: usize, resource| effective_limit(&p, &p.spec.as_ref().unwrap().containers[i], resource);
+        assert_eq!((of(0, "memory"), of(1, "memory"), of(1, "cpu")), (1 << 30, 4 << 30, 0));
     }
 
     #[test]
@@ -259,7 +303,7 @@ mod tests {
         let limited =
             whole(json!({"requests": {"cpu": "1", "memory": "3Gi"}, "limits": {"cpu": "2", "memory": "4Gi"}}));
         assert_eq!(Qos::of(&limited), Qos::Burstable);
-        assert_eq!(pod_amount(&limited, "memory", request_milli) / 1000, 3 << 30);
+        assert_eq!(pod_amount(&limited, "memory", request), 3 << 30);
         let limits = pod_limits(&limited, -1, true);
         assert_eq!((limits.cpu_quota, limits.memory), (Some(200_000), Some(4 << 30)));
         let equal = json!({"cpu": "2", "memory": "4Gi"});
@@ -282,7 +326,7 @@ mod tests {
                 {"name": "s", "restartPolicy": "Always", "resources": {"requests": {"cpu": "50m"}}},
                 {"name": "j", "resources": {"requests": {"cpu": "200m"}}}]}}))
         .unwrap();
-        assert_eq!(pod_amount(&p, "cpu", request_milli), 300);
+        assert_eq!(pod_amount(&p, "cpu", request), 300);
         let limits = pod_limits(&p, -1, true);
         assert_eq!((limits.cpu_quota, limits.memory, limits.pids), (None, None, None));
     }

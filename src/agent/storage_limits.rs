@@ -5,7 +5,7 @@
 use crate::ctx::Ctx;
 use crate::manager::{Pods, Request};
 use crate::names::{self, Paths};
-use crate::qos::{limit_milli, pod_amount};
+use crate::qos::{self, pod_amount};
 use crate::quantity;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use std::collections::{BTreeMap, HashSet};
@@ -66,7 +66,7 @@ fn exceeded(pod: &Pod, used: &StorageUse) -> Option<String> {
     let containers = || crate::spec::containers(pod).map(|(_, c)| c);
     if containers().all(|c| storage_limit(c).is_some()) {
         let total: u64 = used.volumes.values().chain(used.containers.values()).sum();
-        let limit = u64::try_from(pod_amount(pod, RESOURCE, limit_milli) / 1000).unwrap_or(0);
+        let limit = u64::try_from(pod_amount(pod, RESOURCE, qos::limit)).unwrap_or(0);
         if limit > 0 && total > limit {
             return Some(format!(
                 "Pod ephemeral local storage usage exceeds the total limit of containers {limit}. "
