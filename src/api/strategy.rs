@@ -3,6 +3,7 @@
 //! Names, UIDs and times of creation are the caller's; validation comes after.
 
 mod delete;
+mod pod;
 mod qos;
 mod service;
 
@@ -13,6 +14,7 @@ use crate::kinds::Kind;
 use crate::metadata::{self, child_mut};
 
 pub use delete::{Deletion, delete, ends, preconditions};
+pub(crate) use pod::{APPARMOR_ANNOTATION, apparmor_profile};
 pub use qos::qos_class;
 
 /// Kinds whose metadata carry a generation that follows the spec.
@@ -46,7 +48,7 @@ pub fn prepare_create(kind: &Kind, object: &mut Value) {
     }
     let root = metadata::as_map(object);
     match kind.message {
-        "core.v1.Pod" => pod_created(object),
+        "core.v1.Pod" => pod::created(object),
         "core.v1.Namespace" => namespace_created(object),
         // A node's agent registers it together with what it has.
         "core.v1.Node" => {}
@@ -55,18 +57,6 @@ pub fn prepare_create(kind: &Kind, object: &mut Value) {
         }
         _ => {}
     }
-}
-
-fn pod_created(pod: &mut Value) {
-    let mut status = json!({"phase": "Pending", "qosClass": qos_class(&pod["spec"])});
-    if pod["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty()) {
-        status["conditions"] = json!([{
-            "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
-            "message": "Scheduling is blocked due to non-empty scheduling gates",
-            "lastProbeTime": null, "lastTransitionTime": null,
-        }]);
-    }
-    metadata::as_map(pod).insert("status".to_owned(), status);
 }
 
 /// The `kubernetes` finalizer holds a namespace until its content is gone.

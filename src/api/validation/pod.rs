@@ -21,6 +21,7 @@ pub(super) fn create(out: &mut Errors, pod: &Value) {
             "cannot be set on create",
         ));
     }
+    security::annotations(out, pod);
     mirror(out, pod);
 }
 

@@ -3,8 +3,9 @@
 use serde_json::Value;
 
 use super::mount::local_path;
-use super::rules::{Errors, has, items, non_negative, supported, text};
+use super::rules::{Errors, entries, has, items, non_negative, supported, text};
 use super::{FieldError, names};
+use crate::strategy::{APPARMOR_ANNOTATION, apparmor_profile};
 
 /// What holds for all containers of a pod.
 pub(super) fn of_pod(out: &mut Errors, spec: &Value, path: &str) {
@@ -77,6 +78,36 @@ fn profile(out: &mut Errors, p: &Value, path: &str, system: &str) {
                 let why = format!("can only be set when {system} type is Localhost");
                 out.push(FieldError::invalid_text(at, name, why));
             }
+        }
+    }
+}
+
+/// Profiles that a new pod's annotations ask for: of a container that is there, well formed, and what its field says.
+pub(super) fn annotations(out: &mut Errors, pod: &Value) {
+    let annotations = entries(&pod["metadata"], "annotations");
+    for (key, value) in annotations {
+        let Some(name) = key.strip_prefix(APPARMOR_ANNOTATION) else {
+            continue;
+        };
+        let at = format!("metadata.annotations[{key}]");
+        let lists = ["containers", "initContainers"].map(|l| (l, items(&pod["spec"], l)));
+        let found = lists.iter().find_map(|(list, containers)| {
+            let i = containers.iter().position(|c| text(c, "name") == name)?;
+            Some((*list, i, &containers[i]["securityContext"]["appArmorProfile"]))
+        });
+        let Some((list, i, field)) = found else {
+            out.push(FieldError::invalid_text(at, name, "container not found"));
+            continue;
+        };
+        let written = value.as_str().unwrap_or_default();
+        let meant = apparmor_profile(written);
+        if meant.is_none() && !written.is_empty() {
+            let why = format!("invalid AppArmor profile name: {written:?}");
+            out.push(FieldError::invalid_text(at, written, why));
+        } else if !field.is_null() && meant.is_some_and(|m| m != *field) {
+            let at = format!("spec.{list}[{i}].securityContext.appArmorProfile.type");
+            let why = "apparmor type in annotation and field must match";
+            out.push(FieldError::forbidden(at, why));
         }
     }
 }
@@ -200,6 +231,45 @@ mod tests {
             let mut out = Errors::new();
             of_container(&mut out, &context, "c");
             assert_eq!(!out.is_empty(), refused, "{context}");
+        }
+    }
+
+    #[test]
+    fn profiles_in_annotations_are_whole() {
+        let key = "container.apparmor.security.beta.kubernetes.io/c";
+        let pod = |key: &str, value: &str, field: Value| {
+            json!({"metadata": {"annotations": {key: value}}, "spec": {"containers": [
+                {"name": "c", "securityContext": {"appArmorProfile": field}}]}})
+        };
+        let other = key.replace("/c", "/d");
+        let unconfined = json!({"type": "Unconfined"});
+        for (object, expected) in [
+            (pod(key, "localhost/x", json!(null)), None),
+            (pod(key, "unconfined", unconfined.clone()), None),
+            (pod("other", "x", json!(null)), None),
+            (
+                pod(key, "strict", json!(null)),
+                Some(
+                    "metadata.annotations[container.apparmor.security.beta.kubernetes.io/c]: Invalid value: \"strict\": invalid AppArmor profile name: \"strict\"",
+                ),
+            ),
+            (
+                pod(&other, "unconfined", json!(null)),
+                Some(
+                    "metadata.annotations[container.apparmor.security.beta.kubernetes.io/d]: Invalid value: \"d\": container not found",
+                ),
+            ),
+            (
+                pod(key, "runtime/default", unconfined),
+                Some(
+                    "spec.containers[0].securityContext.appArmorProfile.type: Forbidden: apparmor type in annotation and field must match",
+                ),
+            ),
+        ] {
+            let mut out = Errors::new();
+            annotations(&mut out, &object);
+            let texts: Vec<_> = out.iter().map(ToString::to_string).collect();
+            assert_eq!(texts.first().map(String::as_str), expected, "{object}");
         }
     }
 
