@@ -7,6 +7,7 @@ mod access;
 mod cluster;
 mod config;
 mod container;
+mod endpoints;
 mod error;
 mod meta;
 mod mount;
@@ -39,7 +40,7 @@ pub fn validate_create(kind: &Kind, object: &Value) -> Vec<FieldError> {
         "core.v1.Pod" => pod::create(&mut out, object),
         "core.v1.Service" => service::service(&mut out, object),
         "core.v1.Node" => cluster::node(&mut out, object),
-        "discovery.v1.EndpointSlice" => service::slice(&mut out, object),
+        "discovery.v1.EndpointSlice" => endpoints::slice(&mut out, object),
         "apps.v1.ControllerRevision" => workload::revision(&mut out, object, None),
         "node.v1.RuntimeClass" => cluster::runtime_class(&mut out, object, None),
         "storage.v1.StorageClass" => cluster::storage_class(&mut out, object, None),
@@ -60,7 +61,7 @@ fn content(out: &mut Errors, kind: &Kind, object: &Value) {
         "core.v1.ConfigMap" => config::config_map(out, object),
         "core.v1.Secret" => config::secret(out, object),
         "core.v1.Namespace" => cluster::namespace(out, object),
-        "core.v1.Endpoints" => service::endpoints(out, object),
+        "core.v1.Endpoints" => endpoints::endpoints(out, object),
         "core.v1.PodTemplate" => pod::template(out, &object["template"], "template"),
         "apps.v1.Deployment" => workload::deployment(out, object),
         "apps.v1.ReplicaSet" => workload::replica_set(out, object),
@@ -113,7 +114,7 @@ fn main_update(out: &mut Errors, kind: &Kind, new: &Value, old: &Value) {
         }
         "apps.v1.Deployment" | "apps.v1.ReplicaSet" | "apps.v1.DaemonSet" => workload::selector_kept(out, new, old),
         "apps.v1.ControllerRevision" => workload::revision(out, new, Some(old)),
-        "discovery.v1.EndpointSlice" => service::slice_update(out, new, old),
+        "discovery.v1.EndpointSlice" => endpoints::slice_update(out, new, old),
         "rbac.v1.RoleBinding" | "rbac.v1.ClusterRoleBinding" => access::binding_kept(out, new, old),
         "certificates.v1.CertificateSigningRequest" => access::certificate_request_update(out, new, old),
         "scheduling.v1.PriorityClass" => cluster::priority_class_update(out, new, old),

@@ -224,6 +224,22 @@ pub fn ip(s: &str) -> Vec<String> {
     vec!["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_owned()]
 }
 
+/// A range of addresses.
+pub fn cidr(s: &str) -> Vec<String> {
+    let parsed = s.split_once('/').and_then(|(address, bits)| {
+        let most = match address.parse::<std::net::IpAddr>().ok()? {
+            std::net::IpAddr::V4(_) => 32,
+            std::net::IpAddr::V6(_) => 128,
+        };
+        let digits = !bits.is_empty() && bits.bytes().all(|b| b.is_ascii_digit());
+        bits.parse::<u32>().ok().filter(|n| digits && *n <= most)
+    });
+    if parsed.is_some() {
+        return Vec::new();
+    }
+    vec!["must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)".to_owned()]
+}
+
 /// Name of an HTTP header.
 pub fn http_header_name(s: &str) -> Vec<String> {
     if !s.is_empty() && s.bytes().all(|c| alnum(c) || c == b'-') {

@@ -21,7 +21,7 @@ pub(super) fn create(out: &mut Errors, pod: &Value) {
             "cannot be set on create",
         ));
     }
-    security::annotations(out, pod);
+    security::annotations(out, pod, "");
     mirror(out, pod);
 }
 
@@ -47,6 +47,7 @@ fn mirror(out: &mut Errors, pod: &Value) {
 pub(super) fn template(out: &mut Errors, template: &Value, path: &str) {
     meta::common(out, &template["metadata"], &join(path, "metadata"));
     spec(out, &template["spec"], &join(path, "spec"));
+    security::annotations(out, template, path);
     if !items(&template["spec"], "ephemeralContainers").is_empty() {
         let at = format!("{path}.spec.ephemeralContainers");
         out.push(FieldError::forbidden(

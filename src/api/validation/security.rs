@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::mount::local_path;
-use super::rules::{Errors, entries, has, items, non_negative, supported, text};
+use super::rules::{Errors, entries, has, items, join, non_negative, supported, text};
 use super::{FieldError, names};
 use crate::strategy::{APPARMOR_ANNOTATION, apparmor_profile};
 
@@ -82,14 +82,15 @@ fn profile(out: &mut Errors, p: &Value, path: &str, system: &str) {
     }
 }
 
-/// Profiles that a new pod's annotations ask for: of a container that is there, well formed, and what its field says.
-pub(super) fn annotations(out: &mut Errors, pod: &Value) {
+/// Profiles that the annotations of a new pod or of a template at `path` ask for: of a container that is there, well formed,
+/// and what its field says.
+pub(super) fn annotations(out: &mut Errors, pod: &Value, path: &str) {
     let annotations = entries(&pod["metadata"], "annotations");
     for (key, value) in annotations {
         let Some(name) = key.strip_prefix(APPARMOR_ANNOTATION) else {
             continue;
         };
-        let at = format!("metadata.annotations[{key}]");
+        let at = join(path, &format!("metadata.annotations[{key}]"));
         let lists = ["containers", "initContainers"].map(|l| (l, items(&pod["spec"], l)));
         let found = lists.iter().find_map(|(list, containers)| {
             let i = containers.iter().position(|c| text(c, "name") == name)?;
@@ -105,7 +106,7 @@ pub(super) fn annotations(out: &mut Errors, pod: &Value) {
             let why = format!("invalid AppArmor profile name: {written:?}");
             out.push(FieldError::invalid_text(at, written, why));
         } else if !field.is_null() && meant.is_some_and(|m| m != *field) {
-            let at = format!("spec.{list}[{i}].securityContext.appArmorProfile.type");
+            let at = join(path, &format!("spec.{list}[{i}].securityContext.appArmorProfile.type"));
             let why = "apparmor type in annotation and field must match";
             out.push(FieldError::forbidden(at, why));
         }
@@ -267,7 +268,7 @@ mod tests {
             ),
         ] {
             let mut out = Errors::new();
-            annotations(&mut out, &object);
+            annotations(&mut out, &object, "");
             let texts: Vec<_> = out.iter().map(ToString::to_string).collect();
             assert_eq!(texts.first().map(String::as_str), expected, "{object}");
         }

@@ -1,4 +1,4 @@
-//! Services, Endpoints and EndpointSlices.
+//! Services.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -6,13 +6,13 @@ use std::net::IpAddr;
 use serde_json::Value;
 
 use super::rules::{
-    Errors, has, immutable, items, labels, named, port_number, port_number_or_name, required, required_choice,
-    required_name, supported, text,
+    Errors, has, items, labels, named, port_number, port_number_or_name, required_choice, required_name, supported,
+    text,
 };
 use super::{FieldError, names};
 
 const TYPES: [&str; 4] = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
-const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
+pub(super) const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
 const TRAFFIC: [&str; 2] = ["Cluster", "Local"];
 
 /// A Service, new or changed.
@@ -39,17 +39,16 @@ pub(super) fn service(out: &mut Errors, service: &Value) {
     }
     match kind {
         "ExternalName" => {
-            for field in ["ipFamilies", "ipFamilyPolicy"] {
-                if has(s, field) {
-                    let why = "may not be set when `type` is 'ExternalName'";
+            let address = !text(s, "clusterIP").is_empty() || !items(s, "clusterIPs").is_empty();
+            for (field, is) in [
+                ("clusterIPs", address),
+                ("ipFamilies", has(s, "ipFamilies")),
+                ("ipFamilyPolicy", has(s, "ipFamilyPolicy")),
+            ] {
+                if is {
+                    let why = "may not be set for ExternalName services";
                     out.push(FieldError::forbidden(format!("spec.{field}"), why));
                 }
-            }
-            if !matches!(text(s, "clusterIP"), "" | "None") {
-                out.push(FieldError::forbidden(
-                    "spec.clusterIPs[0]",
-                    "may not be set when `type` is 'ExternalName'",
-                ));
             }
             required_name(
                 out,
@@ -95,8 +94,8 @@ fn ports(out: &mut Errors, s: &Value, kind: &str, headless: bool) {
         }
         let node_port = p["nodePort"].as_i64().unwrap_or(0);
         if node_port != 0 {
-            if !matches!(kind, "NodePort" | "LoadBalancer") {
-                let why = format!("may not be used when `type` is '{kind}'");
+            if kind == "ClusterIP" {
+                let why = "may not be used when `type` is 'ClusterIP'";
                 out.push(FieldError::forbidden(format!("{at}.nodePort"), why));
             } else if !seen_node_ports.insert((node_port, text(p, "protocol"))) {
                 out.push(FieldError::duplicate(format!("{at}.nodePort"), &node_port.into()));
@@ -113,22 +112,7 @@ fn ports(out: &mut Errors, s: &Value, kind: &str, headless: bool) {
     }
 }
 
-fn addresses(out: &mut Errors, s: &Value) {
-    let cluster_ip = text(s, "clusterIP");
-    let all: Vec<&str> = items(s, "clusterIPs").iter().filter_map(Value::as_str).collect();
-    for (i, ip) in all.iter().enumerate() {
-        if *ip == "None" && i == 0 && all.len() == 1 {
-            continue;
-        }
-        named(out, format!("spec.clusterIPs[{i}]"), ip, names::ip);
-    }
-    if all.is_empty() && !matches!(cluster_ip, "" | "None") {
-        named(out, "spec.clusterIP", cluster_ip, names::ip);
-    }
-    if !all.is_empty() && cluster_ip != all[0] {
-        let why = "first value must match `clusterIP`";
-        out.push(FieldError::invalid("spec.clusterIPs", &s["clusterIPs"], why));
-    }
+fn external_addresses(out: &mut Errors, s: &Value) {
     for (i, ip) in items(s, "externalIPs").iter().enumerate() {
         let (at, ip) = (format!("spec.externalIPs[{i}]"), ip.as_str().unwrap_or_default());
         match ip.parse::<IpAddr>() {
@@ -143,6 +127,48 @@ fn addresses(out: &mut Errors, s: &Value) {
             Err(_) => named(out, at, ip, names::ip),
         }
     }
+}
+
+fn addresses(out: &mut Errors, s: &Value) {
+    external_addresses(out, s);
+    // Of these an ExternalName has none.
+    if text(s, "type") == "ExternalName" {
+        return;
+    }
+    let cluster_ip = text(s, "clusterIP");
+    let all: Vec<&str> = items(s, "clusterIPs").iter().filter_map(Value::as_str).collect();
+    for (i, ip) in all.iter().enumerate() {
+        if *ip == "None" && i == 0 {
+            continue;
+        }
+        named(out, format!("spec.clusterIPs[{i}]"), ip, names::ip);
+    }
+    if all.is_empty() && !matches!(cluster_ip, "" | "None") {
+        named(out, "spec.clusterIP", cluster_ip, names::ip);
+    }
+    let mut refuse = |is: bool, why: &str| {
+        if is {
+            out.push(FieldError::invalid("spec.clusterIPs", &s["clusterIPs"], why));
+        }
+    };
+    let given: Vec<bool> = all
+        .iter()
+        .filter_map(|ip| Some(ip.parse::<IpAddr>().ok()?.is_ipv4()))
+        .collect();
+    match (all.first(), cluster_ip) {
+        (Some(_), "") => refuse(true, "must be empty when `clusterIP` is not specified"),
+        (Some(first), _) => refuse(*first != cluster_ip, "first value must match `clusterIP`"),
+        (None, _) => {}
+    }
+    refuse(
+        all.len() > 1 && all[0] == "None",
+        "'None' must be the first and only value",
+    );
+    refuse(all.len() > 2, "may only hold up to 2 values");
+    refuse(
+        given.len() > 1 && given[1..].contains(&given[0]),
+        "may specify no more than one IP for each IP family",
+    );
     supported(
         out,
         s,
@@ -170,10 +196,6 @@ fn families(out: &mut Errors, s: &Value, addresses: &[&str]) {
             out.push(FieldError::invalid_text(at, addresses[i], why));
         }
     }
-    if addresses.len() > 2 {
-        let why = "may only hold up to 2 values";
-        out.push(FieldError::invalid("spec.clusterIPs", &s["clusterIPs"], why));
-    }
 }
 
 fn policies(out: &mut Errors, s: &Value, kind: &str) {
@@ -192,6 +214,24 @@ fn policies(out: &mut Errors, s: &Value, kind: &str) {
     if health != 0 && (kind != "LoadBalancer" || text(s, "externalTrafficPolicy") != "Local") {
         let why = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
         out.push(FieldError::invalid("spec.healthCheckNodePort", &health.into(), why));
+    }
+    let near = ["PreferClose", "PreferSameNode", "PreferSameZone"];
+    supported(out, s, "spec", "trafficDistribution", &near);
+    for (i, range) in items(s, "loadBalancerSourceRanges").iter().enumerate() {
+        // Kubernetes accepts spaces around them, and writes the field's name so.
+        let (at, range) = (
+            format!("spec.LoadBalancerSourceRanges[{i}]"),
+            range.as_str().unwrap_or_default(),
+        );
+        named(out, at, range.trim(), names::cidr);
+    }
+    if kind == "LoadBalancer" && has(s, "loadBalancerClass") {
+        named(
+            out,
+            "spec.loadBalancerClass",
+            text(s, "loadBalancerClass"),
+            names::qualified_name,
+        );
     }
     if kind != "LoadBalancer" {
         for field in [
@@ -228,131 +268,120 @@ pub(super) fn update(out: &mut Errors, new: &Value, old: &Value) {
     }
     let needs_health_check =
         |s: &Value| text(s, "type") == "LoadBalancer" && text(s, "externalTrafficPolicy") == "Local";
-    if needs_health_check(n) && needs_health_check(o) && has(o, "healthCheckNodePort") {
-        immutable(out, n, o, "spec", "healthCheckNodePort");
+    let differs = |field: &str| has(o, field) && n[field] != o[field];
+    if needs_health_check(n) && needs_health_check(o) && differs("healthCheckNodePort") {
+        out.push(FieldError::forbidden("spec.healthCheckNodePort", "field is immutable"));
+    }
+    let balanced = |s: &Value| text(s, "type") == "LoadBalancer";
+    if balanced(n) && balanced(o) && n["loadBalancerClass"] != o["loadBalancerClass"] {
+        let class = &n["loadBalancerClass"];
+        out.push(FieldError::invalid(
+            "spec.loadBalancerClass",
+            class,
+            "may not change once set",
+        ));
     }
     service(out, new);
 }
 
-/// Endpoints.
-pub(super) fn endpoints(out: &mut Errors, e: &Value) {
-    for (i, subset) in items(e, "subsets").iter().enumerate() {
-        let at = format!("subsets[{i}]");
-        let addresses = ["addresses", "notReadyAddresses"];
-        if addresses.iter().all(|f| items(subset, f).is_empty()) {
-            out.push(FieldError::required(
-                at.clone(),
-                "must specify `addresses` or `notReadyAddresses`",
-            ));
-        }
-        for field in addresses {
-            for (j, a) in items(subset, field).iter().enumerate() {
-                endpoint_ip(out, format!("{at}.{field}[{j}].ip"), text(a, "ip"));
-                if !text(a, "hostname").is_empty() {
-                    named(
-                        out,
-                        format!("{at}.{field}[{j}].hostname"),
-                        text(a, "hostname"),
-                        names::dns1123_label,
-                    );
-                }
-            }
-        }
-        let ports = items(subset, "ports");
-        for (j, p) in ports.iter().enumerate() {
-            let at = format!("{at}.ports[{j}]");
-            if ports.len() > 1 || !text(p, "name").is_empty() {
-                required_name(out, format!("{at}.name"), text(p, "name"), names::dns1123_label);
-            }
-            port_number(out, format!("{at}.port"), p["port"].as_i64().unwrap_or(0));
-            required_choice(out, p, &at, "protocol", &PROTOCOLS);
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
 
-/// Traffic to these addresses would reach something else than a workload.
-fn endpoint_ip(out: &mut Errors, path: String, ip: &str) {
-    let Ok(address) = ip.parse::<IpAddr>() else {
-        named(out, path, ip, names::ip);
-        return;
-    };
-    let link_local = match address {
-        IpAddr::V4(a) => a.is_link_local(),
-        IpAddr::V6(a) => a.is_unicast_link_local(),
-    };
-    for (bad, why) in [
-        (address.is_unspecified(), "may not be unspecified"),
-        (
-            address.is_loopback(),
-            "may not be in the loopback range (127.0.0.0/8, ::1/128)",
-        ),
-        (
-            link_local,
-            "may not be in the link-local range (169.254.0.0/16, fe80::/10)",
-        ),
-        (address.is_multicast(), "may not be in the multicast range"),
-    ] {
-        if bad {
-            out.push(FieldError::invalid_text(path.clone(), ip, why));
-        }
-    }
-}
+    use super::*;
 
-/// An EndpointSlice.
-pub(super) fn slice(out: &mut Errors, s: &Value) {
-    let family = text(s, "addressType");
-    required(out, s, "", "addressType");
-    supported(out, s, "", "addressType", &["FQDN", "IPv4", "IPv6"]);
-    let list = items(s, "endpoints");
-    if list.len() > 1000 {
-        out.push(FieldError::too_many("endpoints", list.len(), 1000));
+    fn service_with(kind: &str, more: Value) -> Value {
+        let mut spec = json!({"type": kind, "sessionAffinity": "None", "externalName": "a.example",
+            "ports": [{"port": 80, "protocol": "TCP", "targetPort": 80}]});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({"spec": spec})
     }
-    for (i, e) in list.iter().enumerate() {
-        let at = format!("endpoints[{i}].addresses");
-        let addresses = items(e, "addresses");
-        if addresses.is_empty() {
-            out.push(FieldError::required(at.clone(), "must contain at least 1 address"));
-        } else if addresses.len() > 100 {
-            out.push(FieldError::too_many(at.clone(), addresses.len(), 100));
-        }
-        for (j, a) in addresses.iter().enumerate() {
-            let (at, a) = (format!("{at}[{j}]"), a.as_str().unwrap_or_default());
-            match (family, a.parse::<IpAddr>()) {
-                ("FQDN", _) => named(out, at, a, names::dns1123_subdomain),
-                ("IPv4", Ok(IpAddr::V4(_))) | ("IPv6", Ok(IpAddr::V6(_))) => endpoint_ip(out, at, a),
-                ("IPv4", _) => out.push(FieldError::invalid_text(at, a, "must be a valid IPv4 address")),
-                ("IPv6", _) => out.push(FieldError::invalid_text(at, a, "must be a valid IPv6 address")),
-                _ => {}
-            }
-        }
-        if !text(e, "hostname").is_empty() {
-            named(
-                out,
-                format!("endpoints[{i}].hostname"),
-                text(e, "hostname"),
-                names::dns1123_label,
-            );
-        }
-    }
-    let mut seen = BTreeSet::new();
-    for (i, p) in items(s, "ports").iter().enumerate() {
-        let at = format!("ports[{i}]");
-        let name = text(p, "name");
-        if !name.is_empty() {
-            named(out, format!("{at}.name"), name, names::dns1123_label);
-        }
-        if !seen.insert(name) {
-            out.push(FieldError::duplicate(format!("{at}.name"), &name.into()));
-        }
-        required_choice(out, p, &at, "protocol", &PROTOCOLS);
-        if let Some(n) = p["port"].as_i64() {
-            port_number(out, format!("{at}.port"), n);
-        }
-    }
-}
 
-/// A slice keeps its family of addresses.
-pub(super) fn slice_update(out: &mut Errors, new: &Value, old: &Value) {
-    slice(out, new);
-    immutable(out, new, old, "", "addressType");
+    fn texts(errors: &Errors) -> Vec<String> {
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn fields_belong_to_types_and_ranges_are_ranges() {
+        for (kind, more, expected) in [
+            ("ExternalName", json!({}), &[][..]),
+            (
+                "ExternalName",
+                json!({"clusterIP": "None", "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack"}),
+                &[
+                    "spec.clusterIPs: Forbidden: may not be set for ExternalName services",
+                    "spec.ipFamilies: Forbidden: may not be set for ExternalName services",
+                    "spec.ipFamilyPolicy: Forbidden: may not be set for ExternalName services",
+                ],
+            ),
+            (
+                "ClusterIP",
+                json!({"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1", "10.0.0.2"]}),
+                &[
+                    "spec.clusterIPs: Invalid value: [\"10.0.0.1\",\"10.0.0.2\"]: may specify no more than one IP for each IP family",
+                ],
+            ),
+            (
+                "ClusterIP",
+                json!({"clusterIPs": ["10.0.0.1"]}),
+                &["spec.clusterIPs: Invalid value: [\"10.0.0.1\"]: must be empty when `clusterIP` is not specified"],
+            ),
+            (
+                "ClusterIP",
+                json!({"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"], "ipFamilies": ["IPv6"]}),
+                &[
+                    "spec.clusterIPs[0]: Invalid value: \"10.0.0.1\": expected an IPv6 value as indicated by `ipFamilies[0]`",
+                ],
+            ),
+            (
+                "ClusterIP",
+                json!({"healthCheckNodePort": 30000}),
+                &[
+                    "spec.healthCheckNodePort: Invalid value: 30000: may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'",
+                ],
+            ),
+            (
+                "LoadBalancer",
+                json!({"loadBalancerSourceRanges": [" 10.0.0.0/8 ", "10.0.0.0", "10.0.0.0/33", "fd00::/8"]}),
+                &[
+                    "spec.LoadBalancerSourceRanges[1]: Invalid value: \"10.0.0.0\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+                    "spec.LoadBalancerSourceRanges[2]: Invalid value: \"10.0.0.0/33\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+                ],
+            ),
+            (
+                "ClusterIP",
+                json!({"trafficDistribution": "PreferFar"}),
+                &[
+                    "spec.trafficDistribution: Unsupported value: \"PreferFar\": supported values: \"PreferClose\", \"PreferSameNode\", \"PreferSameZone\"",
+                ],
+            ),
+        ] {
+            let mut out = Errors::new();
+            service(&mut out, &service_with(kind, more.clone()));
+            assert_eq!(texts(&out), expected, "{kind} {more}");
+        }
+    }
+
+    #[test]
+    fn what_load_balancers_were_told_stays() {
+        let balanced = |class: &str, port: u16| {
+            service_with(
+                "LoadBalancer",
+                json!({"loadBalancerClass": class, "externalTrafficPolicy": "Local", "healthCheckNodePort": port}),
+            )
+        };
+        let changed = |new: &Value| {
+            let mut out = Errors::new();
+            update(&mut out, new, &balanced("a", 30000));
+            texts(&out)
+        };
+        assert_eq!(changed(&balanced("a", 30000)), [""; 0]);
+        assert_eq!(
+            changed(&balanced("b", 30001)),
+            [
+                "spec.healthCheckNodePort: Forbidden: field is immutable",
+                "spec.loadBalancerClass: Invalid value: \"b\": may not change once set",
+            ]
+        );
+    }
 }

@@ -75,21 +75,11 @@ impl Ranges {
 /// # Errors
 /// 422 where an address, a family or a port that was asked for is taken or not to be had; 500 where nothing is left.
 pub fn assign(ranges: &Ranges, taken: &Taken, service: &mut Value, old: Option<&Value>) -> Result<()> {
-    if service["spec"]["type"] == "ExternalName" {
-        if service["spec"]["clusterIP"] == "None" {
-            release(service, &["clusterIP", "clusterIPs"]);
-        }
-    } else {
+    if service["spec"]["type"] != "ExternalName" {
         families::assign(service, old)?;
         address(ranges, taken, service, old)?;
     }
     ports::assign(&ranges.node_ports, &taken.ports, service, old)
-}
-
-fn release(service: &mut Value, fields: &[&str]) {
-    if let Some(spec) = service["spec"].as_object_mut() {
-        fields.iter().for_each(|field| drop(spec.remove(*field)));
-    }
 }
 
 fn address(ranges: &Ranges, taken: &Taken, service: &mut Value, old: Option<&Value>) -> Result<()> {
@@ -244,7 +234,10 @@ mod tests {
 
     #[test]
     fn node_ports_are_in_range_and_no_one_elses() {
-        let others = [service("o", json!({"ports": [{"port": 1, "nodePort": 30001}]}))];
+        let others = [service(
+            "o",
+            json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": 30001}]}),
+        )];
         for (asked, ok) in [(30000, true), (30001, false), (29999, false), (70000, false)] {
             let mut new = service(
                 "s",

@@ -266,7 +266,7 @@ fn add_ports(
                 .load_balancer_source_ranges
                 .iter()
                 .flatten()
-                .filter_map(|range| range.parse().ok())
+                .filter_map(|range| range.trim().parse().ok())
                 .collect(),
             affinity,
             internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),

@@ -104,7 +104,7 @@ fn the_outer_side_of_a_service_is_read() {
         "type": "LoadBalancer", "clusterIP": "10.96.0.5", "externalIPs": ["1.2.3.4"],
         "ports": [{"port": 80, "nodePort": 30080}], "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local",
         "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
-        "loadBalancerSourceRanges": ["10.0.0.0/8"],
+        "loadBalancerSourceRanges": [" 10.0.0.0/8 "],
     }));
     service.status = serde_json::from_value(json!({"loadBalancer": {"ingress": [
         {"ip": "5.6.7.8"}, {"ip": "5.6.7.9", "ipMode": "Proxy"}, {"hostname": "x"},
