@@ -103,12 +103,14 @@ pub struct Built {
 pub async fn build(store: &Store, options: BuildOptions, progress: Arc<dyn Progress>) -> Result<Built, Error> {
     let _lock = store.lock_shared()?;
     let kept = store.clone();
-    let (options, plan) = blocking(move || Plan::read(&kept, &options).map(|plan| (options, plan))).await??;
-    plan.warnings
-        .iter()
-        .cloned()
-        .map(Event::Warning)
-        .for_each(|event| progress.event(event));
+    let read = move || {
+        let mut warnings = BTreeSet::new();
+        let plan = Plan::read(&kept, &options, &mut warnings);
+        (options, plan, warnings)
+    };
+    let (options, plan, warnings) = blocking(read).await?;
+    warn(progress.as_ref(), warnings);
+    let plan = plan?;
     let puller = Puller::new(&options.pull, Arc::clone(&progress))?;
     let pulled = pull_images(store, &puller, &plan, &options).await?;
     let fetched = fetch_files(store, &plan, progress.as_ref()).await?;
@@ -128,6 +130,13 @@ pub async fn build(store: &Store, options: BuildOptions, progress: Arc<dyn Progr
         built
     })
     .await?
+}
+
+fn warn(progress: &dyn Progress, warnings: BTreeSet<String>) {
+    warnings
+        .into_iter()
+        .map(Event::Warning)
+        .for_each(|event| progress.event(event));
 }
 
 /// What every platform's build works with.
@@ -174,10 +183,7 @@ fn build_all(supplies: &Supplies<'_>, mut pulled: Pulled) -> Result<Built, Error
         )));
     }
     let warnings: BTreeSet<String> = parts.iter().flat_map(|part| part.warnings.iter().cloned()).collect();
-    warnings
-        .into_iter()
-        .map(Event::Warning)
-        .for_each(|event| supplies.progress.event(event));
+    warn(supplies.progress, warnings);
     let index = write_index(store, parts)?;
     store.tag(&options.tag, &index)?;
     summary(store, options, &index)

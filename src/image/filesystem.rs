@@ -30,7 +30,7 @@ use crate::walk::join;
 const PARALLEL_LAYERS: usize = 2;
 
 /// Folders of a rootfs that mean something to whoever uses the image. A file in such a place would mean nothing.
-pub(crate) const FOLDERS: [&str; 15] = [
+pub(crate) const FOLDERS: [&str; 22] = [
     "application",
     "application/apps",
     "bin",
@@ -42,10 +42,17 @@ pub(crate) const FOLDERS: [&str; 15] = [
     "etc/kubelet",
     "etc/kubernetes",
     "etc/kubernetes/manifests",
+    "lib",
     "manifests",
+    "opt",
     "plugins",
     "scripts",
     "systemd",
+    "usr",
+    "usr/bin",
+    "usr/lib",
+    "usr/local",
+    "usr/local/bin",
 ];
 
 /// Whether a path of a rootfs is always a folder: one of [`FOLDERS`], or that of an application.

@@ -50,6 +50,7 @@ mod merge_tests;
 mod mistakes;
 #[cfg(test)]
 mod platform_tests;
+mod plugin;
 mod progress;
 mod proof;
 #[cfg(test)]

@@ -36,8 +36,6 @@ pub(crate) struct Recipe {
     pub(crate) declared: BTreeSet<String>,
     /// What comes from URLs, for the rootfs and for images built from folders.
     pub(crate) wanted: Wanted,
-    /// What may not be meant as it is written.
-    pub(crate) warnings: Vec<Problem>,
 }
 
 /// One instruction.
@@ -49,7 +47,8 @@ pub(crate) struct Step {
 }
 
 impl Recipe {
-    /// Reads a recipe and everything that can be known of it before something is fetched or made.
+    /// Reads a recipe and everything that can be known of it before something is fetched or made. What may not be meant as it is
+    /// written is added to `warnings`, also where something is wrong.
     ///
     /// # Errors
     /// Everything that is wrong with it.
@@ -58,6 +57,7 @@ impl Recipe {
         options: &BuildOptions,
         contexts: &Contexts,
         platform: &Platform,
+        warnings: &mut BTreeSet<String>,
     ) -> Result<Recipe, Error> {
         let file = options.kubefile.display().to_string();
         let found = lines(&read_text(&options.kubefile)?, &file, Dialect::Kubefile);
@@ -95,17 +95,18 @@ impl Recipe {
             base,
             declared: evaluator.declared().clone(),
             wanted: Wanted::new(),
-            warnings: found.warnings,
         };
+        warnings.extend(found.warnings.iter().map(ToString::to_string));
+        warnings.extend(recipe.command_warnings().iter().map(ToString::to_string));
         Review::of(&recipe, contexts, is_whole).run(&mut mistakes);
-        recipe.plan_downloads(contexts, &options.build_args, &mut mistakes);
+        recipe.plan_downloads(contexts, &options.build_args, &mut mistakes, warnings);
         mistakes.none(&recipe.file)?;
-        recipe.warn_of_commands();
         Ok(recipe)
     }
 
-    /// Warns of launch commands in which a variable is run as a program.
-    fn warn_of_commands(&mut self) {
+    /// Launch commands in which a variable is run as a program.
+    fn command_warnings(&self) -> Vec<Problem> {
+        let mut found = Vec::new();
         let last = self.steps.last().map(|step| &step.variables);
         let mut known: BTreeSet<String> = last
             .into_iter()
@@ -128,13 +129,14 @@ impl Recipe {
                 .iter()
                 .flat_map(|text| variables_run_as_programs(text, is_variable))
             {
-                self.warnings.push(Problem {
+                found.push(Problem {
                     file: self.file.clone(),
                     at: step.line.place_of(&format!("$({name})")),
                     message: format!("{}: {}", step.line.keyword, commands::told(&name)),
                 });
             }
         }
+        found
     }
 
     /// The images that come from registries: step, and the reference to pull.
@@ -160,7 +162,13 @@ impl Recipe {
         self.steps.iter().find(fetches).map(|step| &step.line)
     }
 
-    fn plan_downloads(&mut self, contexts: &Contexts, build_args: &Env, mistakes: &mut Mistakes) {
+    fn plan_downloads(
+        &mut self,
+        contexts: &Contexts,
+        build_args: &Env,
+        mistakes: &mut Mistakes,
+        warnings: &mut BTreeSet<String>,
+    ) {
         let mut wanted = Wanted::new();
         for step in &self.steps {
             let at = |error: Error| error.at(&self.file, &step.line);
@@ -174,7 +182,7 @@ impl Recipe {
             {
                 let inner = ContainerRecipe::read(&path, folder, build_args, &self.platform).map_err(at);
                 let Some(inner) = mistakes.value(inner) else { continue };
-                self.warnings.extend(inner.warnings);
+                warnings.extend(inner.warnings.iter().map(ToString::to_string));
                 for step in &inner.steps {
                     mistakes.value(want(&mut wanted, &step.instruction).map_err(at));
                 }
@@ -243,4 +251,18 @@ pub(crate) fn given(platform: &Platform) -> Env {
 pub(crate) fn unknown_app<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Error {
     let hint = clusterfile::names::did_you_mean(name, known);
     Error::Refused(format!("there is no APP {name:?} before this line{hint}"))
+}
+
+/// LAUNCH names what is no application.
+pub(crate) fn unknown_launch<'a>(
+    name: &str,
+    apps: impl Iterator<Item = &'a str>,
+    mut plugins: impl Iterator<Item = &'a str>,
+) -> Error {
+    if plugins.any(|plugin| plugin == name) {
+        let why = "its manifests are applied in any case, only what APP brings is launched; take it out";
+        return Error::Refused(format!("LAUNCH: {name} is a network or storage plugin: {why}"));
+    }
+    let hint = clusterfile::names::did_you_mean(name, apps);
+    Error::Refused(format!("LAUNCH: the image has no APP {name:?}{hint}"))
 }

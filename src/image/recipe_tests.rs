@@ -95,12 +95,12 @@ fn a_script_as_a_plugin_is_refused_with_what_to_write() {
     for (line, expected) in [
         (
             "CNI calico local://calico.sh",
-            "Kubefile:2:1: calico.sh: calico.sh is a script, and nobody runs what CNI brings: bring the manifests that it applies; or \
+            "Kubefile:2:1: calico.sh: it is a script, and nobody runs what CNI brings: bring the manifests that it applies; or \
              make it an application that is launched when the cluster is up (APP calico calico.sh, LAUNCH [\"calico\"])",
         ),
         (
             "CSI disk net",
-            "Kubefile:2:10: net: setup/run.sh is a script, and nobody runs what CSI",
+            "Kubefile:2:10: net: setup/run.sh in it is a script, and nobody runs what CSI",
         ),
         ("CNI calico words", "Kubefile:2:12: words: CNI brings manifests"),
         (
@@ -149,6 +149,23 @@ fn the_mistakes_of_a_recipe_are_told_at_once() {
     );
     let refused = bench.refusal("FROM scratch\nAPP web app.yaml\nAPPENV wbe A=1\nAPPCMDS x [\"a\"]\n");
     assert_eq!(refused.lines().count(), 2, "{refused}");
+    bench.write("run.sh", "true\n");
+    let refused = bench.refusal("FROM scratch\nLAUNCH [\"a\", \"net\"]\nCNI net run.sh\nIMAGE a.b/c:1 FROM oci-archive:gone.tar\nAPP b app.yaml\n");
+    let told: Vec<&str> = refused.lines().collect();
+    assert_eq!(told.len(), 4, "{refused}");
+    assert!(
+        told[0].starts_with("Kubefile:2:1: LAUNCH: net is a network or storage plugin"),
+        "{refused}"
+    );
+    assert!(
+        told[1].starts_with("Kubefile:2:1: LAUNCH: the image has no APP \"a\""),
+        "{refused}"
+    );
+    assert!(
+        told[2].starts_with("Kubefile:3:9: run.sh: it is a script") && told[3].contains("gone.tar"),
+        "{refused}"
+    );
+    let refused = bench.refusal("FROM scratch\nAPP web app.yaml\nAPPENV wbe A=1\nAPPCMDS x [\"a\"]\n");
     assert!(refused.contains("Kubefile:3:1: there is no APP \"wbe\" before this line, did you mean \"web\"?"));
 }
 

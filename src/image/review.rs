@@ -8,7 +8,8 @@ use oci::Reference;
 use crate::context::Contexts;
 use crate::error::Error;
 use crate::mistakes::Mistakes;
-use crate::recipe::{Recipe, Step, unknown_app};
+use crate::plugin;
+use crate::recipe::{Recipe, Step, unknown_app, unknown_launch};
 
 /// A look at every instruction; the same is looked at again when it is carried out.
 pub(crate) struct Review<'a> {
@@ -16,6 +17,8 @@ pub(crate) struct Review<'a> {
     contexts: &'a Contexts,
     /// Applications there are so far; none if some may be missing, because a line could not be understood.
     apps: Option<BTreeSet<&'a str>>,
+    /// Network and storage plugins of the whole recipe.
+    plugins: BTreeSet<&'a str>,
 }
 
 impl<'a> Review<'a> {
@@ -28,10 +31,19 @@ impl<'a> Review<'a> {
             .as_ref()
             .map(|base| base.config.apps.keys().map(String::as_str).collect());
         let none = recipe.steps.iter().any(is_from_scratch).then(BTreeSet::new);
+        let own = recipe.steps.iter().filter_map(|step| match &step.instruction {
+            Instruction::Cni { name, .. } | Instruction::Csi { name, .. } => Some(name),
+            _ => None,
+        });
+        let inherited = recipe
+            .base
+            .iter()
+            .flat_map(|base| base.config.cni.iter().chain(&base.config.csi));
         Review {
             recipe,
             contexts,
             apps: base.or(none).filter(|_| is_whole),
+            plugins: own.chain(inherited).map(String::as_str).collect(),
         }
     }
 
@@ -48,11 +60,38 @@ impl<'a> Review<'a> {
             check(references(&step.instruction));
             context_is_known &= !matches!(step.instruction, Instruction::Run(_));
             if context_is_known {
-                for (from, source) in sources(&step.instruction) {
+                self.check_sources(&step.instruction, &mut check);
+            }
+            check(check_app(&mut self.apps, &step.instruction));
+        }
+        // APP may follow LAUNCH.
+        for step in &self.recipe.steps {
+            if let (Instruction::Launch(launch), Some(apps)) = (&step.instruction, &self.apps) {
+                for name in launch.iter().filter(|name| !apps.contains(name.as_str())) {
+                    let plugins = self.plugins.iter().copied();
+                    let error = unknown_launch(name, apps.iter().copied(), plugins);
+                    mistakes.add(error.at(&self.recipe.file, &step.line));
+                }
+            }
+        }
+    }
+
+    /// What an instruction reads from a context is there, and can be what it is to be.
+    fn check_sources(&self, instruction: &Instruction, check: &mut impl FnMut(Result<(), Error>)) {
+        let plugin = |keyword, name, sources| plugin::check(self.contexts, keyword, name, sources);
+        match instruction {
+            Instruction::Cni { name, sources } => check(plugin("CNI", name, sources)),
+            Instruction::Csi { name, sources } => check(plugin("CSI", name, sources)),
+            Instruction::Image { source, from, .. } => {
+                if let Some(path) = source.path() {
+                    check(self.contexts.inside(from.as_deref(), path).map(drop));
+                }
+            }
+            other => {
+                for (from, source) in sources(other) {
                     check(self.contexts.find(from, source).map(drop));
                 }
             }
-            check(check_app(&mut self.apps, &step.instruction));
         }
     }
 
@@ -91,14 +130,14 @@ fn references(instruction: &Instruction) -> Result<(), Error> {
     Ok(())
 }
 
-/// What an instruction reads from a context, and from which.
+/// Files and folders that COPY, ADD or APP reads from a context, and from which.
 fn sources(instruction: &Instruction) -> Vec<(Option<&str>, &str)> {
     match instruction {
         Instruction::Copy { flags, sources, .. } => {
             let from = flags.from.as_deref();
             sources.iter().map(|source| (from, source.as_str())).collect()
         }
-        Instruction::Add { sources, .. } | Instruction::Cni { sources, .. } | Instruction::Csi { sources, .. } => {
+        Instruction::Add { sources, .. } => {
             let local = sources.iter().filter(|source| !is_url(source));
             local.map(|source| (None, source.as_str())).collect()
         }

@@ -173,5 +173,19 @@ pub enum ImageSource {
     },
 }
 
+impl ImageSource {
+    /// The file or folder of a build context; none for what comes from a registry.
+    #[must_use]
+    pub fn path(&self) -> Option<&str> {
+        match self {
+            ImageSource::Registry | ImageSource::Docker(_) => None,
+            ImageSource::Folder(path)
+            | ImageSource::OciFolder { folder: path, .. }
+            | ImageSource::OciArchive { file: path, .. }
+            | ImageSource::DockerArchive { file: path, .. } => Some(path),
+        }
+    }
+}
+
 /// Variables by name.
 pub(crate) type Variables = BTreeMap<String, String>;

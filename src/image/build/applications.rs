@@ -1,19 +1,17 @@
 //! The instructions that speak of applications and plugins.
 
-use std::path::Path;
-
 use clusterfile::kubefile::{CopyFlags, Instruction, is_url};
 
 use super::Build;
 use crate::apps;
-use crate::closure::IMAGE_LIST;
 use crate::config::{AppKind, AppMeta, ClusterConfig};
 use crate::container::fetched_for;
 use crate::error::Error;
 use crate::filesystem::AppFile;
 use crate::io::read_text;
-use crate::recipe::Step;
-use crate::tree::{Entry, Kind};
+use crate::plugin;
+use crate::recipe::{Step, unknown_launch};
+use crate::tree::Kind;
 
 impl Build<'_> {
     /// CNI and CSI: manifests that are applied as soon as the control plane answers.
@@ -24,55 +22,13 @@ impl Build<'_> {
         sources: &[String],
         list: impl Fn(&mut ClusterConfig) -> &mut Vec<String>,
     ) -> Result<bool, Error> {
-        for source in sources {
-            for (_, path) in self.contexts().find(None, source)? {
-                self.check_plugin_source(keyword, name, source, &path)?;
-            }
-        }
+        plugin::check(self.contexts(), keyword, name, sources)?;
         self.files.copy(&CopyFlags::default(), sources, "manifests/")?;
         let list = list(&mut self.config);
         if !list.iter().any(|known| known == name) {
             list.push(name.to_string());
         }
         Ok(true)
-    }
-
-    /// Everything that CNI or CSI brings is of use: only manifests are applied.
-    fn check_plugin_source(&self, keyword: &str, name: &str, source: &str, path: &Path) -> Result<(), Error> {
-        let is_chart =
-            path.is_file() && apps::may_be_packed_chart(&path.to_string_lossy()) && apps::is_packed_chart(path)?;
-        if is_chart || path.join(apps::CHART).exists() {
-            let why = "it is a helm chart; the network and storage of a cluster are manifests here: render it with \
-                       `helm template` first, or make it an APP";
-            return Err(Error::path(source, why));
-        }
-        let entries = self.contexts().walk(None, path)?;
-        let file_name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-        let is_file = |entry: &Entry| !matches!(entry.kind, Kind::Dir);
-        let files = entries.iter().filter(|(_, entry)| is_file(entry));
-        let files: Vec<&str> = files
-            .map(|(below, _)| {
-                if below.is_empty() {
-                    file_name.as_deref().unwrap_or_default()
-                } else {
-                    below
-                }
-            })
-            .collect();
-        if let Some(script) = files.iter().find(|file| file.ends_with(".sh")) {
-            let why = format!(
-                "{script} is a script, and nobody runs what {keyword} brings: bring the manifests that it applies; or make it an \
-                 application that is launched when the cluster is up (APP {name} {source}, LAUNCH [\"{name}\"])"
-            );
-            return Err(Error::path(source, why));
-        }
-        match files.iter().any(|file| apps::is_manifest(file) || *file == IMAGE_LIST) {
-            true => Ok(()),
-            false => {
-                let why = format!("{keyword} brings manifests (.yaml, .yml or .json, also as .tmpl), and it has none");
-                Err(Error::path(source, why))
-            }
-        }
     }
 
     /// Scripts among the manifests, which nobody runs.
@@ -134,12 +90,9 @@ impl Build<'_> {
         };
         for name in &self.config.launch {
             if !self.config.apps.contains_key(name) {
-                let hint = clusterfile::names::did_you_mean(name, self.config.apps.keys().map(String::as_str));
-                return Err(at(
-                    "LAUNCH",
-                    name,
-                    Error::Refused(format!("LAUNCH: the image has no APP {name:?}{hint}")),
-                ));
+                let apps = self.config.apps.keys().map(String::as_str);
+                let plugins = self.config.cni.iter().chain(&self.config.csi).map(String::as_str);
+                return Err(at("LAUNCH", name, unknown_launch(name, apps, plugins)));
             }
         }
         for (name, app) in &self.config.apps {

@@ -18,26 +18,24 @@ pub(super) struct Plan {
     pub(super) recipes: Vec<Recipe>,
     pub(super) contexts: Contexts,
     wanted: download::Wanted,
-    /// What recipes may not mean as it is written.
-    pub(super) warnings: BTreeSet<String>,
 }
 
 impl Plan {
+    /// What recipes may not mean as it is written is added to `warnings`.
+    ///
     /// # Errors
     /// Everything that is wrong with the recipes for one platform.
-    pub(super) fn read(store: &Store, options: &BuildOptions) -> Result<Plan, Error> {
+    pub(super) fn read(store: &Store, options: &BuildOptions, warnings: &mut BTreeSet<String>) -> Result<Plan, Error> {
         let contexts = Contexts::new(store, &options.context, &options.build_contexts)?;
         let mut plan = Plan {
             recipes: Vec::new(),
             contexts,
             wanted: download::Wanted::new(),
-            warnings: BTreeSet::new(),
         };
         for platform in options.ordered()? {
-            let recipe = Recipe::read(store, options, &plan.contexts, &platform);
+            let recipe = Recipe::read(store, options, &plan.contexts, &platform, warnings);
             let mut recipe = recipe.map_err(options.error_on(&platform))?;
             plan.wanted.append(&mut recipe.wanted);
-            plan.warnings.extend(recipe.warnings.iter().map(ToString::to_string));
             plan.recipes.push(recipe);
         }
         Ok(plan)
