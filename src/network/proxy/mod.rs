@@ -97,6 +97,7 @@ pub async fn run(args: Args) -> Result<(), Error> {
         cluster: args.cluster_cidr,
         programmed: None,
         cleaned: UdpTargets::default(),
+        cannot_clean: None,
         health_checks: HealthChecks::new(Arc::clone(&health)),
     };
     tokio::select! {
@@ -132,6 +133,8 @@ struct Proxy {
     programmed: Option<Content>,
     /// Where UDP flows led when stale ones were last deleted.
     cleaned: UdpTargets,
+    /// Why the last try to delete them failed.
+    cannot_clean: Option<String>,
     health_checks: HealthChecks,
 }
 
@@ -175,8 +178,16 @@ impl Proxy {
             Ok(deleted) => {
                 tracing::debug!(deleted, "stale UDP flows deleted");
                 self.cleaned = udp;
+                self.cannot_clean = None;
             }
-            Err(error) => tracing::warn!(%error, "UDP flows to endpoints that are gone could not be deleted"),
+            Err(error) => {
+                // Tried again each time; a kernel that cannot do it is told of once.
+                let why = error.to_string();
+                if self.cannot_clean.as_ref() != Some(&why) {
+                    tracing::warn!(%error, "UDP flows to endpoints that are gone could not be deleted");
+                }
+                self.cannot_clean = Some(why);
+            }
         }
     }
 

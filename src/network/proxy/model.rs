@@ -169,8 +169,11 @@ pub fn health_checks<'a>(
         else {
             continue;
         };
+        let is_checked = spec.type_.as_deref() == Some("LoadBalancer")
+            && spec.external_traffic_policy.as_deref() == Some("Local")
+            && !is_of_others(service);
         let port = spec.health_check_node_port.and_then(|port| u16::try_from(port).ok());
-        let Some(port) = port.filter(|port| *port != 0 && !is_of_others(service)) else {
+        let Some(port) = port.filter(|port| *port != 0 && is_checked) else {
             continue;
         };
         // Those that end still serve, but a balancer must turn away from a node that has no others.

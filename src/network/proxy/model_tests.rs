@@ -191,7 +191,13 @@ fn health_checks_count_the_ready_endpoints_of_this_node() {
     }
     let mut others = service(spec(30100));
     others.metadata.labels = Some([(OTHER_PROXY.to_owned(), "x".to_owned())].into());
-    for service in [service(spec(0)), plain(), others] {
+    let with = |field: &str, value: &str| {
+        let mut spec = spec(30100);
+        spec[field] = json!(value);
+        service(spec)
+    };
+    let spread = with("externalTrafficPolicy", "Cluster");
+    for service in [service(spec(0)), plain(), others, spread, with("type", "NodePort")] {
         assert_eq!(health_checks(&[service], &[], "here"), BTreeMap::new());
     }
 }
