@@ -24,6 +24,10 @@ fn workloads_behave_as_documented() -> Result<()> {
         ("a service balances from every node and by name", a_service_balances),
         ("an unready pod gets no traffic", an_unready_pod_gets_no_traffic),
         (
+            "a load balancer is told which nodes have endpoints",
+            a_balancer_is_told_where_endpoints_are,
+        ),
+        (
             "init containers run in order before the main one",
             init_containers_run_in_order,
         ),
@@ -120,6 +124,46 @@ fn an_unready_pod_gets_no_traffic(site: &Site) -> Result<()> {
         ensure!(!answers.contains(name), "{answers:?}");
         Ok(())
     })?;
+    site.kubectl_ok(&["exec", name, "--", "touch", "/tmp/ready"])?;
+    eventually("the pod to come back", || {
+        ensure!(ready_addresses(site)?.len() == 3, "not yet");
+        Ok(())
+    })
+}
+
+const BALANCED: &str = r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "balanced"}, "spec": {
+    "type": "LoadBalancer", "externalTrafficPolicy": "Local", "selector": {"app": "web"}, "ports": [{"port": 80}]}}"#;
+
+fn a_balancer_is_told_where_endpoints_are(site: &Site) -> Result<()> {
+    site.apply_manifest(BALANCED)?;
+    let port = site.get(&["service", "balanced"])?["spec"]["healthCheckNodePort"].clone();
+    let told = || {
+        for host in ["m1", "n1", "n2"] {
+            let here = |p: &&Value| text(p, "/status/hostIP") == site.ip(host) && e2e::is_ready(p);
+            let count = web_pods(site)?.iter().filter(here).count();
+            let ask = format!(
+                "exec 3<>/dev/tcp/{}/{port} && printf 'GET /healthz HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3",
+                site.ip(host)
+            );
+            let answer = site.on("m1", &format!("timeout 5 bash -c {ask:?}"))?;
+            let status = if count > 0 { " 200 " } else { " 503 " };
+            let counted = format!("\"localEndpoints\": {count},");
+            ensure!(
+                answer.contains(status) && answer.contains(&counted),
+                "{host} with {count}: {answer}"
+            );
+        }
+        Ok(())
+    };
+    eventually("every node to tell its endpoints", told)?;
+    let pods = web_pods(site)?;
+    let name = text(&pods[0], "/metadata/name");
+    site.kubectl_ok(&["exec", name, "--", "rm", "/tmp/ready"])?;
+    eventually("the pod to be unready", || {
+        ensure!(!e2e::is_ready(&site.get(&["pod", name])?), "still ready");
+        Ok(())
+    })?;
+    eventually("its node to tell that it has one less", told)?;
     site.kubectl_ok(&["exec", name, "--", "touch", "/tmp/ready"])?;
     eventually("the pod to come back", || {
         ensure!(ready_addresses(site)?.len() == 3, "not yet");
