@@ -1,7 +1,10 @@
 //! Whole builds: what recipes of other tools say, and what is told about it.
 
+use oci::Descriptor;
+
 use crate::build_tests::{put, tar};
 use crate::tests::{Bench, text};
+use crate::{Carried, NoProgress, host_platform, verify};
 
 const POD: &str = "apiVersion: v1\nkind: Pod\nspec: {containers: [{image: a.b/web:v1}]}\n";
 
@@ -192,4 +195,76 @@ fn what_looks_like_an_image_and_is_not_carried_is_told_with_its_line() {
         "{recipe}IMAGE quay.io/a/reloader:v0.1 FROM web\nIMAGE busybox:1 FROM web\n"
     ));
     assert_eq!(warnings, Vec::<String>::new(), "what is carried is no reason to warn");
+}
+
+/// Writes the folder `saved` and the archive `saved.tar` of the image as Docker 25 and later does; gives its index, which lists
+/// an attestation and another platform that are not there.
+fn docker_saves(bench: &Bench, image: &Carried) -> Descriptor {
+    let layout = oci::Layout::create(bench.path("saved")).unwrap();
+    for blob in &image.blobs {
+        let bytes = bench.store.blobs().read(&blob.digest, 1 << 20).unwrap();
+        layout.blobs().put(&bytes).unwrap();
+    }
+    let absent = |content: &str, os: &str, architecture: &str| {
+        let mut entry = Descriptor::of(oci::media_type::MANIFEST, content.as_bytes());
+        entry.platform = Some(oci::Platform {
+            architecture: architecture.into(),
+            os: os.into(),
+            variant: None,
+        });
+        entry
+    };
+    let mut here = Descriptor::new(
+        oci::media_type::MANIFEST,
+        image.manifest.digest.clone(),
+        image.manifest.size,
+    );
+    here.platform = Some(host_platform());
+    let list = oci::Index {
+        manifests: vec![absent("a", "linux", "s390x"), here, absent("b", "unknown", "unknown")],
+        ..oci::Index::default()
+    };
+    let list = serde_json::to_vec_pretty(&list).unwrap();
+    layout.blobs().put(&list).unwrap();
+    let index = Descriptor::of(oci::media_type::INDEX, &list);
+    let manifests = vec![index.clone()];
+    layout
+        .write_index(&oci::Index {
+            manifests,
+            ..oci::Index::default()
+        })
+        .unwrap();
+    let path = |blob: &Descriptor| format!("blobs/sha256/{}", blob.digest.hex());
+    let list = serde_json::json!([{
+        "Config": path(&image.blobs[1]), "RepoTags": null, "Layers": [path(&image.blobs[2])],
+    }]);
+    std::fs::write(bench.path("saved/manifest.json"), list.to_string()).unwrap();
+    let mut tar = tar::Builder::new(std::fs::File::create(bench.path("saved.tar")).unwrap());
+    tar.append_dir_all(".", bench.path("saved")).unwrap();
+    tar.into_inner().unwrap();
+    index
+}
+
+#[test]
+fn an_image_pinned_to_an_index_comes_out_of_what_docker_saves() {
+    let bench = Bench::new();
+    let web = bench.build("web:1", "FROM scratch\nIMAGE a.b/web:v1 FROM web\n");
+    let index = docker_saves(&bench, &web.carried[0]);
+    let name = format!("a.b/web@{}", index.digest);
+    bench.write("manifests/pod.yaml", &POD.replace("a.b/web:v1", &name));
+    for source in ["oci-archive:saved.tar", "oci:saved", "saved"] {
+        let recipe = format!("FROM scratch\nCOPY manifests manifests\nIMAGE {name} FROM {source}\n");
+        let image = bench.build("t:1", &recipe);
+        let carried = &image.carried[0];
+        assert_eq!(carried.manifest.digest, web.carried[0].manifest.digest, "{source}");
+        assert_eq!(carried.served().digest, index.digest, "{source}");
+        assert!(verify(&bench.store, "t:1", &NoProgress).unwrap().is_good(), "{source}");
+        bench.store.remove("t:1").unwrap();
+    }
+    let refused = bench.refusal(&format!("FROM scratch\nIMAGE {name} FROM docker-archive:saved.tar\n"));
+    assert!(
+        refused.starts_with("Kubefile:2:1: saved.tar is refused: a docker archive does not keep digests")
+            && refused.contains("say oci-archive: instead of docker-archive:"),
+        "{refused}"
+    );
 }
