@@ -1,5 +1,5 @@
 //! Contract with a registry that asks for a login, and with containerd: images are brought there, and pulled with what hosts are
-//! given to pull with. Skipped, with a message, where docker-registry (or containerd) is absent.
+//! given to pull with. Once with docker-registry, once with our own; skipped, with a message, where a program is absent.
 
 use super::free;
 use crate::{
@@ -61,7 +61,41 @@ fn login(password: &str) -> Login {
     }
 }
 
-fn registry(dir: &Path, port: u16) -> Option<Running> {
+/// `clusterd registry --writable`, ended with the test.
+struct Ours(tokio::task::JoinHandle<()>);
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn our_registry(dir: &Path, port: u16) -> Ours {
+    std::fs::write(dir.join("htpasswd"), login("s3cret").line().unwrap()).unwrap();
+    let args = registry::Args {
+        store: dir.join("registry"),
+        listen: ([127, 0, 0, 1], port).into(),
+        tls_cert: None,
+        tls_key: None,
+        domains: Vec::new(),
+        writable: true,
+        delete: false,
+        htpasswd: Some(dir.join("htpasswd")),
+        anonymous_pull: false,
+        max_blob_size: 1 << 30,
+        max_uploads: 256,
+        upload_expiry: Duration::from_secs(3600),
+        max_connections: 512,
+        metrics_listen: None,
+    };
+    let running = Ours(tokio::spawn(async { registry::run(args).await.unwrap() }));
+    until("our registry", || {
+        std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+    });
+    running
+}
+
+fn docker_registry(dir: &Path, port: u16) -> Option<Running> {
     std::fs::write(dir.join("htpasswd"), login("s3cret").line().unwrap()).unwrap();
     let config = json!({
         "version": "0.1",
@@ -110,6 +144,7 @@ fn elsewhere(dir: &Path, port: u16) -> (Site, Store) {
     site.image.carried = vec![
         image(&blobs, "quay.io/a/b:1", "b"),
         image(&blobs, "docker.io/library/web:2", "web"),
+        image(&blobs, "corp.example:8443/team/app:3", "app"),
     ];
     site.registry.domain = "127.0.0.1".into();
     site.registry.port = port;
@@ -131,7 +166,22 @@ async fn missing(site: &Site, store: &Store, password: &str) -> Result<Vec<Strin
 async fn images_are_brought_to_a_registry_and_pulled_by_the_runtime_as_hosts_are_told_to() {
     let folder = tempfile::tempdir().unwrap();
     let (dir, port) = (folder.path(), free());
-    let Some(_registry) = registry(dir, port) else { return };
+    let Some(_registry) = docker_registry(dir, port) else {
+        return;
+    };
+    bring_and_pull(dir, port).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_are_brought_to_our_own_registry_and_pulled_from_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let (dir, port) = (folder.path(), free());
+    let _registry = our_registry(dir, port);
+    bring_and_pull(dir, port).await;
+}
+
+/// Brings images to the registry on a port, and pulls them by containerd.
+async fn bring_and_pull(dir: &Path, port: u16) {
     let (mut site, store) = elsewhere(dir, port);
     let refused = missing(&site, &store, "wrong").await.unwrap_err();
     assert!(
@@ -141,6 +191,7 @@ async fn images_are_brought_to_a_registry_and_pulled_by_the_runtime_as_hosts_are
     let all = [
         format!("127.0.0.1:{port}/quay.io/a/b:1"),
         format!("127.0.0.1:{port}/docker.io/library/web:2"),
+        format!("127.0.0.1:{port}/corp.example-8443/team/app:3"),
     ];
     assert_eq!(missing(&site, &store, "s3cret").await.unwrap(), all);
     let looked = push::look(&site.registry, &site.image, &store, Some(&login("s3cret")), None)
@@ -148,7 +199,7 @@ async fn images_are_brought_to_a_registry_and_pulled_by_the_runtime_as_hosts_are
         .unwrap()
         .unwrap();
     let sent = looked.send(&crate::event::Silent).await.unwrap();
-    assert_eq!(sent.changes, 2);
+    assert_eq!(sent.changes, 3);
     assert_eq!(missing(&site, &store, "s3cret").await.unwrap(), [""; 0]);
     // Another image under the same name.
     site.image.carried[0] = image(store.blobs(), "quay.io/a/b:1", "changed");
