@@ -410,7 +410,7 @@ fn what_is_too_large_is_refused_before_it_is_read() {
     file.set_len((16 << 20) + 1).unwrap();
     let error = bench.refusal("FROM scratch\nCOPY manifests manifests\n");
     assert!(
-        error.starts_with("manifests/large.yaml: a text of more than 16777216 bytes is not read"),
+        error.starts_with("manifests/large.yaml: a text of more than 16 MiB is not read"),
         "{error}"
     );
     fs::File::create(bench.path("Kubefile"))

@@ -7,8 +7,8 @@ use tempfile::NamedTempFile;
 
 use crate::error::Error;
 
-/// A manifest larger than this is no manifest, in bytes.
-const LARGEST_TEXT: u64 = 16 << 20;
+/// Largest manifest, template or list that is read, in bytes.
+pub const LARGEST_TEXT: u64 = 16 << 20;
 
 pub(crate) use oci::{copy, copy_by};
 
@@ -123,7 +123,7 @@ pub(crate) fn read_text(path: &str, reader: impl Read) -> Result<String, Error> 
     match text.len() as u64 > LARGEST_TEXT {
         true => Err(Error::path(
             path,
-            format!("a text of more than {LARGEST_TEXT} bytes is not read"),
+            format!("a text of more than {} MiB is not read; split it", LARGEST_TEXT >> 20),
         )),
         false => Ok(text),
     }

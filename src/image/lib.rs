@@ -72,6 +72,8 @@ mod remote;
 mod review;
 mod run;
 mod save;
+#[cfg(test)]
+mod served_tests;
 mod split;
 mod store;
 #[cfg(test)]
@@ -96,6 +98,7 @@ pub use diff::{Change, Difference, FileShape, PlatformDifference, diff};
 pub use error::{Error, MissingImage};
 pub use garbage::{Damaged, Freed, PruneOptions, Pruned, Removed, Unusable};
 pub use helm::chart_values;
+pub use io::LARGEST_TEXT;
 pub use listing::ImageSummary;
 pub use load::{Loaded, load, load_stream};
 pub use lock::{Lock, Locked, Place};

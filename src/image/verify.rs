@@ -44,8 +44,20 @@ pub struct PlatformVerification {
     pub carried: usize,
     /// Image names in the rootfs' files, each counted once.
     pub named: usize,
-    /// What contradicts the lock, or can't be proved, in words.
+    /// What contradicts the lock, can't be proved, or can't be applied, in words.
     pub problems: Vec<String>,
+    /// Objects that this version's API server may not serve, in words.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// What the files of a rootfs tell.
+#[derive(Debug, Default)]
+struct Looked {
+    /// Images that they name.
+    named: usize,
+    problems: Vec<String>,
+    warnings: Vec<String>,
 }
 
 impl Verification {
@@ -78,21 +90,20 @@ pub fn verify(store: &Store, name: &str, progress: &dyn Progress) -> Result<Veri
     found.problems = damaged(store, &blobs.into_values().collect::<Vec<_>>(), progress);
     for image in &images {
         let mut problems = image.check_closure();
-        let named = match image.look_again() {
-            Ok((named, unknown)) => {
-                problems.extend(unknown);
-                named
-            }
+        let looked = match image.look_again() {
+            Ok(looked) => looked,
             Err(error) => {
                 problems.push(format!("its files can't be looked at: {error}"));
-                0
+                Looked::default()
             }
         };
+        problems.extend(looked.problems);
         found.platforms.push(PlatformVerification {
             platform: platform_text(&image.platform),
             carried: image.carried.len(),
-            named,
+            named: looked.named,
             problems,
+            warnings: looked.warnings,
         });
     }
     Ok(found)
@@ -140,10 +151,11 @@ impl ClusterImage {
         check(self.config.lock.as_ref(), &platform_text(platform), &carried.collect())
     }
 
-    /// Looks at the rootfs' files as the build did: how many images they name, and which the lock doesn't know.
-    fn look_again(&self) -> Result<(usize, Vec<String>), Error> {
+    /// Looks at the rootfs' files as the build did: how many images they name, which the lock doesn't know, and what can't be
+    /// applied.
+    fn look_again(&self) -> Result<Looked, Error> {
         let Some(lock) = &self.config.lock else {
-            return Ok((0, Vec::new()));
+            return Ok(Looked::default());
         };
         let mut survey = Survey::new(lock.rules.clone(), &self.config);
         let layers = self
@@ -155,7 +167,7 @@ impl ClusterImage {
         survey.tree(&tree, self.store().blobs(), &layers.collect(), |path, _| {
             path.to_string()
         })?;
-        let (named, faults) = survey.finish();
+        let (named, faults, warnings) = survey.finish();
         let unknown = named
             .iter()
             .filter(|(reference, _)| !lock.images.contains_key(reference));
@@ -167,7 +179,11 @@ impl ClusterImage {
             let why = fault.malformed.as_deref().unwrap_or_default();
             format!("{}:{}: {why}", fault.file, fault.line)
         });
-        Ok((named.len(), unknown.chain(faults).collect()))
+        Ok(Looked {
+            named: named.len(),
+            problems: unknown.chain(faults).collect(),
+            warnings,
+        })
     }
 }
 

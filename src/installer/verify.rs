@@ -59,6 +59,12 @@ fn text(found: &Verification, context: &Context) {
         let text = |problem| format!("{}: {problem}", platform.platform);
         platform.problems.iter().map(text)
     });
+    for platform in &found.platforms {
+        platform
+            .warnings
+            .iter()
+            .for_each(|warning| out.warn(format!("{}: {warning}", platform.platform)));
+    }
     let problems: Vec<String> = found.problems.iter().cloned().chain(problems).collect();
     problems.iter().for_each(|problem| out.error(problem));
     let blobs = format!("{} blobs, {}", found.blobs, table::size(found.bytes));

@@ -13,6 +13,7 @@ mod list;
 mod path;
 mod rules;
 mod runtime;
+mod served;
 mod suspect;
 mod template;
 
@@ -24,7 +25,7 @@ use clusterfile::{DEFAULT_REGISTRY_DOMAIN, DEFAULT_REGISTRY_PORT, yaml};
 use oci::{BlobStore, Descriptor, Digest, Reference};
 
 use crate::apps;
-use crate::config::ClusterConfig;
+use crate::config::{AppKind, ClusterConfig};
 use crate::error::{Error, MissingImage};
 use crate::extract::files_of_layer;
 use crate::io;
@@ -33,6 +34,7 @@ use crate::tree::{Kind, Source, Tree, follow};
 
 pub(crate) use list::NAME as IMAGE_LIST;
 pub(crate) use rules::Rules;
+use served::Use;
 use suspect::Suspect;
 pub(crate) use template::{UNKNOWN, known_value};
 
@@ -98,6 +100,8 @@ pub(crate) struct Survey {
     faults: Vec<MissingImage>,
     /// What may be an image's name, and in which file.
     suspects: Vec<(String, Suspect)>,
+    /// Objects that are not served, but that not every apply needs: file, version and kind, and how it is told.
+    unserved: BTreeMap<(String, String), String>,
 }
 
 impl Survey {
@@ -109,6 +113,7 @@ impl Survey {
             named: BTreeMap::new(),
             faults: Vec::new(),
             suspects: Vec::new(),
+            unserved: BTreeMap::new(),
         }
     }
 
@@ -171,7 +176,7 @@ impl Survey {
             false => (text, false),
         };
         match role(path) {
-            Some(Role::Objects) => self.document(shown, text),
+            Some(Role::Objects) => self.objects(shown, text, self.use_of(path)),
             Some(Role::List) => self.add(shown, list::images(text)),
             Some(Role::Runtime) if is_template => self.add(shown, runtime::images_by_line(text)),
             Some(Role::Runtime) => self.add(shown, runtime::images(text)),
@@ -182,6 +187,25 @@ impl Survey {
     /// Looks at a text of YAML or JSON objects that is no file of the rootfs, such as a rendered chart. `shown` is its name
     /// in messages and in the lock.
     pub(crate) fn document(&mut self, shown: &str, text: &str) {
+        self.objects(shown, text, Some(Use::Unknown));
+    }
+
+    /// What becomes of the objects of a rootfs file; none if they are not for an API server.
+    fn use_of(&self, path: &str) -> Option<Use> {
+        match path.strip_prefix(apps::FOLDER).and_then(|rest| rest.split_once('/')) {
+            Some((app, _)) => {
+                let kind = self.config.apps.get(app).map(|app| app.kind);
+                Some(if kind == Some(AppKind::Manifests) {
+                    Use::Applied
+                } else {
+                    Use::Unknown
+                })
+            }
+            None => path.starts_with("manifests/").then_some(Use::Applied),
+        }
+    }
+
+    fn objects(&mut self, shown: &str, text: &str, used: Option<Use>) {
         match yaml::parse(text) {
             Ok(documents) => {
                 for document in &documents {
@@ -190,9 +214,26 @@ impl Survey {
                     let suspects = document::suspects(document, &self.rules).into_iter();
                     self.suspects
                         .extend(suspects.map(|suspect| (shown.to_string(), suspect)));
+                    used.into_iter().for_each(|used| self.served(shown, document, used));
                 }
             }
             Err(error) => self.fault(shown, error.at.line, "", error.message),
+        }
+    }
+
+    /// Objects that Kubernetes does not serve are faults where every apply needs them. That this distribution lacks a kind is a
+    /// warning: its next version may have it.
+    fn served(&mut self, shown: &str, document: &yaml::Node, used: Use) {
+        for served::Finding { line, what, why } in served::findings(document) {
+            let told = format!("{what}: {why}");
+            match (used, why.is_by_kubernetes()) {
+                (Use::Applied, true) => self.fault(shown, line, "", told),
+                (Use::Unknown, false) => {}
+                (Use::Applied, false) | (Use::Unknown, true) => {
+                    let key = (shown.to_string(), what);
+                    self.unserved.entry(key).or_insert(format!("{shown}:{line}: {told}"));
+                }
+            }
         }
     }
 
@@ -240,7 +281,8 @@ impl Survey {
         missing.filter_map(pull_name).collect()
     }
 
-    /// What looks like an image's name, is not said to be one, and is not carried: where, and how it is said.
+    /// What looks like an image's name, is not said to be one, and is not carried: where, and how it is said. And what objects
+    /// may not be served.
     pub(crate) fn warnings(&self, carried: &BTreeMap<Reference, Descriptor>) -> BTreeSet<String> {
         let suspects = self.suspects.iter();
         let absent = suspects.filter(|(_, suspect)| resolve(&suspect.reference, carried).is_none());
@@ -252,7 +294,7 @@ impl Survey {
                 suspect.annotation
             )
         });
-        told.collect()
+        told.chain(self.unserved.values().cloned()).collect()
     }
 
     /// Proves that all that is named is carried, and says what each name means. `failed` says why names of
@@ -291,9 +333,9 @@ impl Survey {
         }
     }
 
-    /// What a finished image names, where, and what can't be understood in it.
-    pub(crate) fn finish(self) -> (BTreeMap<Reference, BTreeSet<Place>>, Vec<MissingImage>) {
-        (self.named, self.faults)
+    /// What a finished image names, where, what can't be understood or applied in it, and what may not be served.
+    pub(crate) fn finish(self) -> (BTreeMap<Reference, BTreeSet<Place>>, Vec<MissingImage>, Vec<String>) {
+        (self.named, self.faults, self.unserved.into_values().collect())
     }
 }
 

@@ -56,7 +56,7 @@ fn templates_are_rendered_as_far_as_values_are_known() {
             "[plugins.cri]\nsandbox_image = 'a.b/pause:2'",
         ),
     ]);
-    let (named, faults) = survey.finish();
+    let (named, faults, _) = survey.finish();
     let named: Vec<String> = named
         .iter()
         .map(|(name, places)| format!("{name} {places:?}"))
@@ -158,4 +158,15 @@ fn only_what_a_registry_can_have_is_wanted() {
         error.contains("manifests/imageList:1: the image b.c/d:1 is not carried and cannot be pulled: no answer\n"),
         "{error}"
     );
+}
+
+#[test]
+fn objects_that_every_apply_needs_and_nobody_serves_are_faults() {
+    let old = "apiVersion: policy/v1beta1\nkind: PodDisruptionBudget\n";
+    let mut survey = survey(&[("manifests/a.yaml", old), ("application/apps/web/a.yaml", old)]);
+    survey.document("APP web: chart web: templates/a.yaml", old);
+    let (_, faults, unserved) = survey.finish();
+    let faults: Vec<(&str, u64)> = faults.iter().map(|fault| (fault.file.as_str(), fault.line)).collect();
+    assert_eq!(faults, [("manifests/a.yaml", 1)]);
+    assert_eq!(unserved.len(), 2, "{unserved:?}");
 }
