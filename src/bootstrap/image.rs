@@ -3,7 +3,7 @@
 //! Reading those means unpacking layers in memory, so what was read is kept beside the store, named by the rootfs' digest: the same
 //! digest is the same content for ever.
 
-use crate::{Error, Result, paths::source, session::Program, signed, site};
+use crate::{Error, Result, paths::source, render, session::Program, signed, site};
 use clusterfile::Trust;
 use host::proto::Blob;
 use image::{ClusterImage, FileKind, Store};
@@ -26,8 +26,13 @@ pub(crate) const TEXTS: [&str; 7] = [
     "charts",
     "scripts",
 ];
-/// Larger files are no configuration.
+/// Largest file that is read as configuration unless it is a manifest or a template, in bytes. Those may have as many as the build
+/// reads ([`image::LARGEST_TEXT`]).
 const TEXT_LIMIT: u64 = 1 << 20;
+/// Most bytes of texts beyond [`TEXT_LIMIT`], all together.
+const LARGE_TEXTS_LIMIT: u64 = 128 << 20;
+/// Part of the name of what is kept of an extract: another format, or another rule what is read, has another one.
+const EXTRACT_FORMAT: &str = "2";
 
 /// What was read from an image's layers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -155,7 +160,8 @@ fn layout(image: &ClusterImage) -> Index {
 
 /// `fresh`: what is kept beside the store is not believed, since no signature covers it.
 fn extract(image: &ClusterImage, cache: &Path, fresh: bool) -> Result<Extract, image::Error> {
-    let path = cache.join(format!("{}.json", image.rootfs.manifest.digest.short()));
+    let name = image.rootfs.manifest.digest.short();
+    let path = cache.join(format!("{name}-{EXTRACT_FORMAT}.json"));
     let kept = std::fs::read(&path)
         .ok()
         .filter(|_| !fresh)
@@ -163,7 +169,6 @@ fn extract(image: &ClusterImage, cache: &Path, fresh: bool) -> Result<Extract, i
     if let Some(extract) = kept {
         return Ok(extract);
     }
-    let mut files = BTreeMap::new();
     let mut content = BTreeMap::new();
     for entry in image.list("")? {
         let names = match &entry.kind {
@@ -171,13 +176,6 @@ fn extract(image: &ClusterImage, cache: &Path, fresh: bool) -> Result<Extract, i
             FileKind::File { digest, .. } => digest.to_string(),
             FileKind::Link { target } => format!("link to {target}"),
         };
-        if let FileKind::File { size, .. } = entry.kind
-            && size <= TEXT_LIMIT
-            && TEXTS.iter().any(|folder| is_below(&entry.path, folder))
-            && let Ok(text) = String::from_utf8(image.read_file(&entry.path)?.to_vec())
-        {
-            files.insert(entry.path.clone(), text);
-        }
         let executable = entry.mode & 0o111 != 0;
         content.insert(
             entry.path,
@@ -187,6 +185,7 @@ fn extract(image: &ClusterImage, cache: &Path, fresh: bool) -> Result<Extract, i
             },
         );
     }
+    let files = texts(image, content.keys())?;
     let clusterd = clusterd(image)?;
     let extract = Extract {
         files,
@@ -197,6 +196,52 @@ fn extract(image: &ClusterImage, cache: &Path, fresh: bool) -> Result<Extract, i
     let _ = std::fs::create_dir_all(cache)
         .and_then(|()| std::fs::write(&path, serde_json::to_vec(&extract).unwrap_or_default()));
     Ok(extract)
+}
+
+/// The texts that become configuration, links followed. What is too large or no text is left out: whoever needs such a file refuses it
+/// by name ([`crate::render::file`]).
+fn texts<'p>(
+    image: &ClusterImage,
+    paths: impl Iterator<Item = &'p String>,
+) -> Result<BTreeMap<String, String>, image::Error> {
+    let mut wanted: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    let mut large = 0;
+    for path in paths.filter(|path| is_configuration(path)) {
+        // A link that leads nowhere, or out of the rootfs, is no text either.
+        let Ok(Some((target, size))) = image.leads_to(path) else {
+            continue;
+        };
+        let is_large = size > TEXT_LIMIT;
+        let limit = match render::may_be_large(path) {
+            true => image::LARGEST_TEXT.min(LARGE_TEXTS_LIMIT - large),
+            false => TEXT_LIMIT,
+        };
+        if !is_large || size <= limit {
+            large += if is_large { size } else { 0 };
+            wanted.entry(target).or_default().push(path);
+        }
+    }
+    let mut files = BTreeMap::new();
+    image.read_some_files(&|path| wanted.contains_key(path), &mut |path, reader| {
+        let mut bytes = Vec::new();
+        let read = reader.read_to_end(&mut bytes);
+        read.map_err(|source| image::Error::Io {
+            what: "cannot read",
+            path: path.into(),
+            source,
+        })?;
+        if let Ok(text) = String::from_utf8(bytes) {
+            let under = wanted.get(path).into_iter().flatten();
+            files.extend(under.map(|path| ((*path).to_owned(), text.clone())));
+        }
+        Ok(())
+    })?;
+    Ok(files)
+}
+
+/// Whether a file lies where configuration does.
+pub(crate) fn is_configuration(path: &str) -> bool {
+    TEXTS.iter().any(|folder| is_below(path, folder))
 }
 
 fn is_below(path: &str, folder: &str) -> bool {
@@ -311,7 +356,106 @@ pub fn check(image: &site::Image) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::resolve;
+    use super::*;
+    use crate::testing;
+    use std::sync::Arc;
+
+    /// Builds an image with files of these sizes and contents and opens it, the second time from what is kept.
+    fn opened(files: &[(&str, Vec<u8>)]) -> site::Image {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |path: &str, bytes: &[u8]| {
+            let path = dir.path().join("context").join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        };
+        put("Kubefile", b"FROM scratch\nCOPY rootfs .\n");
+        put("rootfs/bin/clusterd", b"program");
+        files
+            .iter()
+            .for_each(|(path, bytes)| put(&format!("rootfs/{path}"), bytes));
+        std::os::unix::fs::symlink(
+            "../data/linked.yaml",
+            dir.path().join("context/rootfs/manifests/linked.yaml"),
+        )
+        .unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        let options = image::BuildOptions {
+            kubefile: dir.path().join("context/Kubefile"),
+            context: dir.path().join("context"),
+            build_contexts: BTreeMap::new(),
+            build_args: BTreeMap::new(),
+            tag: "local/x:1".parse().unwrap(),
+            platforms: vec![image::host_platform()],
+            helm: None,
+            pull: image::PullOptions::default(),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime
+            .block_on(image::build(&store, options, Arc::new(image::NoProgress)))
+            .unwrap();
+        let open = || {
+            open(&dir.path().join("store"), "local/x:1", &image::host_platform(), None)
+                .unwrap()
+                .image
+        };
+        let first = open();
+        assert_eq!(first.files, open().files);
+        first
+    }
+
+    #[test]
+    fn a_large_manifest_is_taken_whole_and_what_cannot_be_taken_is_refused_by_name() {
+        let map = |name: &str, size: usize| {
+            format!(
+                "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{k: {}}}\n",
+                "x".repeat(size)
+            )
+        };
+        let large = format!(
+            "{}---\n{}---\n{}",
+            map("a", 700 << 10),
+            map("b", 700 << 10),
+            map("c", 1)
+        );
+        let image = opened(&[
+            ("manifests/large.yaml", large.into_bytes()),
+            ("data/linked.yaml", map("linked", 1).into_bytes()),
+            ("scripts/data.bin", vec![b'x'; 2 << 20]),
+            ("etc/big.conf.tmpl", vec![b'x'; 2 << 20]),
+        ]);
+        let mut site = testing::site();
+        site.image.files.extend(image.files.clone());
+        site.image.content.extend(image.content.clone());
+        let objects = crate::cluster::objects::system(&site).unwrap();
+        let names: Vec<&str> = objects
+            .iter()
+            .filter_map(|object| object["metadata"]["name"].as_str())
+            .collect();
+        assert_eq!(names, ["a", "b", "c", "linked"]);
+        assert_eq!(image.files["etc/big.conf.tmpl"].len(), 2 << 20);
+        assert!(!image.files.contains_key("scripts/data.bin"));
+
+        // Images that were not built here may have anything.
+        for path in [
+            "manifests/huge.yaml",
+            "etc/huge.conf.tmpl",
+            "etc/kubernetes/manifests/huge",
+        ] {
+            let mut site = site.clone();
+            let content = site.image.content["manifests/large.yaml"].clone();
+            site.image.content.insert(path.to_owned(), content);
+            let refused = [
+                crate::cluster::manifest_check::check(&site).err(),
+                crate::overlay::files(&site, &site.seats[0]).err(),
+                crate::effects::static_pods(&site, &site.seats[0]).err(),
+            ];
+            let refused: Vec<String> = refused.into_iter().flatten().map(|error| error.to_string()).collect();
+            assert!(refused.len() == 1 && refused[0].contains(path), "{refused:?}");
+        }
+    }
 
     #[test]
     fn links_lead_to_files_of_the_same_root() {

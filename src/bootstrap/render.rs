@@ -1,7 +1,7 @@
 //! A configuration file of the rootfs as a host gets it: the image's template, what the Clusterfile says about it, the host's variables.
 
 use crate::{
-    Error, Result,
+    Error, Result, image,
     site::{Seat, Site},
     template::{self, Variables},
 };
@@ -27,7 +27,7 @@ pub fn file_with(site: &Site, seat: &Seat, path: &str, own: &Variables) -> Resul
     let configs = site.configs.iter().filter(|config| names(config, path));
     let mut text = image_text.map(|text| expand(text)).transpose()?;
     if text.is_none() && site.image.content.contains_key(path) {
-        return Err(Error::Wish(format!("{path}: {NO_TEXT}")));
+        return Err(Error::Wish(format!("{path}: {}", no_text(path))));
     }
     for config in configs {
         let data = expand(&config.data)?;
@@ -42,21 +42,36 @@ pub fn file_with(site: &Site, seat: &Seat, path: &str, own: &Variables) -> Resul
     })
 }
 
-/// Why a file that is there cannot be one of a Clusterfile.
-pub const NO_TEXT: &str =
-    "it is no text of at most 1 MiB, or lies outside of the folders for configuration; put it into the image instead";
+/// Why a file that is there is not read.
+pub fn no_text(path: &str) -> &'static str {
+    match may_be_large(path) {
+        true => {
+            "it is no UTF-8 text of at most 16 MiB, or all such files together are too large; split it, or take files out of the image"
+        }
+        false => {
+            "it is no text of at most 1 MiB, or lies outside of the folders for configuration; put it into the image instead"
+        }
+    }
+}
+
+/// Whether a file may have as many bytes as a manifest: it is one, or a template.
+pub fn may_be_large(path: &str) -> bool {
+    path.ends_with(".tmpl") || merges(path)
+}
 
 /// Whether `config` is about the rootfs file `path`; it may leave out the template's ending.
 pub fn names(config: &Config, path: &str) -> bool {
     config.path == path || path.strip_suffix(".tmpl") == Some(&config.path)
 }
 
-/// Every text of the rootfs below `folder`, those that only the Clusterfile has included, as paths below the rootfs.
+/// Every file of the rootfs below `folder` that lies where configuration does, as paths below the rootfs. Those that only the
+/// Clusterfile has are among them, and those that [`file`] refuses, so that none is passed over.
 pub fn paths<'s>(site: &'s Site, folder: &str) -> BTreeSet<&'s str> {
-    let files = &site.image.files;
+    let (files, content) = (&site.image.files, &site.image.content);
     let added = site.configs.iter().map(|config| config.path.as_str());
     let added = added.filter(|path| !files.contains_key(&format!("{path}.tmpl")));
-    let all = files.keys().map(String::as_str).chain(added);
+    let inside = content.keys().filter(|path| image::is_configuration(path));
+    let all = files.keys().chain(inside).map(String::as_str).chain(added);
     all.filter(|path| path.starts_with(folder)).collect()
 }
 

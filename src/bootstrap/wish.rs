@@ -73,7 +73,7 @@ pub fn check_image(clusterfile: &Clusterfile, image: &Image) -> Result<()> {
             return refuse("it is a folder of the image");
         }
         if image.content.contains_key(path) && !image.files.contains_key(path) {
-            return refuse(render::NO_TEXT);
+            return refuse(render::no_text(path));
         }
     }
     Ok(())

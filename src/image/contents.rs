@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::extract::files_of_layer;
 use crate::manifest::Manifest;
 use crate::tree::WHITEOUT;
-use crate::tree::{Kind, Source, normalize};
+use crate::tree::{Kind, Source, follow, normalize};
 use crate::view::{Carried, ClusterImage};
 
 /// Largest file [`ClusterImage::carried_file`] gives, in bytes.
@@ -21,9 +21,21 @@ impl ClusterImage {
     /// # Errors
     /// If a layer can't be read, or `take` fails.
     pub fn read_files(&self, take: &mut dyn FnMut(&str, &mut dyn Read) -> Result<(), Error>) -> Result<(), Error> {
+        self.read_some_files(&|_| true, take)
+    }
+
+    /// As [`Self::read_files`], for those whose path `is_wanted`; layers without any are not read.
+    ///
+    /// # Errors
+    /// As [`Self::read_files`].
+    pub fn read_some_files(
+        &self,
+        is_wanted: &dyn Fn(&str) -> bool,
+        take: &mut dyn FnMut(&str, &mut dyn Read) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let tree = self.tree()?;
         let mut wanted: BTreeMap<&Digest, BTreeSet<String>> = BTreeMap::new();
-        for (path, entry) in &tree.0 {
+        for (path, entry) in tree.0.iter().filter(|(path, _)| is_wanted(path)) {
             if let Kind::File {
                 source: Source::Layer(layer),
                 ..
@@ -38,6 +50,19 @@ impl ClusterImage {
             }
         }
         Ok(())
+    }
+
+    /// Path and size of the regular file that a path of the rootfs leads to, links followed; `None` if it leads to none.
+    ///
+    /// # Errors
+    /// If a layer can't be read, or a link leads out of the rootfs.
+    pub fn leads_to(&self, path: &str) -> Result<Option<(String, u64)>, Error> {
+        let tree = self.tree()?;
+        let target = follow(&tree, &normalize(path)?)?;
+        let Some(Kind::File { size, .. }) = tree.0.get(&target).map(|entry| &entry.kind) else {
+            return Ok(None);
+        };
+        Ok(Some((target, *size)))
     }
 
     /// The content of a small file of a carried image, if it has it: the highest layer that brings it or takes it away decides.

@@ -4,7 +4,6 @@
 //! becomes part of the image.
 
 use std::ffi::OsStr;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clusterfile::{Env, yaml};
@@ -28,8 +27,6 @@ mod run;
 const OWN: &str = "bin/helm";
 /// Where charts lie that are no applications: they are installed by commands, with their own values.
 const LOOSE: &str = "charts/";
-/// Nobody's `Chart.yaml` or values are larger, in bytes.
-const LARGEST_CHART_FILE: u64 = 4 << 20;
 
 /// The program, looked for once for all platforms of a build.
 pub(crate) struct Helm {
@@ -144,8 +141,7 @@ impl Place {
         let file = root.join(&self.path).join(CHART);
         let name = match std::fs::File::open(&file) {
             Ok(file) => {
-                let mut text = String::new();
-                let _ = file.take(LARGEST_CHART_FILE).read_to_string(&mut text);
+                let text = crate::io::read_text(&self.shown, file)?;
                 let documents = yaml::parse(&text).unwrap_or_default();
                 documents
                     .first()
@@ -231,10 +227,8 @@ pub fn chart_values(env: &Env) -> serde_json::Map<String, serde_json::Value> {
 
 /// Writes a template of values with what is known.
 fn fill_in(file: &Path, shown: &str, env: &Env, work: &tempfile::TempDir, index: usize) -> Result<PathBuf, Error> {
-    let mut text = String::new();
     let opened = std::fs::File::open(file).map_err(Error::io("cannot read", file))?;
-    let read = opened.take(LARGEST_CHART_FILE).read_to_string(&mut text);
-    read.map_err(Error::io("cannot read", file))?;
+    let text = crate::io::read_text(shown, opened)?;
     let filled = render_values(shown, &text, |name| closure::known_value(name, env))?;
     let target = work.path().join(format!("values-{index}.yaml"));
     std::fs::write(&target, filled).map_err(Error::io("cannot write", &target))?;

@@ -220,6 +220,13 @@ impl Parts {
 
     fn read(list: &Path) -> Result<Parts, Error> {
         let file = File::open(list).map_err(Error::io("cannot open", list))?;
+        let size = file.metadata().map_err(Error::io("cannot read", list))?.len();
+        if size > LARGEST_LIST {
+            return Err(archive(
+                list,
+                format!("it has {size} bytes, and a list of parts at most {LARGEST_LIST}"),
+            ));
+        }
         let mut parts = Vec::new();
         for (index, line) in BufReader::new(file.take(LARGEST_LIST)).lines().enumerate() {
             let line = line.map_err(Error::io("cannot read", list))?;

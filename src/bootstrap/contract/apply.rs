@@ -292,6 +292,11 @@ fn service() -> BoxedStrategy<Value> {
         ("publishNotReadyAddresses", vec![json!(true), json!(false)]),
         ("sessionAffinity", vec![json!("None")]),
         ("internalTrafficPolicy", vec![json!("Local"), json!("Cluster")]),
+        (
+            "externalIPs",
+            vec![json!(["192.0.2.1"]), json!(["192.0.2.2", "192.0.2.1"])],
+        ),
+        ("type", vec![json!("NodePort"), json!("ClusterIP")]),
     ]);
     let spec = (ports, option::of(words()), more).prop_map(|(ports, selector, more)| {
         let mut spec = json!({"ports": ports});
