@@ -77,11 +77,19 @@ async fn log_in(args: &Args, key: &str, password: Secret, context: &Context) -> 
 }
 
 fn from_stdin() -> anyhow::Result<Secret> {
+    password(std::io::stdin())
+}
+
+/// All of what is given: half a password is none.
+fn password(input: impl Read) -> anyhow::Result<Secret> {
     let mut text = Zeroizing::new(String::new());
-    std::io::stdin()
-        .take(LONGEST)
+    input
+        .take(LONGEST + 1)
         .read_to_string(&mut text)
         .context("cannot read the password from standard input")?;
+    if text.len() as u64 > LONGEST {
+        bail!("the password on standard input has more than {LONGEST} bytes; give the password alone");
+    }
     Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
 }
 
@@ -97,6 +105,15 @@ fn ask(user: &str, registry: &str) -> anyhow::Result<Secret> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_password_is_taken_whole_or_not_at_all() {
+        let of = |bytes: usize| password(std::io::repeat(b'x').take(bytes as u64));
+        let most = LONGEST as usize;
+        assert_eq!(of(most).unwrap().expose().len(), most);
+        assert!(of(most + 1).unwrap_err().to_string().contains("more than 65536 bytes"));
+        assert_eq!(password(&b"hunter2\r\n"[..]).unwrap().expose(), "hunter2");
+    }
     use crate::{cli::Cli, cli::Command, logout};
     use clap::Parser as _;
     use std::{
