@@ -20,7 +20,7 @@ use tokio::{
 };
 
 /// How long the output of a program that has ended is still read: what it left running may hold it open for ever.
-const LINGER: Duration = Duration::from_secs(1);
+const LINGER: Duration = Duration::from_secs(5);
 /// How much of a program's stderr is remembered, in bytes.
 const STDERR_TAIL: usize = 64 << 10;
 

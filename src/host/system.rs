@@ -1,9 +1,10 @@
 //! The one process runner, and what is asked of systemd through it.
 
 use std::{
-    io::{self, Read as _, Write as _},
+    io::{self, Write as _},
     os::unix::process::CommandExt as _,
     process::{Command, Stdio},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -14,6 +15,8 @@ use crate::{
 
 /// Longest any of our own tool calls may take.
 const TOOL_LIMIT: Duration = Duration::from_secs(150);
+/// How long the output of a program that has ended is still read: what it left running may hold it open for ever.
+const LINGER: Duration = Duration::from_secs(5);
 /// Output kept of each stream.
 const MAX_OUTPUT: u64 = 1 << 20;
 
@@ -88,21 +91,38 @@ pub(crate) fn run(argv: &[&str], stdin: &str, limit: Duration) -> io::Result<Ran
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
     };
-    let join = |handle: Option<std::thread::JoinHandle<String>>| handle.and_then(|h| h.join().ok()).unwrap_or_default();
+    let until = Instant::now() + LINGER;
+    let told = |pieces: Option<mpsc::Receiver<Vec<u8>>>| pieces.map_or_else(String::new, |pieces| text(&pieces, until));
     Ok(Ran {
         code: status.code().unwrap_or(-1),
-        stdout: join(out),
-        stderr: join(err),
+        stdout: told(out),
+        stderr: told(err),
     })
 }
 
-fn collect(mut pipe: impl io::Read + Send + 'static) -> std::thread::JoinHandle<String> {
+/// Reads all in a thread of its own.
+fn collect(mut pipe: impl io::Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
+    let (sender, pieces) = mpsc::channel();
     std::thread::spawn(move || {
-        let mut kept = Vec::new();
-        let _ = pipe.by_ref().take(MAX_OUTPUT).read_to_end(&mut kept);
-        let _ = io::copy(&mut pipe, &mut io::sink());
-        String::from_utf8_lossy(&kept).into_owned()
-    })
+        let mut buffer = vec![0; 16 << 10];
+        let mut left = MAX_OUTPUT;
+        while let Ok(count @ 1..) = pipe.read(&mut buffer) {
+            let kept = count.min(usize::try_from(left).unwrap_or(usize::MAX));
+            left -= kept as u64;
+            // Of a program nobody looks at any more it is read on, so that it does not wait for us.
+            let _ = sender.send(buffer[..kept].to_vec());
+        }
+    });
+    pieces
+}
+
+/// What was read, and is until then or the end.
+fn text(pieces: &mpsc::Receiver<Vec<u8>>, until: Instant) -> String {
+    let mut all = Vec::new();
+    while let Ok(piece) = pieces.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        all.extend(piece);
+    }
+    String::from_utf8_lossy(&all).into_owned()
 }
 
 /// Where programs are looked for: ours first, then the usual places, whatever the login's PATH is.
@@ -212,4 +232,24 @@ fn to_wall_clock(monotonic_us: u64) -> u64 {
         us(rustix::time::ClockId::Monotonic),
     );
     (wall + monotonic_us).saturating_sub(monotonic)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_leaves_something_running_is_not_waited_for() {
+        let script = "sleep 1000 & echo $!; echo why >&2; exit 3";
+        let ran = run(&["sh", "-c", script], "", TOOL_LIMIT).unwrap();
+        let pid = ran.stdout.trim().to_owned();
+        assert_eq!((ran.code, ran.stderr.as_str()), (3, "why\n"));
+        assert_eq!(run(&["kill", &pid], "", TOOL_LIMIT).unwrap().code, 0, "it still runs");
+    }
+
+    #[test]
+    fn what_is_kept_of_a_program_that_writes_much_has_a_bound() {
+        let ran = run(&["head", "-c", "3000000", "/dev/zero"], "", TOOL_LIMIT).unwrap();
+        assert_eq!((ran.code, ran.stdout.len() as u64), (0, MAX_OUTPUT));
+    }
 }

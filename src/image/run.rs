@@ -4,9 +4,11 @@
 //! otherwise leak into the image: environment, umask, time zone, locale.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use clusterfile::Env;
 use clusterfile::kubefile;
@@ -18,6 +20,8 @@ use crate::progress::{Event, Progress};
 const TAIL: usize = 20;
 /// A printed line is cut here, in bytes.
 const LINE_LIMIT: usize = 2000;
+/// How long the output of a command that has ended is still read: what it left running may hold it open for ever.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// Runs `command` in `folder`; `context` is told as `$CONTEXT`.
 pub(crate) fn run(
@@ -49,18 +53,16 @@ pub(crate) fn run(
         .env("CONTEXT", context)
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
-    let mut child = shell.spawn().map_err(Error::io("cannot run", "/bin/sh"))?;
+    let child = shell.spawn().map_err(Error::io("cannot run", "/bin/sh"))?;
     let mut tail = VecDeque::new();
-    if let Some(output) = child.stdout.take() {
-        read_lines(BufReader::new(output), |line| {
-            if tail.len() == TAIL {
-                tail.pop_front();
-            }
-            tail.push_back(line.clone());
-            progress.event(Event::Output(line));
-        });
-    }
-    let status = child.wait().map_err(Error::io("cannot wait for", "/bin/sh"))?;
+    let ended = watch(child, |line| {
+        if tail.len() == TAIL {
+            tail.pop_front();
+        }
+        tail.push_back(line.clone());
+        progress.event(Event::Output(line));
+    });
+    let status = ended.map_err(Error::io("cannot wait for", "/bin/sh"))?;
     match status.success() {
         true => Ok(()),
         false => Err(Error::Command {
@@ -68,6 +70,34 @@ pub(crate) fn run(
             tail: tail.into(),
         }),
     }
+}
+
+/// What is seen of a command that runs.
+enum Seen {
+    Line(String),
+    Ended(io::Result<ExitStatus>),
+}
+
+/// Tells every line until the command has ended; how it did.
+fn watch(mut child: Child, mut each: impl FnMut(String)) -> io::Result<ExitStatus> {
+    let (sender, seen) = mpsc::channel();
+    if let Some(output) = child.stdout.take() {
+        let sender = sender.clone();
+        std::thread::spawn(move || read_lines(BufReader::new(output), |line| drop(sender.send(Seen::Line(line)))));
+    }
+    std::thread::spawn(move || drop(sender.send(Seen::Ended(child.wait()))));
+    let status = loop {
+        match seen.recv() {
+            Ok(Seen::Line(line)) => each(line),
+            Ok(Seen::Ended(status)) => break status,
+            Err(mpsc::RecvError) => return Err(io::Error::other("nobody waits for it any more")),
+        }
+    };
+    let until = Instant::now() + LINGER;
+    while let Ok(Seen::Line(line)) = seen.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        each(line);
+    }
+    status
 }
 
 fn read_lines(mut reader: impl BufRead, mut each: impl FnMut(String)) {
@@ -121,5 +151,15 @@ mod tests {
         let exec = kubefile::Command::Exec(vec!["touch".into(), "a b".into()]);
         run(&exec, dir.path(), dir.path(), &variables, &NoProgress).unwrap();
         assert!(dir.path().join("a b").exists());
+    }
+
+    #[test]
+    fn a_command_that_leaves_something_running_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let line = kubefile::Command::Shell("sleep 1000 & echo $! > pid; echo done".to_string());
+        run(&line, dir.path(), dir.path(), &Env::new(), &NoProgress).unwrap();
+        let pid = std::fs::read_to_string(dir.path().join("pid")).unwrap();
+        let killed = Command::new("kill").arg(pid.trim()).status().unwrap();
+        assert!(killed.success(), "it still runs");
     }
 }
