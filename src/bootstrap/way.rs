@@ -114,7 +114,7 @@ impl Connection {
         *heard = at.max(*heard);
     }
 
-    /// For how long the host has given no sign of life, not even a refusal.
+    /// For how long nobody on the host has given a sign of life.
     pub(crate) async fn silence(&self) -> Duration {
         let current = self.current.lock().await;
         if self.is_local() || current.as_ref().is_some_and(|connection| !connection.is_closed()) {

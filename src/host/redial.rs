@@ -38,7 +38,7 @@ pub struct DialError {
     pub message: String,
     /// Whether another attempt would fail too.
     pub lasting: bool,
-    /// For how long the host has given no sign of life: not even a refusal.
+    /// For how long the host has given no sign of life: nobody there has said anything.
     pub silence: Duration,
 }
 
@@ -83,7 +83,7 @@ pub(crate) async fn back(redial: &Redial, lost: &ClientError, opened: Option<Ope
         let pause = pause(attempts);
         let silent = failure.silence + pause > SILENCE_TIMEOUT;
         if failure.lasting || silent || Instant::now() + pause > until {
-            let silence = match silent {
+            let silence = match failure.silence >= LONGEST_PAUSE {
                 true => format!("; no sign of life for {} s", failure.silence.as_secs()),
                 false => String::new(),
             };
@@ -130,8 +130,8 @@ async fn attempt(redial: &Redial, opened: Option<&Opened>) -> Result<Link, DialE
 mod tests {
     use super::*;
 
-    /// How often a host is dialled that has been silent for so many seconds already, and is silent from then on or
-    /// refuses.
+    /// How often a host is dialled that has been silent for so many seconds already, and is silent from then on or is
+    /// there and does not let us in.
     async fn dialled(silent: u64, refuses: bool, patient: bool) -> (usize, u64, String) {
         let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let (counted, begun) = (count.clone(), tokio::time::Instant::now());

@@ -203,11 +203,13 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the host itself, or its kernel, had something to say: it has power.
+    /// Whether somebody on the host had something to say. A port where nobody listens is none: whatever has the
+    /// address refuses so.
     pub fn is_sign_of_life(&self) -> bool {
         !matches!(
             self,
             Self::Resolve { .. }
+                | Self::Refused { .. }
                 | Self::Timeout { .. }
                 | Self::Unreachable { .. }
                 | Self::Jump { .. }

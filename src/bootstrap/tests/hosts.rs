@@ -39,8 +39,8 @@ const TESTS: [(&str, Test); 4] = [
         block_on(this_machine_is_a_host_without_ssh())
     }),
     (
-        "a_host_that_cannot_take_our_program_is_told_and_strange_shells_are_none",
-        || block_on(a_host_that_cannot_take_our_program_is_told_and_strange_shells_are_none()),
+        "a_host_that_cannot_take_our_program_is_told_and_one_that_is_gone_is_noticed",
+        || block_on(a_host_that_cannot_take_our_program_is_told_and_one_that_is_gone_is_noticed()),
     ),
     ("this_machine_is_refused_as_a_host_unless_we_are_root", || {
         block_on(this_machine_is_refused_as_a_host_unless_we_are_root())
@@ -306,7 +306,7 @@ fn log_in_with(login_shell: &str, files: &[(&str, &str)]) {
     ));
 }
 
-async fn a_host_that_cannot_take_our_program_is_told_and_strange_shells_are_none() {
+async fn a_host_that_cannot_take_our_program_is_told_and_one_that_is_gone_is_noticed() {
     let sshd = Sshd::start(free_port());
     sshd.is_up().await;
     let (ip, ssh) = host_with(&format!("{{port: {}, pk: /var/lib/sshd/key}}", sshd.port));
@@ -359,7 +359,12 @@ async fn a_host_that_cannot_take_our_program_is_told_and_strange_shells_are_none
     assert_eq!(session.pushed, None);
     session.client.open(&scope(), Mode::Read).await.unwrap();
     assert!(session.client.preamble().contains("hello from bashrc"));
+    // From now on nobody is there. Whoever waits for something else learns it, long before the time for which a host
+    // that answers is looked for.
     sshd.kill();
+    let gone = tokio::time::timeout(Duration::from_secs(150), session.client.gone());
+    let error = gone.await.expect("a minute is enough").to_string();
+    assert!(error.contains("no sign of life"), "{error}");
 }
 
 async fn work_goes_on_when_a_host_was_away_for_a_while() {
