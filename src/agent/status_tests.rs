@@ -350,6 +350,45 @@ fn a_pod_past_its_deadline_fails_when_its_containers_have_ended_and_says_how_the
 }
 
 #[test]
+fn a_pod_that_has_ended_keeps_its_addresses() {
+    let p = pod(json!({"restartPolicy": "Never", "containers": [{"name": "a", "image": "x"}]}));
+    let memory = Memory::default();
+    let running = status(
+        &p,
+        vec![seen("a", State::Running, 0, 1)],
+        &memory,
+        Stage::Running,
+        None,
+        None,
+    );
+    let stopped = Sandbox {
+        id: "s".into(),
+        ..Default::default()
+    };
+    for sandboxes in [vec![stopped], vec![]] {
+        let observed = Observed {
+            sandboxes,
+            containers: vec![seen("a", State::Exited, 0, 1)],
+        };
+        let got = compute(&Input {
+            pod: &p,
+            observed: &observed,
+            memory: &memory,
+            stage: Stage::Ended,
+            stop: None,
+            before: Some(&running),
+            host_ips: &["1.1.1.1".to_owned()],
+            now: 1000 * SECOND,
+        });
+        assert_eq!(got.phase.as_deref(), Some("Succeeded"));
+        assert_eq!(
+            (got.pod_ip, got.pod_ips),
+            (running.pod_ip.clone(), running.pod_ips.clone())
+        );
+    }
+}
+
+#[test]
 fn a_failed_initialisation_is_final_only_after_the_sidecars() {
     let p = pod(json!({"restartPolicy": "Never",
         "initContainers": [{"name": "s", "image": "x", "restartPolicy": "Always"}, {"name": "i", "image": "x"}],

@@ -59,15 +59,7 @@ pub fn compute(input: &Input<'_>) -> core::PodStatus {
         }
     }
     let phase = phase::phase(input, &init, &main, ended);
-    let sandbox = input
-        .observed
-        .ready_sandbox()
-        .or_else(|| input.observed.newest_sandbox());
-    let pod_ips: Vec<String> = match sandbox {
-        Some(_) if spec::host_network(input.pod) => input.host_ips.to_vec(),
-        Some(s) => s.ips.clone(),
-        None => vec![],
-    };
+    let pod_ips = pod_ips(input);
     let mut status = core::PodStatus {
         observed_generation: input.pod.metadata.generation,
         phase: Some(phase.into()),
@@ -103,6 +95,23 @@ pub fn compute(input: &Input<'_>) -> core::PodStatus {
     status.init_container_statuses = (!init.is_empty()).then_some(init);
     status.container_statuses = Some(main);
     status
+}
+
+/// The addresses of the pod. The runtime forgets those of a sandbox that has stopped; the API keeps them, so that people
+/// can tell later who a pod that has ended was.
+fn pod_ips(input: &Input<'_>) -> Vec<String> {
+    let observed = input.observed;
+    let sandbox = observed.ready_sandbox().or_else(|| observed.newest_sandbox());
+    let now = match sandbox {
+        Some(_) if spec::host_network(input.pod) => input.host_ips.to_vec(),
+        Some(s) => s.ips.clone(),
+        None => vec![],
+    };
+    if !now.is_empty() || observed.ready_sandbox().is_some() {
+        return now;
+    }
+    let before = input.before.into_iter().flat_map(|b| b.pod_ips.iter().flatten());
+    before.map(|i| i.ip.clone()).collect()
 }
 
 /// Whether all init containers are done (and sidecars started).
