@@ -327,7 +327,7 @@ fn an_image_that_is_not_carried_fails_the_build_with_its_place() {
 fn inherited_manifests_are_proved_too_and_run_cannot_hide_images() {
     let bench = Bench::new();
     bench.build("base:1", KUBEFILE);
-    let error = bench.refusal("FROM base:1\nRUN sed -i s/v1/v9/ manifests/pod.yaml\n");
+    let error = bench.refusal("FROM base:1\nRUN sed -i s/web:v1/web:v9/ manifests/pod.yaml\n");
     assert!(
         error.starts_with("manifests/pod.yaml:5: the image a.b/web:v9 is not carried"),
         "{error}"
