@@ -8,7 +8,7 @@ pub(crate) mod origin;
 mod pods;
 
 pub(crate) use origin::Known;
-pub(crate) use pods::{keep_made_by_pods, made_by_pods};
+pub(crate) use pods::{keep_made_by_pods, made_by_pods, untold_of_pods};
 
 use std::{
     collections::{BTreeMap, BTreeSet},

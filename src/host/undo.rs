@@ -104,6 +104,7 @@ pub(crate) fn undo(gate: &mut Gate) -> Result<Undone> {
     let now = snapshot::take(&gate.root, gate.system.as_ref());
     let mut left = snapshot::compare(&before, &now, &home);
     snapshot::attribute(&gate.root, &Known::new(&entries, &before, &pods), &mut left);
+    left.extend(snapshot::untold_of_pods(&gate.root, &pods, &left));
     fault::point(|| vec!["undone".to_owned()]);
     if report.failed.is_empty() {
         drop(gate.take_journal());

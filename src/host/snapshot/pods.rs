@@ -2,9 +2,11 @@
 
 use std::{collections::BTreeSet, path::Path};
 
+use super::origin::is_within;
 use crate::{
     Error, MADE_BY_PODS, Result,
-    fsops::{self, Root},
+    fsops::{self, Root, There},
+    proto::{Leftover, Origin},
 };
 
 /// Name below the journal's `saved`: an undo that is interrupted has taken the agent's folder away already when it begins again.
@@ -45,4 +47,29 @@ pub(crate) fn keep_made_by_pods(root: &Root, dir: &Path) -> Result<BTreeSet<Stri
         fsops::write_atomic(&dir.join("saved").join(KEPT), text.as_bytes(), 0o600, None)?;
     }
     Ok(paths)
+}
+
+/// Differences that no comparison told, because pods made them where nothing of ours ever is.
+pub(crate) fn untold_of_pods(root: &Root, pods: &BTreeSet<String>, told: &[Leftover]) -> Vec<Leftover> {
+    let is_there = |path: &str| {
+        let there = root.path(path).and_then(|at| fsops::look(&at));
+        !matches!(there, Ok(There::Nothing) | Err(_))
+    };
+    let is_told = |path: &str| {
+        let files = told
+            .iter()
+            .filter(|one| one.kind == "file")
+            .map(|one| one.name.as_str());
+        files
+            .into_iter()
+            .any(|name| is_within(name, path) || is_within(path, name))
+    };
+    let untold = pods.iter().filter(|path| is_there(path) && !is_told(path));
+    let added = untold.map(|path| Leftover {
+        kind: "file".to_owned(),
+        name: path.clone(),
+        how: "added".to_owned(),
+        origin: Origin::Pods,
+    });
+    added.collect()
 }

@@ -298,7 +298,9 @@ fn the_program_goes_although_its_folder_has_something_else_in_it() {
 #[test]
 fn what_pods_and_others_made_is_told_and_not_called_ours() {
     let dir = host();
-    fs::create_dir_all(dir.path().join("usr/local/bin")).unwrap();
+    for folder in ["usr/local/bin", "mnt/disk"] {
+        fs::create_dir_all(dir.path().join(folder)).unwrap();
+    }
     let mut gate = open(dir.path());
     let link = |path: &str| Effect::Link {
         path: path.into(),
@@ -306,9 +308,9 @@ fn what_pods_and_others_made_is_told_and_not_called_ours() {
     };
     gate.apply(&link("/usr/local/bin/kubectl")).unwrap();
     fs::create_dir_all(dir.path().join("var/lib/kubelet")).unwrap();
-    let noted = "\"/srv/shop/data\"\n\"/var/lib/shop\"\n\"/var/li";
+    let noted = "\"/srv/shop/data\"\n\"/var/lib/shop\"\n\"/mnt/disk/db\"\n\"/mnt/disk/gone\"\n\"/var/li";
     fs::write(dir.path().join(crate::MADE_BY_PODS.trim_start_matches('/')), noted).unwrap();
-    for folder in ["srv/shop/data", "var/lib/shop/db"] {
+    for folder in ["srv/shop/data", "var/lib/shop/db", "mnt/disk/db/1"] {
         fs::create_dir_all(dir.path().join(folder)).unwrap();
     }
     fs::write(dir.path().join("usr/local/bin/theirs"), "x").unwrap();
@@ -325,7 +327,12 @@ fn what_pods_and_others_made_is_told_and_not_called_ours() {
         .collect();
     assert_eq!(
         told,
-        ["/srv Pods", "/usr/local/bin/theirs Others", "/var/lib/shop Pods"]
+        [
+            "/srv Pods",
+            "/usr/local/bin/theirs Others",
+            "/var/lib/shop Pods",
+            "/mnt/disk/db Pods"
+        ]
     );
     assert!(dir.path().join("srv/shop/data").exists() && dir.path().join("var/lib/shop/db").exists());
 }
