@@ -104,13 +104,14 @@ async fn find(
             Err(error) => unanswered = Some(error),
         }
     }
-    let Some(error) = unanswered else {
-        return Vec::new();
-    };
-    observer.event(Event::Warning {
-        host: None,
-        message: format!("the cluster cannot be asked for its nodes, so its hosts' /etc/hosts are looked at: {error}"),
-    });
+    if let Some(error) = unanswered {
+        observer.event(Event::Warning {
+            host: None,
+            message: format!(
+                "the cluster cannot be asked for its nodes, so its hosts' /etc/hosts are looked at: {error}"
+            ),
+        });
+    }
     let mut known = Vec::new();
     for session in sessions {
         let named = named_on(session, clusterfile).await.into_iter();
