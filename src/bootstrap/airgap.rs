@@ -67,7 +67,12 @@ impl fmt::Display for Proof {
         match (self.packets, &self.unknown) {
             (Some(0), _) => write!(f, "{}: no packet left the cluster's addresses", self.host),
             (Some(packets), _) => {
-                write!(f, "{}: {packets} packets to elsewhere were refused", self.host)?;
+                write!(
+                    f,
+                    "{}: {} to elsewhere refused",
+                    self.host,
+                    oci::counted(packets, "packet")
+                )?;
                 self.tried.iter().try_for_each(|tried| write!(f, "\n    {tried}"))
             }
             (None, why) => write!(
@@ -82,7 +87,13 @@ impl fmt::Display for Proof {
 
 impl fmt::Display for Tried {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}): {} packets", self.to, self.ports.join(", "), self.packets)?;
+        write!(
+            f,
+            "{} ({}): {}",
+            self.to,
+            self.ports.join(", "),
+            oci::counted(self.packets, "packet")
+        )?;
         if !self.from.is_empty() {
             write!(f, " from {}", self.from.join(", "))?;
         }
@@ -310,8 +321,8 @@ mod tests {
         };
         assert_eq!(
             proof.to_string(),
-            "m1: 7 packets to elsewhere were refused\
-             \n    2001:db8::1 (tcp): 1 packets\
+            "m1: 7 packets to elsewhere refused\
+             \n    2001:db8::1 (tcp): 1 packet\
              \n    8.8.8.8 (icmp, tcp/443): 3 packets of user 100 in system.slice/chrony.service\
              \n    9.9.9.9 (udp/53): 3 packets from 100.64.1.5"
         );

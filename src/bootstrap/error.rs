@@ -98,7 +98,7 @@ pub enum Error {
         last: String,
     },
     /// Several hosts failed; each error names its host.
-    #[error("{} failed:{}", hosts(.0.len()), .0.iter().map(|e| format!("\n  {e}")).collect::<String>())]
+    #[error("{} failed:{}", oci::counted(.0.len(), "host"), .0.iter().map(|e| format!("\n  {e}")).collect::<String>())]
     Several(Vec<Error>),
     /// An apply failed, and what it had changed on hosts was undone.
     #[error("{source}{}", rolled_back(.hosts))]
@@ -147,10 +147,6 @@ fn rolled_back(hosts: &[RolledBack]) -> String {
         text.push_str("\nremove the cause and run installer apply again, or take such a host back altogether with installer reset --nodes");
     }
     text
-}
-
-fn hosts(count: usize) -> String {
-    format!("{count} host{}", if count == 1 { "" } else { "s" })
 }
 
 impl From<ssh::Error> for Error {

@@ -302,7 +302,7 @@ async fn undo(session: &Session, clusterfile: &Clusterfile, options: &Options, f
     }
     options.observer.event(Event::HostDone {
         host: host.clone(),
-        message: format!("{count} changes undone"),
+        message: format!("{} undone", oci::counted(count, "change")),
     });
     Ok(HostReset {
         host,

@@ -37,7 +37,12 @@ pub struct RolledBack {
 impl fmt::Display for RolledBack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.failed.is_empty() {
-            return write!(f, "{}: {} changes of this run undone", self.host, self.undone);
+            return write!(
+                f,
+                "{}: {} of this run undone",
+                self.host,
+                oci::counted(self.undone, "change")
+            );
         }
         write!(f, "{}: not all changes of this run could be undone:", self.host)?;
         self.failed.iter().try_for_each(|why| write!(f, "\n    {why}"))

@@ -56,12 +56,15 @@ impl Delta {
             .map(|base| format!("{} ({})", base.name, base.digest))
             .collect();
         Some(format!(
-            "it holds only what is new since {}, and {} of the {} blobs it needs from there ({} bytes) are not in the \
+            "it holds only what is new since {}, and of the {} that it needs from there {} ({}) not in the \
              store; load or pull that first",
             bases.join(" and "),
-            missing.len(),
-            self.needs.len(),
-            missing.iter().sum::<u64>(),
+            oci::counted(self.needs.len(), "blob"),
+            match missing.len() {
+                1 => "1 is".to_owned(),
+                several => format!("{several} are"),
+            },
+            oci::counted(missing.iter().sum::<u64>(), "byte"),
         ))
     }
 }
@@ -169,7 +172,7 @@ mod tests {
         let text = delta.lacks(|digest, _| *digest == Digest::of(b"a")).unwrap();
         assert!(text.contains("local/x:1 (sha256:"), "{text}");
         assert!(
-            text.contains("2 of the 3 blobs it needs from there (20 bytes)"),
+            text.contains("of the 3 blobs that it needs from there 2 are (20 bytes) not in the store"),
             "{text}"
         );
     }

@@ -229,7 +229,7 @@ fn what_was_fetched_once_needs_no_network_again() {
     serve("/f/tools%201.tgz?x=1", b"something else");
     let error = bench.refusal(&kubefile);
     let place = format!(
-        "Kubefile:2:{}: cannot fetch {url}: its 14 bytes have the digest sha256:",
+        "Kubefile:2:{}: cannot fetch {url}: what came (14 bytes) has the digest sha256:",
         6 + 11 + sum.as_str().len()
     );
     assert!(error.starts_with(&place), "{error}");

@@ -107,7 +107,7 @@ pub(crate) fn import(
         let (listed, known) = (image.layers.len(), diff_ids.len());
         return Err(refused(
             file,
-            format!("it lists {listed} layers, its configuration {known}"),
+            format!("it lists {}, its configuration {known}", oci::counted(listed, "layer")),
         ));
     }
     let mut wanted: BTreeMap<String, Digest> = BTreeMap::new();
@@ -267,8 +267,11 @@ impl Contents {
                     .map(String::as_str)
                     .collect();
                 let reason = format!(
-                    "{} images fit, exactly one must; it has: {}",
-                    found.len(),
+                    "exactly one image must fit, here {}; it has: {}",
+                    match found.len() {
+                        0 => "none does".to_owned(),
+                        several => format!("{several} do"),
+                    },
                     names.join(", ")
                 );
                 Err(refused(file, reason))

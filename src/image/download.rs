@@ -129,7 +129,8 @@ async fn fetch(
     let (file, found, size) = writer.finish();
     if found != *digest {
         let why = format!(
-            "its {size} bytes have the digest {found}, not {digest}; if the new content is right, change --checksum"
+            "what came ({}) has the digest {found}, not {digest}; if the new content is right, change --checksum",
+            oci::counted(size, "byte")
         );
         return Err(failed(url, why));
     }

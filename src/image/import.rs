@@ -151,8 +151,11 @@ fn choose_image(staged: &Staged<'_>, from: &Path, wanted: Wanted<'_>) -> Result<
                 .filter_map(|entry| names(entry).next())
                 .collect();
             let reason = format!(
-                "{} images fit, exactly one must; it has: {}",
-                found.len(),
+                "exactly one image must fit, here {}; it has: {}",
+                match found.len() {
+                    0 => "none does".to_owned(),
+                    several => format!("{several} do"),
+                },
                 known.join(", ")
             );
             Err(refused(from, reason))

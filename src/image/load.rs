@@ -239,7 +239,7 @@ impl<'a> Staged<'a> {
             if layout.blobs().size(&digest) != Some(size) {
                 return Err(refused(
                     self.from,
-                    format!("blob {digest} is missing or has not {size} bytes"),
+                    format!("blob {digest} is missing or its size is not {size}"),
                 ));
             }
             let file = layout.blobs().open(&digest)?;
@@ -296,7 +296,10 @@ impl<'a> Staged<'a> {
             (found, size, Some(file.into_temp_path()))
         };
         if found_size != size {
-            let why = format!("blob {digest} is cut off after {found_size} of {size} bytes");
+            let why = format!(
+                "blob {digest} is cut off after {found_size} of {}",
+                oci::counted(size, "byte")
+            );
             return Err(refused(self.from, why));
         }
         if found != digest {
@@ -361,7 +364,12 @@ impl<'a> Staged<'a> {
             match size.or_else(|| self.store.blobs().size(&blob.digest)) {
                 None => Err(refused(self.from, format!("blob {} is missing", blob.digest))),
                 Some(size) if size != blob.size => {
-                    let reason = format!("blob {} has {size} bytes instead of {}", blob.digest, blob.size);
+                    let reason = format!(
+                        "blob {} has {} instead of {}",
+                        blob.digest,
+                        oci::counted(size, "byte"),
+                        blob.size
+                    );
                     Err(refused(self.from, reason))
                 }
                 Some(_) => Ok(()),

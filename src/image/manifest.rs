@@ -267,7 +267,11 @@ pub(crate) fn children(descriptor: &Descriptor, bytes: &[u8]) -> Result<Vec<Desc
         return Ok(Vec::new());
     }
     if bytes.len() as u64 != descriptor.size {
-        let what = format!("it has {} bytes instead of {}", bytes.len(), descriptor.size);
+        let what = format!(
+            "it has {} instead of {}",
+            oci::counted(bytes.len(), "byte"),
+            descriptor.size
+        );
         let digest = descriptor.digest.clone();
         return Err(oci::Error::Corrupt { digest, what }.into());
     }
@@ -279,7 +283,10 @@ pub(crate) fn children(descriptor: &Descriptor, bytes: &[u8]) -> Result<Vec<Desc
     };
     if let Some(child) = below.iter().find(|child| child.size > LARGEST_BLOB) {
         let (at, digest, size) = (&descriptor.digest, &child.digest, child.size);
-        return Err(Error::Refused(format!("{at}: it claims {size} bytes for {digest}")));
+        return Err(Error::Refused(format!(
+            "{at}: it claims {} for {digest}",
+            oci::counted(size, "byte")
+        )));
     }
     Ok(below)
 }

@@ -261,7 +261,10 @@ impl<'a> Save<'a> {
             append(&mut builder, &format!("blobs/sha256/{}", digest.hex()), *size, counted).map_err(cannot)?;
             let (_, found, found_size) = reader.finish();
             if found != *digest || found_size != *size {
-                let what = format!("its content in the store has {found_size} bytes and the digest {found}");
+                let what = format!(
+                    "its content in the store has {} and the digest {found}",
+                    oci::counted(found_size, "byte")
+                );
                 let digest = digest.clone();
                 return Err(oci::Error::Corrupt { digest, what }.into());
             }

@@ -316,7 +316,7 @@ impl Store {
             let size = self.blobs().size(&blob.digest);
             let size = size.ok_or_else(|| oci::Error::Missing(blob.digest.clone()))?;
             if size != blob.size {
-                let what = format!("it has {size} bytes instead of {}", blob.size);
+                let what = format!("it has {} instead of {}", oci::counted(size, "byte"), blob.size);
                 return Err(oci::Error::Corrupt {
                     digest: blob.digest,
                     what,

@@ -382,7 +382,8 @@ impl Unpacker<'_> {
         let (_, digest, size) = reader.finish();
         if size != announced {
             return Err(Error::Refused(format!(
-                "it is cut off after {size} of {announced} bytes"
+                "it is cut off after {size} of {}",
+                oci::counted(announced, "byte")
             )));
         }
         let path = path.to_string();

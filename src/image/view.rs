@@ -369,8 +369,10 @@ impl ClusterImage {
                 false => match blobs.size(&blob.digest) {
                     None => Some(format!("blob {} is missing", blob.digest)),
                     Some(size) if size != blob.size => Some(format!(
-                        "blob {} is corrupt: it has {size} bytes instead of {}",
-                        blob.digest, blob.size
+                        "blob {} is corrupt: it has {} instead of {}",
+                        blob.digest,
+                        oci::counted(size, "byte"),
+                        blob.size
                     )),
                     Some(_) => None,
                 },

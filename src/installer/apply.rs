@@ -16,6 +16,7 @@ use bootstrap::{
     rolling::Care,
 };
 use clusterfile::Clusterfile;
+use oci::counted;
 use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -199,14 +200,13 @@ async fn leaving(
     }
     report::leaving(&context.out, plan);
     if nodes.is_empty() && renamed.is_empty() {
-        context
-            .out
-            .note("they have no address; remove them with kubectl delete node");
+        let note = "a node without an address has no host to undo; kubectl delete node removes it";
+        context.out.note(note);
         return Ok(Exit::Done);
     }
     let question = format!(
-        "remove {} nodes that are not in the Clusterfile: drain them, and undo everything on their hosts? Of hosts that are here under another name only the old node goes",
-        nodes.len() + renamed.len()
+        "remove {}, not in the Clusterfile: drain, and undo everything on the host? Of hosts that are here under another name only the old node goes",
+        counted(nodes.len() + renamed.len(), "node")
     );
     match confirm(context, &question, yes) {
         Ok(true) => {}

@@ -3,6 +3,7 @@
 use crate::{context::Context, failure::Exit, output::FormatArg, progress::Task, registry_args::RegistryArgs, table};
 use anyhow::{Context as _, bail};
 use image::{BuildOptions, Event, Progress, PullOptions, Store};
+use oci::counted;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -118,10 +119,10 @@ pub async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     context.out.json(&serde_json::json!({"event": "built", "image": built}));
     let (size, time) = (table::size(built.size), table::time(start.elapsed()));
     context.out.note(format!(
-        "{} for {} carries {} images, {size}, built in {time}",
+        "{} for {} carries {}, {size}, built in {time}",
         built.reference.familiar(),
         built.platforms.join(", "),
-        built.carried
+        counted(built.carried, "image")
     ));
     context.out.result(built.digest.as_str());
     Ok(Exit::Done)

@@ -11,6 +11,7 @@ use crate::{
 };
 use bootstrap::certs::{self, HostCertificates};
 use host::proto::CertificateInfo;
+use oci::counted;
 use std::time::Duration;
 
 /// How long the cluster may take to work again after a renewal.
@@ -108,8 +109,9 @@ async fn check_all(args: &CheckArgs, context: &Context) -> anyhow::Result<Exit> 
         .count();
     if ending > 0 {
         context.out.note(format!(
-            "{ending} certificates have ended or end within {} days; installer cert renew has them signed anew",
-            args.days
+            "ended, or to end within {}: {}; installer cert renew has them signed anew",
+            counted(args.days, "day"),
+            counted(ending, "certificate")
         ));
     }
     Ok(match (hosts.iter().any(|host| host.error.is_some()), ending) {

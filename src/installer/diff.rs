@@ -2,6 +2,7 @@
 
 use crate::{context::Context, document::DocumentArg, failure::Exit, table};
 use image::{Change, Difference, FileKind, FileShape, Store};
+use oci::counted;
 
 /// Flags of `diff`.
 #[derive(Debug, clap::Args)]
@@ -53,8 +54,8 @@ fn lines(difference: &Difference, wide: bool) -> Vec<String> {
         let config = platform.config.iter();
         lines.extend(config.map(|change| line("config", change, |value| format!(" {value}"))));
     }
-    let (blobs, bytes) = (difference.send_blobs, table::size(difference.send_bytes));
-    lines.push(format!("{bytes} in {blobs} blobs to send"));
+    let blobs = counted(difference.send_blobs, "blob");
+    lines.push(format!("{} in {blobs} to send", table::size(difference.send_bytes)));
     lines
 }
 

@@ -2,6 +2,7 @@
 
 use crate::{bar::Bar, context::Context, document::DocumentArg, failure::Exit, table};
 use image::{Description, FileKind, PlatformDescription, Store};
+use oci::counted;
 use std::collections::BTreeMap;
 
 /// Flags of `inspect`.
@@ -104,11 +105,8 @@ fn tree(image: &Description, files: bool, wide: bool) -> Node {
     };
     let size = table::size(image.size);
     let created = image.created.as_ref().map(|created| format!(", created {created}"));
-    let blobs = image.blobs;
-    let mut root = Node::new(format!(
-        "{name}, {size} in {blobs} blobs{}",
-        created.unwrap_or_default()
-    ));
+    let blobs = counted(image.blobs, "blob");
+    let mut root = Node::new(format!("{name}, {size} in {blobs}{}", created.unwrap_or_default()));
     for platform in &image.platforms {
         root.below.push(platform_node(platform, files, wide));
     }
@@ -145,7 +143,7 @@ fn platform_node(platform: &PlatformDescription, files: bool, wide: bool) -> Nod
         "lock",
         locked
             .iter()
-            .map(|images| format!("{} image names", images.len()))
+            .map(|images| counted(images.len(), "image name"))
             .collect(),
     );
     node.below.push(rootfs_node(platform, files));
@@ -162,8 +160,8 @@ fn platform_node(platform: &PlatformDescription, files: bool, wide: bool) -> Nod
             table::size(image.size)
         )
     });
-    let count = platform.images.len();
-    node.below.push(Node::with(format!("{count} images"), images));
+    let count = counted(platform.images.len(), "image");
+    node.below.push(Node::with(count, images));
     node
 }
 
@@ -171,9 +169,9 @@ fn rootfs_node(platform: &PlatformDescription, files: bool) -> Node {
     let rootfs = &platform.rootfs;
     let size: u64 = rootfs.layers.iter().map(|layer| layer.size).sum();
     let text = format!(
-        "rootfs, {} in {} layers, {} unpacked",
+        "rootfs, {} in {}, {} unpacked",
         table::size(size),
-        rootfs.layers.len(),
+        counted(rootfs.layers.len(), "layer"),
         table::size(rootfs.uncompressed_size)
     );
     if files {
@@ -198,11 +196,7 @@ fn rootfs_node(platform: &PlatformDescription, files: bool) -> Node {
         folder.1 += size;
     }
     let shown = |(name, (count, size)): (String, (usize, u64))| match name.ends_with('/') {
-        true => format!(
-            "{name} {count} {}, {}",
-            if count == 1 { "file" } else { "files" },
-            table::size(size)
-        ),
+        true => format!("{name} {}, {}", counted(count, "file"), table::size(size)),
         false => format!("{name} {}", table::size(size)),
     };
     Node::with(text, folders.into_iter().map(shown))

@@ -20,7 +20,9 @@ pub struct Args {
 /// Writes the pages.
 pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let pages = write(&args.dir).with_context(|| format!("cannot write manual pages to {}", args.dir.display()))?;
-    context.out.note(format!("{pages} pages in {}", args.dir.display()));
+    context
+        .out
+        .note(format!("{} in {}", oci::counted(pages, "page"), args.dir.display()));
     Ok(Exit::Done)
 }
 

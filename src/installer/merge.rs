@@ -2,6 +2,7 @@
 
 use crate::{build, context::Context, failure::Exit, output::FormatArg, table};
 use image::{MergeOptions, NoProgress, Store};
+use oci::counted;
 
 /// Flags of `merge`.
 #[derive(Debug, clap::Args)]
@@ -50,9 +51,9 @@ pub async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
         context.out.note(format!("decided: {conflict}"));
     }
     context.out.note(format!(
-        "{} carries {} images, {}",
+        "{} carries {}, {}",
         merged.reference.familiar(),
-        merged.carried,
+        counted(merged.carried, "image"),
         table::size(merged.size)
     ));
     context.out.result(merged.digest.as_str());

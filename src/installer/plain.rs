@@ -47,7 +47,7 @@ impl Plain {
                     text.push_str(&format!(", {} of it from other hosts", size(*from_peers)));
                 }
                 if *changes > 0 {
-                    text.push_str(&format!(", {changes} changes"));
+                    text.push_str(&format!(", {}", oci::counted(*changes, "change")));
                 }
                 Some((name(host), text))
             }
@@ -99,7 +99,7 @@ mod tests {
             ),
             (done(Some("n1"), 0, 0, 20), None),
             (done(None, 0, 0, 700), Some(("cluster", "blobs: 0.70 s"))),
-            (done(None, 1, 0, 1), Some(("cluster", "blobs: 0.00 s, 1 changes"))),
+            (done(None, 1, 0, 1), Some(("cluster", "blobs: 0.00 s, 1 change"))),
         ] {
             let expected = expected.map(|(host, text)| (host.to_owned(), text.to_owned()));
             assert_eq!(plain.take(&event), expected);

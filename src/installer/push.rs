@@ -3,6 +3,7 @@
 use crate::{bar::Bar, context::Context, failure::Exit, output::FormatArg, registry_args::RegistryArgs, table};
 use anyhow::{Context as _, bail};
 use image::Store;
+use oci::counted;
 use std::sync::Arc;
 
 /// Flags of `push`.
@@ -56,9 +57,9 @@ pub async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     let pushed = pushed?;
     context.out.json(&pushed);
     context.out.note(format!(
-        "{} sent in {} blobs, {} were there, {} taken over from other repositories",
+        "{} sent in {}, {} there before, {} taken over from other repositories",
         table::size(pushed.bytes),
-        pushed.sent,
+        counted(pushed.sent, "blob"),
         pushed.present,
         pushed.mounted
     ));

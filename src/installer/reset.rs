@@ -13,6 +13,7 @@ use bootstrap::{
     reset::{self, HostReset, Removed, Request},
 };
 use host::proto::{Leftover, Origin};
+use oci::counted;
 use std::time::Duration;
 
 /// Differences of a host that are not ours and are printed; the host's owner may have installed a whole distribution since.
@@ -64,18 +65,21 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let list: Vec<String> = nodes.iter().map(ToString::to_string).collect();
     let what = if args.force_remove {
         format!(
-            "delete the nodes of {} and all their pods from the cluster {name}, without touching the hosts?",
-            list.join(", ")
+            "delete the {} of {} with all pods from the cluster {name}, without touching the {}?",
+            if list.len() == 1 { "node" } else { "nodes" },
+            list.join(", "),
+            if list.len() == 1 { "host" } else { "hosts" }
         )
     } else if nodes.is_empty() {
         format!(
-            "remove the whole cluster {name} and its data from {} hosts?",
-            clusterfile.cluster.hosts.len()
+            "remove the whole cluster {name} and its data from {}?",
+            counted(clusterfile.cluster.hosts.len(), "host")
         )
     } else {
         format!(
-            "drain {} and remove everything of the cluster {name} from it?",
-            list.join(", ")
+            "drain {} and remove everything of the cluster {name} from {}?",
+            list.join(", "),
+            if list.len() == 1 { "it" } else { "them" }
         )
     };
     if !confirm(context, &what, args.yes)? {
@@ -112,8 +116,9 @@ pub fn print_removed(context: &Context, removed: &[Removed]) -> Exit {
         context.observer.event(Event::Removed { removed: one.clone() });
         match &one.failed {
             None => out.result(format!(
-                "node {} and its {} pods are out of the cluster",
-                one.node, one.pods
+                "node {} is out of the cluster with {}",
+                one.node,
+                counted(one.pods, "pod")
             )),
             Some(why) => out.error(&format!("node {}: {why}", one.node)),
         }
@@ -138,7 +143,11 @@ pub fn print(context: &Context, results: &[HostReset]) -> Exit {
             None => "nothing is left",
             Some(_) => "something is left",
         };
-        out.result(format!("{}: {} changes undone, {left}", result.host, result.undone));
+        out.result(format!(
+            "{}: {} undone, {left}",
+            result.host,
+            counted(result.undone, "change")
+        ));
         for failure in &result.failed {
             out.error(&format!("{}: {failure}", result.host));
         }

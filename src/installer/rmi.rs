@@ -2,6 +2,7 @@
 
 use crate::{context::Context, failure::Exit, table};
 use image::Store;
+use oci::counted;
 
 /// Flags of `rmi`.
 #[derive(Debug, clap::Args)]
@@ -19,8 +20,8 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         context.out.note(match removed.later {
             true => format!("{image}: removed; the store is in use, `installer prune` frees its blobs afterwards"),
             false => format!(
-                "{image}: {} blobs removed, {} freed",
-                removed.blobs,
+                "{image}: {} removed, {} freed",
+                counted(removed.blobs, "blob"),
                 table::size(removed.bytes)
             ),
         });

@@ -3,6 +3,7 @@
 use crate::{bar::Bar, context::Context, failure::Exit, table};
 use anyhow::bail;
 use image::{Save, Saved, Store};
+use oci::counted;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
@@ -97,9 +98,13 @@ fn write(args: &Args, store: &Store, to_stdout: bool, bar: &Bar) -> Result<Saved
 }
 
 fn tell(context: &Context, image: &str, saved: &Saved) {
-    let mut text = format!("{image} saved, {} in {} blobs", table::size(saved.bytes), saved.blobs);
+    let mut text = format!(
+        "{image} saved, {} in {}",
+        table::size(saved.bytes),
+        counted(saved.blobs, "blob")
+    );
     if saved.files.len() > 1 {
-        text.push_str(&format!(", {} parts", saved.files.len() - 1));
+        text.push_str(&format!(", {}", counted(saved.files.len() - 1, "part")));
     }
     if saved.left_out > 0 {
         text.push_str(&format!(", {} left out", table::size(saved.left_out)));

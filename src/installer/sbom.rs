@@ -3,6 +3,7 @@
 use crate::{context::Context, failure::Exit, sign::source_date_epoch};
 use anyhow::Context as _;
 use image::{ClusterImage, Store};
+use oci::counted;
 use std::path::PathBuf;
 
 /// Flags of `sbom`.
@@ -35,10 +36,10 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         Some(path) => {
             std::fs::write(path, &text).with_context(|| format!("cannot write {}", path.display()))?;
             context.out.note(format!(
-                "{}: {} packages, {} files",
+                "{}: {}, {}",
                 path.display(),
-                document.packages.len(),
-                document.files.len()
+                counted(document.packages.len(), "package"),
+                counted(document.files.len(), "file")
             ));
         }
     }

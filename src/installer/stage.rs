@@ -9,6 +9,7 @@ use crate::{
     report, table,
 };
 use bootstrap::{event::Event, install, plan::Plan};
+use oci::counted;
 use std::time::Instant;
 
 /// Flags of `stage`.
@@ -61,8 +62,9 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     }
     let lacking = plan.hosts.iter().filter(|host| host.blobs > 0).count();
     context.out.note(format!(
-        "{lacking} hosts lack something of {}: {} to send",
+        "something of {} is lacking on {}: {} to send",
         plan.image,
+        counted(lacking, "host"),
         table::size(plan.bytes())
     ));
     let staged = prepared.stage().await;

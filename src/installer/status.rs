@@ -94,7 +94,7 @@ fn row(host: &HostStatus) -> [String; 10] {
     let days = found
         .first_to_end
         .as_ref()
-        .map(|cert| format!("{} days", certs::days_left(cert, jiff::Timestamp::now())));
+        .map(|cert| oci::counted(certs::days_left(cert, jiff::Timestamp::now()), "day"));
     [
         host.host.clone(),
         found.name.clone(),

@@ -61,9 +61,10 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     );
     let file = created(&path).context(cannot.clone())?;
     let (queue, files) = mpsc::channel(QUEUE);
-    context
-        .out
-        .note(format!("asking {} hosts", clusterfile.cluster.hosts.len()));
+    context.out.note(format!(
+        "asking {}",
+        oci::counted(clusterfile.cluster.hosts.len(), "host")
+    ));
     let writing = tokio::task::spawn_blocking({
         let stem = stem.clone();
         move || Bundle::new(file, &stem, now.as_second()).filled(files)

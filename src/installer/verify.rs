@@ -2,6 +2,7 @@
 
 use crate::{bar::Bar, context::Context, failure::Exit, output::FormatArg, table};
 use image::{Store, Verification};
+use oci::counted;
 use std::path::PathBuf;
 use trust::{Good, PublicKey};
 
@@ -67,15 +68,21 @@ fn text(found: &Verification, context: &Context) {
     }
     let problems: Vec<String> = found.problems.iter().cloned().chain(problems).collect();
     problems.iter().for_each(|problem| out.error(problem));
-    let blobs = format!("{} blobs, {}", found.blobs, table::size(found.bytes));
+    let blobs = format!("{}, {}", counted(found.blobs, "blob"), table::size(found.bytes));
     if !problems.is_empty() {
-        out.result(format!("{} of {blobs}: {} problems", shown(found), problems.len()));
+        out.result(format!(
+            "{} of {blobs}: {}",
+            shown(found),
+            counted(problems.len(), "problem")
+        ));
         return;
     }
     for platform in &found.platforms {
         out.note(format!(
-            "{}: {} images named in files, {} carried, none missing",
-            platform.platform, platform.named, platform.carried
+            "{}: {} named in files, {} carried, none missing",
+            platform.platform,
+            counted(platform.named, "image"),
+            platform.carried
         ));
     }
     out.result(format!("{} is whole: {blobs}", shown(found)));

@@ -250,7 +250,7 @@ fn rough(duration: Duration) -> String {
 fn counted(hosts: &[(&str, &Line)], now: Duration) -> Vec<String> {
     let count = |state: State| hosts.iter().filter(|(_, line)| line.state() == state).count();
     let (done, failed, waiting) = (count(State::Done), count(State::Failed), count(State::Waiting));
-    let mut head = format!("{} hosts: {done} done", hosts.len());
+    let mut head = format!("{}: {done} done", oci::counted(hosts.len(), "host"));
     for (number, what) in [(failed, "failed"), (waiting, "waiting")] {
         if number > 0 {
             head.push_str(&format!(", {number} {what}"));

@@ -281,7 +281,10 @@ fn check(digest: &Digest, size: u64, found_size: u64, found: Digest) -> Result<(
         })
     };
     if found_size != size {
-        return corrupt(format!("it has {found_size} bytes instead of {size}"));
+        return corrupt(format!(
+            "it has {} instead of {size}",
+            crate::counted(found_size, "byte")
+        ));
     }
     if found != *digest {
         return corrupt(format!("its content has the digest {found}"));
@@ -315,7 +318,7 @@ impl BlobWriter {
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let total = self.written + bytes.len() as u64;
         if total > self.size {
-            let what = format!("more than the announced {} bytes arrived", self.size);
+            let what = format!("more than the announced {} arrived", crate::counted(self.size, "byte"));
             return Err(Error::Corrupt {
                 digest: self.digest.clone(),
                 what,

@@ -7,15 +7,19 @@
 mod blobs;
 mod bounded;
 mod copy;
+mod counted;
 mod descriptor;
 mod digest;
 mod eager;
 mod layout;
 mod reference;
+#[cfg(test)]
+mod wording_tests;
 
 pub use blobs::{BlobStore, BlobWriter};
 pub use bounded::{Bounded, UNCOMPRESSED_SIZE};
 pub use copy::{PIECE, copy, copy_by};
+pub use counted::counted;
 pub use descriptor::{Descriptor, Index, Platform, media_type};
 pub use digest::{Digest, Hasher};
 pub use eager::Eager;

@@ -110,7 +110,7 @@ fn lapse(seconds: u64) -> String {
     let units = [(86_400, "days"), (3_600, "hours"), (60, "minutes")];
     match units.iter().find(|(length, _)| seconds >= 2 * length) {
         Some((length, unit)) => format!("{} {unit}", seconds / length),
-        None => format!("{seconds} seconds"),
+        None => format!("{seconds} s"),
     }
 }
 
@@ -186,7 +186,7 @@ mod tests {
             (&good, "A.Example", UNTIL - 1, None),
             (&good, "x.b.example", FROM, None),
             (&good, "c.example", FROM, Some("it is for a.example, *.b.example")),
-            (&good, "a.example", UNTIL, Some("expired 0 seconds ago")),
+            (&good, "a.example", UNTIL, Some("expired 0 s ago")),
             (&good, "a.example", UNTIL + 86_400 * 9, Some("expired 9 days ago")),
             (
                 &good,

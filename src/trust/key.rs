@@ -130,7 +130,7 @@ impl PublicKey {
         }
         let bytes: [u8; 32] = info.subject_public_key.raw_bytes().try_into().map_err(|_| {
             let length = info.subject_public_key.raw_bytes().len();
-            refused(format!("it has {length} bytes instead of 32"))
+            refused(format!("it has {} instead of 32", oci::counted(length, "byte")))
         })?;
         Ok(PublicKey::new(bytes, origin))
     }

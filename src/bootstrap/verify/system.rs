@@ -270,7 +270,7 @@ fn pods(state: &State) -> std::result::Result<String, String> {
         );
     }
     if wrong.is_empty() {
-        Ok(format!("{} pods Ready", state.pods.objects.len()))
+        Ok(format!("{} Ready", oci::counted(state.pods.objects.len(), "pod")))
     } else {
         Err(wrong.join("; "))
     }

@@ -24,7 +24,7 @@ impl<T: Into<Vec<u8>>> From<T> for Content {
 
 impl fmt::Debug for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "<{} bytes>", self.0.len())
+        write!(f, "<{}>", oci::counted(self.0.len(), "byte"))
     }
 }
 

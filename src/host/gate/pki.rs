@@ -47,7 +47,7 @@ impl Gate {
                 Ok(unchanged(what))
             }
             (None, None) => {
-                let detail = format!("CN={}, {} days", ca.common_name, ca.days);
+                let detail = format!("CN={}, {}", ca.common_name, oci::counted(ca.days, "day"));
                 Ok((
                     change(what, Action::Create, detail),
                     Some(Todo::Issue(Issue::Ca(ca.clone()))),
@@ -83,7 +83,7 @@ impl Gate {
         let what = format!("certificate {}", cert.cert);
         let todo = Some(Todo::Issue(Issue::Cert(Box::new(cert.clone()))));
         let (Some(old), Some(key)) = (self.pem(&cert.cert)?, self.pem(&cert.key)?) else {
-            let detail = format!("CN={}, {} days", cert.subject.common_name, cert.days);
+            let detail = format!("CN={}, {}", cert.subject.common_name, oci::counted(cert.days, "day"));
             return Ok((change(what, Action::Create, detail), todo));
         };
         // In a plan the CA may not exist yet; then neither does what it signed.

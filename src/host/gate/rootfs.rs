@@ -67,7 +67,7 @@ impl Gate {
         } else {
             Action::Create
         };
-        let detail = format!("{} manifests", index.manifests.len());
+        let detail = oci::counted(index.manifests.len(), "manifest");
         let todo = match index.manifests.iter().find(|d| !layout.blobs().has(&d.digest, d.size)) {
             None => Todo::Layout(index.clone()),
             Some(missing) => Todo::Refuse(Error::new(

@@ -52,8 +52,9 @@ fn receive(
     let there = writer.offset();
     if from.is_some_and(|from| from != there) {
         return Err(Error::invalid(format!(
-            "blob {}: {there} bytes are there, but bytes from {} on were sent",
+            "blob {}: {} there, but what was sent begins at {}",
             blob.digest,
+            oci::counted(there, "byte"),
             from.unwrap_or_default()
         )));
     }

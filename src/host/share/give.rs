@@ -171,8 +171,10 @@ impl Source {
         };
         if size != blob.size {
             return Err(Error::invalid(format!(
-                "blob {} has {size} bytes, not {}",
-                blob.digest, blob.size
+                "blob {} has {}, not {}",
+                blob.digest,
+                oci::counted(size, "byte"),
+                blob.size
             )));
         }
         match shelf.blobs.open_partial(&blob.digest) {

@@ -59,7 +59,7 @@ pub(super) fn units(gate: &Gate, entries: &[Entry], report: &mut Report) {
 pub(super) fn processes(gate: &Gate, report: &mut Report) {
     match cgroups::kill() {
         Ok(0) => {}
-        Ok(count) => report.done.push(format!("ended {count} processes")),
+        Ok(count) => report.done.push(format!("ended {}", oci::counted(count, "process"))),
         Err(e) => report.failed.push(e.to_string()),
     }
     let system = gate.system.as_ref();
@@ -69,7 +69,10 @@ pub(super) fn processes(gate: &Gate, report: &mut Report) {
             .into_iter()
             .chain(units.iter().map(String::as_str))
             .collect();
-        report.note(format!("stopped {} units", units.len()), super::tool(system, &argv));
+        report.note(
+            format!("stopped {}", oci::counted(units.len(), "unit")),
+            super::tool(system, &argv),
+        );
         let argv: Vec<&str> = ["systemctl", "reset-failed", "--"]
             .into_iter()
             .chain(units.iter().map(String::as_str))

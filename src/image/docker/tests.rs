@@ -105,7 +105,11 @@ fn bad_archives_are_refused_by_name() {
         .replace(&host_platform().architecture, "s390x");
     let list = |text: &str| text.as_bytes().to_vec();
     for (changed, content, expected) in [
-        ("manifest.json", Ok(list("[]")), "0 images fit"),
+        (
+            "manifest.json",
+            Ok(list("[]")),
+            "exactly one image must fit, here none does",
+        ),
         ("manifest.json", Ok(list("{}")), "manifest.json: "),
         (
             "manifest.json",
@@ -120,7 +124,7 @@ fn bad_archives_are_refused_by_name() {
         (
             "manifest.json",
             Ok(list(&LISTED.replace(", \"2/layer.tar\"", ""))),
-            "1 layers, its configuration 2",
+            "1 layer, its configuration 2",
         ),
         (
             "manifest.json",

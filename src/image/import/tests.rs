@@ -193,7 +193,10 @@ fn an_image_in_a_folder_is_taken_by_its_name_and_keeps_its_bytes() {
         assert_eq!(entry.digest, bench.manifest.digest);
     }
     let error = bench.import(&bench.layout, Some("y"), None).unwrap_err();
-    assert!(error.contains("0 images fit") && error.contains("it has: x"), "{error}");
+    assert!(
+        error.contains("here none does") && error.contains("it has: x"),
+        "{error}"
+    );
     let error = Bench::new("s390x")
         .import(&Bench::new("s390x").layout, None, None)
         .unwrap_err();
@@ -239,7 +242,7 @@ fn what_docker_saves_is_taken_as_what_the_recipe_says() {
         }
         let error = Bench::here().import(from, None, None).unwrap_err();
         assert!(
-            error.contains("2 images fit") && error.contains("docker.io/team/app:1"),
+            error.contains("here 2 do") && error.contains("docker.io/team/app:1"),
             "{error}"
         );
         let error = Bench::here().import(from, Some("team/other:1"), None).unwrap_err();

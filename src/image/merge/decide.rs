@@ -92,7 +92,11 @@ pub(super) fn shown_entry(entry: &Entry) -> String {
     let mode = entry.mode;
     match &entry.kind {
         Kind::Dir => format!("a folder with mode {mode:04o}"),
-        Kind::File { digest, size, .. } => format!("{size} bytes {}… with mode {mode:04o}", digest.short()),
+        Kind::File { digest, size, .. } => format!(
+            "{} {}… with mode {mode:04o}",
+            oci::counted(*size, "byte"),
+            digest.short()
+        ),
         Kind::Link { target } => format!("a link to {target}"),
     }
 }

@@ -53,7 +53,11 @@ impl Repository {
             match result {
                 Err(failure) => attempts.wait(failure).await?,
                 Ok(()) if writer.offset() < blob.size => {
-                    let error = call.error(format!("it ended after {} of {} bytes", writer.offset(), blob.size));
+                    let error = call.error(format!(
+                        "it ended after {} of {}",
+                        writer.offset(),
+                        oci::counted(blob.size, "byte")
+                    ));
                     let again = Again::After(None);
                     attempts.wait(Failure { error, again }).await?;
                 }

@@ -19,7 +19,10 @@ pub fn length(headers: &HeaderMap, at: u64) -> Result<Option<u64>, Refusal> {
     };
     let (first, last) = parse(text).ok_or_else(malformed)?;
     if first != at {
-        let detail = format!("the upload has {at} bytes, the chunk begins at {first}");
+        let detail = format!(
+            "the upload has {}, the chunk begins at {first}",
+            oci::counted(at, "byte")
+        );
         return Err(Refusal::new(
             Code::BlobUploadOutOfOrder,
             "chunks come in order",

@@ -251,7 +251,10 @@ where
     let bytes = receive::into_memory(body, manifest::LARGEST).await?;
     let found = Digest::of(&bytes);
     if let Some(digest) = digest.filter(|digest| *digest != found) {
-        let detail = format!("{} bytes with the digest {found} came for {digest}", bytes.len());
+        let detail = format!(
+            "{} with the digest {found} came for {digest}",
+            oci::counted(bytes.len(), "byte")
+        );
         let message = "the manifest does not have the digest";
         return Err(Refusal::new(Code::DigestInvalid, message, &detail));
     }

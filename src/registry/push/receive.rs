@@ -186,7 +186,7 @@ pub fn too_large(limit: u64) -> Refusal {
 
 fn wrong_size(bounds: Bounds, arrived: u64) -> Refusal {
     let detail = format!(
-        "{} bytes were announced, {arrived} or more came",
+        "announced were {} bytes, {arrived} or more came",
         bounds.exactly.unwrap_or(0)
     );
     Refusal::new(

@@ -169,7 +169,10 @@ impl Uploads {
         let result = if found == *digest {
             adopt(&upload.path).map_err(Refusal::from)
         } else {
-            let detail = format!("{} bytes with the digest {found} came for {digest}", upload.size);
+            let detail = format!(
+                "{} with the digest {found} came for {digest}",
+                oci::counted(upload.size, "byte")
+            );
             Err(Refusal::new(
                 Code::DigestInvalid,
                 "the content does not have the digest",

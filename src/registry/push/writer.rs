@@ -227,7 +227,12 @@ fn has_size(part: &Part, size: u64) -> Result<(), Refusal> {
     if part.size == size {
         return Ok(());
     }
-    let detail = format!("{} has {size} bytes, the manifest says {}", part.digest, part.size);
+    let detail = format!(
+        "{} has {}, the manifest says {}",
+        part.digest,
+        oci::counted(size, "byte"),
+        part.size
+    );
     Err(Refusal::new(
         Code::ManifestInvalid,
         "a size in the manifest is wrong",
