@@ -2,7 +2,7 @@
 //!
 //! Nothing here looks at a host or changes one. The same effects are previewed by a plan and applied by an apply.
 
-mod agent;
+pub(crate) mod agent;
 mod control_plane;
 mod pki;
 mod prepare;
@@ -12,6 +12,7 @@ mod runtime;
 
 pub use agent::{agent, balancer, serving_subject, serving_subject_of, trust};
 pub use control_plane::{MANIFEST, control_plane, static_pods};
+pub(crate) use pki::api_server_names;
 pub use pki::pki;
 pub use prepare::{prepare, rootfs};
 pub use registry::registry;

@@ -38,6 +38,8 @@ pub const KUBELET_CONFIG: &str = "/var/lib/kubelet/config.yaml";
 pub const KUBELET_CERT: &str = "/var/lib/kubelet/pki/kubelet.crt";
 /// Its key.
 pub const KUBELET_KEY: &str = "/var/lib/kubelet/pki/kubelet.key";
+/// The API server's serving certificate.
+pub const API_SERVER_CERT: &str = "/etc/kubernetes/pki/apiserver.crt";
 /// The host's resolver file.
 pub const RESOLVER: &str = "/etc/resolv.conf";
 /// How every host reaches the API servers.

@@ -1,9 +1,11 @@
 //! Whether the cluster works: not whether it was set up, but what its nodes and pods do now.
 //!
 //! From the API server: every expected node is Ready, every system pod and workload is. From every node itself: cluster DNS answers,
-//! the API server's service address answers, a pod on another node answers, an image can be pulled from the private registry.
+//! the API server's service address answers, a pod on another node answers, an image can be pulled from the private registry. From
+//! every master: its API server serves the certificate that was written, under every name it shall have.
 //! Nothing here changes anything.
 
+mod certificate;
 mod dns;
 mod probes;
 mod system;
@@ -30,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What: `node`, `system-pods`, `dns`, `service`, `cross-node`, `registry`.
+    /// What: `node`, `system-pods`, `dns`, `service`, `cross-node`, `registry`, `certificate`.
     pub check: &'static str,
     /// From where; absent: as the API server has it.
     #[serde(skip_serializing_if = "Option::is_none")]

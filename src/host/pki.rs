@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
 };
 use x509_parser::{
     extensions::GeneralName,
@@ -85,6 +85,20 @@ fn params(subject: &Subject, days: u32) -> Result<CertificateParams> {
     Ok(params)
 }
 
+/// Octets of a serial number: at most 20 are allowed (RFC 5280, 4.1.2.2).
+const SERIAL_LENGTH: usize = 16;
+
+/// A number that no other certificate has. Without one the number would follow from the key, so that a certificate that is issued anew
+/// for the same key could not be told from the one before.
+fn serial_number() -> Result<SerialNumber> {
+    let mut octets = [0; SERIAL_LENGTH];
+    let random = crate::tls::provider().secure_random.fill(&mut octets);
+    random.map_err(|_| Error::failed("the system gives no random numbers"))?;
+    // It is positive, and none is shorter than the others.
+    octets[0] = octets[0] & 0x7f | 0x40;
+    Ok(SerialNumber::from_slice(&octets))
+}
+
 /// A CA's own certificate.
 pub(crate) fn self_signed(key: &str, common_name: &str, days: u32) -> Result<String> {
     let key = KeyPair::from_pem(key).map_err(trouble)?;
@@ -95,6 +109,7 @@ pub(crate) fn self_signed(key: &str, common_name: &str, days: u32) -> Result<Str
         sans: vec![common_name.to_owned()],
     };
     let mut params = params(&subject, days)?;
+    params.serial_number = Some(serial_number()?);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![
         KeyUsagePurpose::DigitalSignature,
@@ -106,6 +121,7 @@ pub(crate) fn self_signed(key: &str, common_name: &str, days: u32) -> Result<Str
 
 fn leaf(subject: &Subject, usage: Usage, days: u32) -> Result<CertificateParams> {
     let mut params = params(subject, days)?;
+    params.serial_number = Some(serial_number()?);
     params.is_ca = IsCa::ExplicitNoCa;
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
@@ -196,7 +212,10 @@ pub(crate) fn why_reissue(
     }
     let left = (cert.validity().not_after.timestamp() - ends.now.as_second()) / 86_400;
     if left < i64::from(ends.days) {
-        return Some(format!("it ends in {left} days"));
+        return Some(match left {
+            ..0 => "it has ended".to_owned(),
+            _ => format!("it ends in {}", oci::counted(left, "day")),
+        });
     }
     differs(&cert, subject, usage)
 }
@@ -357,6 +376,32 @@ mod tests {
                 "{found:?} / {expected}"
             );
         }
+    }
+
+    #[test]
+    fn each_certificate_has_a_number_of_its_own_also_with_the_same_key() {
+        let (ca_key, key) = (new_key().unwrap(), new_key().unwrap());
+        let ca = || self_signed(&ca_key, "kubernetes", 3650).unwrap();
+        let authority = ca();
+        let csr = request(&key, &subject()).unwrap();
+        let cert = || signed(&key, &authority, &ca_key, &subject(), Usage::Server, 365).unwrap();
+        let of_request = || sign_request(&csr, &authority, &ca_key, &subject(), Usage::Server, 365).unwrap();
+        let issued = [ca(), ca(), cert(), cert(), of_request(), of_request()];
+        let mut numbers: Vec<Vec<u8>> = issued
+            .iter()
+            .map(|text| {
+                let (_, pem) = parse_x509_pem(text.as_bytes()).unwrap();
+                let number = pem.parse_x509().unwrap().raw_serial().to_vec();
+                assert!(
+                    number.len() <= 20 && number[0] & 0x80 == 0 && number[0] != 0,
+                    "{number:?}"
+                );
+                number
+            })
+            .collect();
+        numbers.sort();
+        numbers.dedup();
+        assert_eq!(numbers.len(), issued.len());
     }
 
     #[test]

@@ -138,7 +138,7 @@ fn certificate((file, ca, common_name, organizations, sans, usage): Row) -> Effe
 }
 
 /// All names by which the API server is called: from inside, by its service; from hosts, by the local balancer; from outside, by any master.
-fn api_server_names(site: &Site, seat: &Seat) -> Vec<String> {
+pub(crate) fn api_server_names(site: &Site, seat: &Seat) -> Vec<String> {
     let domain = &site.networks.dns_domain;
     let mut names = strings(&[
         "kubernetes",

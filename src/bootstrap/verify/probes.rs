@@ -1,7 +1,7 @@
 //! What a node itself can reach.
 
 use super::{
-    Check, dns,
+    Check, certificate, dns,
     system::{PodTarget, Targets},
 };
 use crate::{
@@ -20,18 +20,27 @@ const PULL_MS: u64 = 30_000;
 /// All probes from one node.
 pub(super) async fn from(site: &Site, seat: &Seat, session: &Session, pods: Targets, deadline: Instant) -> Vec<Check> {
     let host = Some(seat.name.as_str());
-    let (dns, service, cross, registry) = tokio::join!(
+    let certificate = async {
+        match seat.master {
+            true => Some(certificate::api_server(site, seat, session, deadline).await),
+            false => None,
+        }
+    };
+    let (dns, service, cross, registry, certificate) = tokio::join!(
         cluster_dns(site, session, deadline),
         service(site, session, deadline),
         cross_node(seat, session, pods, deadline),
         registry(site, session, deadline),
+        certificate,
     );
-    vec![
+    let mut checks = vec![
         Check::new("dns", host, dns),
         Check::new("service", host, service),
         Check::new("cross-node", host, cross),
         Check::new("registry", host, registry),
-    ]
+    ];
+    checks.extend(certificate.map(|result| Check::new("certificate", host, result)));
+    checks
 }
 
 fn left(deadline: Instant) -> Duration {
@@ -41,7 +50,7 @@ fn left(deadline: Instant) -> Duration {
 }
 
 /// Tries until it works or time is up; the last failure tells why.
-async fn until<F: Future<Output = Result<String, String>>>(
+pub(super) async fn until<F: Future<Output = Result<String, String>>>(
     deadline: Instant,
     mut attempt: impl FnMut() -> F,
 ) -> Result<String, String> {
