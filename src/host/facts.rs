@@ -7,6 +7,10 @@ pub(crate) mod collect;
 pub(crate) mod kernel;
 pub(crate) mod parse;
 
+/// The resolver file with the servers that systemd-resolved itself asks; `/etc/resolv.conf` names only its stub on the loopback then
+/// (systemd-resolved.service(8)).
+pub const RESOLVED_CONF: &str = "/run/systemd/resolve/resolv.conf";
+
 /// What to look at beyond the fixed things.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -83,6 +87,9 @@ pub struct Facts {
     pub names: BTreeMap<String, Vec<String>>,
     /// Name servers of `/etc/resolv.conf`.
     pub nameservers: Vec<String>,
+    /// Name servers of [`RESOLVED_CONF`]: those that systemd-resolved asks.
+    #[serde(default)]
+    pub resolved_nameservers: Vec<String>,
     /// Whether SELinux enforces, AppArmor is on.
     pub lsm: Vec<String>,
     /// Our own installations on this host.
@@ -120,6 +127,9 @@ pub struct Disk {
     pub free: u64,
     /// Free inodes.
     pub free_inodes: u64,
+    /// Inodes in all; 0 where the file system does not count them.
+    #[serde(default)]
+    pub inodes: u64,
     /// `ext4`, `xfs`, `overlay`, …, as the mount table names it.
     pub filesystem: String,
 }

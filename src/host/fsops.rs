@@ -45,6 +45,9 @@ impl Root {
     }
 }
 
+/// What a file system has in its root from the beginning (mke2fs(8)): a folder with nothing else is as good as empty.
+pub(crate) const LOST_AND_FOUND: &str = "lost+found";
+
 /// What lies at a path, without following a link there.
 #[derive(Debug)]
 pub(crate) enum There {

@@ -122,6 +122,7 @@ fn take(query: &Query, root: &Root, system: &dyn System) -> Facts {
             .map(|name| (name.clone(), resolve(system, name)))
             .collect(),
         nameservers: nameservers(&read("/etc/resolv.conf")),
+        resolved_nameservers: nameservers(&read(super::RESOLVED_CONF)),
         lsm: lsm(
             &read("/sys/fs/selinux/enforce"),
             &read("/sys/module/apparmor/parameters/enabled"),
@@ -177,6 +178,7 @@ fn disk(root: &Root, path: &str) -> Disk {
         out.total = stat.f_blocks.saturating_mul(stat.f_frsize);
         out.free = stat.f_bavail.saturating_mul(stat.f_frsize);
         out.free_inodes = stat.f_favail;
+        out.inodes = stat.f_files;
     }
     let mounts = text("/proc/self/mounts");
     let of = |line: &str| {
@@ -309,11 +311,13 @@ fn socket_holders() -> BTreeMap<u64, u32> {
     out
 }
 
-/// Something is there: a file, a link, or a folder with something in it.
+/// Something is there: a file, a link, or a folder with something in it. A disk of its own that was just made is no trace.
 fn left(root: &Root, path: &str) -> bool {
     let Ok(at) = root.path(path) else { return false };
     match fsops::look(&at) {
-        Ok(fsops::There::Dir(_)) => names_in(&at).is_ok_and(|names| !names.is_empty()),
+        Ok(fsops::There::Dir(_)) => {
+            names_in(&at).is_ok_and(|names| names.iter().any(|name| name != fsops::LOST_AND_FOUND))
+        }
         Ok(fsops::There::Nothing) | Err(_) => false,
         Ok(_) => true,
     }
@@ -345,9 +349,10 @@ fn resolve(system: &dyn System, name: &str) -> Vec<String> {
 
 fn nameservers(resolv: &str) -> Vec<String> {
     let server = |line: &str| {
-        line.strip_prefix("nameserver")
-            .and_then(|rest| rest.split_whitespace().next())
-            .map(str::to_owned)
+        let mut words = line.split_whitespace();
+        (words.next() == Some("nameserver"))
+            .then(|| words.next().map(str::to_owned))
+            .flatten()
     };
     resolv.lines().filter_map(server).collect()
 }
@@ -413,6 +418,22 @@ fn installation(root: &Root, scope: &Scope, current: Option<&Path>) -> Option<In
 mod tests {
     use super::*;
     use crate::system::Real;
+
+    #[test]
+    fn a_folder_that_is_a_new_disk_is_no_trace_of_a_cluster() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::at(dir.path());
+        fs::create_dir_all(dir.path().join("var/lib/etcd/lost+found")).unwrap();
+        assert!(!left(&root, "/var/lib/etcd") && !left(&root, "/var/lib/kubelet"));
+        fs::create_dir_all(dir.path().join("var/lib/etcd/member")).unwrap();
+        assert!(left(&root, "/var/lib/etcd"));
+    }
+
+    #[test]
+    fn name_servers_are_what_the_resolver_takes_for_them() {
+        let text = "# nameserver 1.1.1.1\nnameservers 2.2.2.2\nnameserver\t127.0.0.53\n nameserver 10.0.0.53 # x\nnameserver\n";
+        assert_eq!(nameservers(text), ["127.0.0.53", "10.0.0.53"]);
+    }
 
     #[test]
     fn this_machine_has_facts() {

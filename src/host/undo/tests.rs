@@ -338,6 +338,24 @@ fn what_pods_and_others_made_is_told_and_not_called_ours() {
 }
 
 #[test]
+fn a_folder_that_is_a_disk_of_its_own_keeps_nothing_of_us() {
+    let dir = host();
+    let folder = dir.path().join("var/lib/installer");
+    fs::create_dir_all(folder.join("lost+found")).unwrap();
+    let before = tree(dir.path());
+    fs::write(folder.join("clusterd"), "x").unwrap();
+    let mut gate = open(dir.path());
+    gate.apply(&Effect::Dir(Dir {
+        path: "/etc/new".into(),
+        mode: 0o700,
+        owned: true,
+    }))
+    .unwrap();
+    undo(&mut gate).unwrap();
+    assert_eq!(tree(dir.path()), before);
+}
+
+#[test]
 fn a_crash_between_record_and_change_does_no_harm() {
     let dir = host();
     let before = tree(dir.path());
