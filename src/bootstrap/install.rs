@@ -95,8 +95,8 @@ pub async fn prepare(clusterfile: &Clusterfile, options: &Options) -> Result<Pre
     };
     if !lost.is_empty() {
         plan = None;
-        findings.extend(lost.iter().map(|(ip, error)| preflight::lost(*ip, error)));
-        findings.sort();
+        findings.extend(lost.iter().map(|(ip, error)| preflight::unreached(*ip, error)));
+        preflight::arrange(&mut findings);
     }
     Ok(Prepared {
         findings,
@@ -336,7 +336,7 @@ fn query(clusterfile: &Clusterfile) -> Query {
     Query {
         disks: vec![
             clusterfile.cluster.data_root.display().to_string(),
-            "/var/lib/kubelet".to_owned(),
+            preflight::AGENT_ROOT.to_owned(),
         ],
         ports,
         // etcd, on masters, lives by it.

@@ -33,6 +33,7 @@ pub mod install;
 pub mod kubeconfig;
 mod local;
 mod login;
+mod nameservers;
 mod order;
 mod overlay;
 pub mod paths;

@@ -5,16 +5,22 @@ use host::facts::CgroupMode;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
+mod arrange;
+mod identity;
 mod network;
 mod resources;
 mod surroundings;
 mod traces;
+mod unreached;
 mod ways;
 
+pub(crate) use arrange::arrange;
+pub(crate) use resources::AGENT_ROOT;
+pub(crate) use unreached::unreached;
 pub use ways::{Way, wanted as wanted_ways};
 
 /// Something about a host that matters.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// The host's address.
     pub host: String,
@@ -40,29 +46,30 @@ pub enum Severity {
     Warning,
 }
 
-/// Names of all checks.
+/// Names of all checks, in the order in which findings are told: what decides about the whole host first, and what may only follow
+/// from something else after it.
 pub const CHECKS: &[&str] = &[
+    "leftovers",
+    "foreign-ca",
+    "address",
+    "machine-id",
+    "names",
     "arch",
     "systemd",
     "cgroups",
+    "kernel",
     "memory",
     "disk",
-    "kernel",
-    "ports",
     "clock",
-    "names",
-    "machine-id",
-    "address",
     "cidr",
-    "leftovers",
-    "swap",
-    "foreign-ca",
+    "ports",
+    "firewall",
+    "dns",
     "fsync",
     "entropy",
-    "time-zone",
     "mtu",
-    "dns",
-    "firewall",
+    "swap",
+    "time-zone",
 ];
 
 /// What was looked at besides the site.
@@ -88,7 +95,7 @@ pub fn look(site: &Site, looked: &Looked, ignored: &[String]) -> Vec<Finding> {
         network::look(site, seat, &mut findings);
         surroundings::look(site, seat, &mut findings);
     }
-    unique(site, &mut findings);
+    identity::look(site, &mut findings);
     surroundings::compare(site, &mut findings);
     ways::look(site, &looked.ways, &mut findings);
     for finding in &mut findings {
@@ -96,22 +103,8 @@ pub fn look(site: &Site, looked: &Looked, ignored: &[String]) -> Vec<Finding> {
             finding.severity = Severity::Warning;
         }
     }
-    findings.sort();
-    findings.dedup();
+    arrange(&mut findings);
     findings
-}
-
-/// That a host cannot be talked to. Nothing passes over it.
-pub(crate) fn lost(ip: std::net::Ipv4Addr, error: &crate::Error) -> Finding {
-    Finding {
-        host: ip.to_string(),
-        name: ip.to_string(),
-        check: "reach",
-        severity: Severity::Error,
-        cause: error.to_string(),
-        remedy: "see to it that the host runs and lets this machine in by SSH, or take it out of the Clusterfile"
-            .to_owned(),
-    }
 }
 
 /// Whether anything stops us.
@@ -190,64 +183,6 @@ fn platform(site: &Site, seat: &Seat, findings: &mut Vec<Finding>) {
             format!("the kernel {} lacks {}", facts.kernel, kernel.join(", ")),
             "install a kernel or its module package that has them",
         ));
-    }
-}
-
-/// What must differ between hosts.
-fn unique(site: &Site, findings: &mut Vec<Finding>) {
-    type Property = (&'static str, &'static str, fn(&Seat) -> &str, &'static str);
-    let properties: [Property; 3] = [
-        (
-            "names",
-            "host name",
-            |seat| &seat.name,
-            "give each host a name of its own: hostnamectl set-hostname NAME",
-        ),
-        (
-            "machine-id",
-            "machine id",
-            |seat| &seat.facts.machine_id,
-            "cloned machines share it; make a new one: rm /etc/machine-id && systemd-machine-id-setup",
-        ),
-        (
-            "address",
-            "boot id",
-            |seat| &seat.facts.boot_id,
-            "two addresses of the Clusterfile lead to the same machine; list each host once",
-        ),
-    ];
-    for (check, what, property, remedy) in properties {
-        let mut owners: BTreeMap<&str, Vec<&Seat>> = BTreeMap::new();
-        for seat in site.seats.iter().filter(|seat| !property(seat).is_empty()) {
-            owners.entry(property(seat)).or_default().push(seat);
-        }
-        for (value, seats) in owners.into_iter().filter(|(_, seats)| seats.len() > 1) {
-            // Hosts of one machine share its boot id; only if the machine id is the same too is it the same host.
-            if check == "address"
-                && seats
-                    .windows(2)
-                    .any(|two| two[0].facts.machine_id != two[1].facts.machine_id)
-            {
-                continue;
-            }
-            let all: Vec<String> = seats.iter().map(|seat| seat.ip.to_string()).collect();
-            findings.push(error(
-                seats[0],
-                check,
-                format!("{what} {value} is that of {}", all.join(" and ")),
-                remedy,
-            ));
-        }
-    }
-    for seat in &site.seats {
-        if !clusterfile::names::is_dns_subdomain(&seat.name) {
-            findings.push(error(
-                seat,
-                "names",
-                format!("its host name {:?} cannot be a node's name", seat.name),
-                "use lowercase letters, digits, - and . only: hostnamectl set-hostname NAME",
-            ));
-        }
     }
 }
 

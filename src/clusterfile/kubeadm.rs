@@ -280,28 +280,70 @@ fn check_threshold(decoder: &mut Decoder, key: &yaml::Key, value: &Node, text: O
             format!("evictionHard: {signal:?} is no signal{hint} (known: {known})"),
         );
     }
-    if let Some(text) = text.filter(|text| !is_threshold(text)) {
+    if let Some(text) = text.filter(|text| threshold(text, 0).is_none()) {
         let forms = "neither an amount (100Mi) nor a percentage (5%)";
         decoder.problem(value.at, format!("evictionHard.{signal}: {text:?} is {forms}"));
     }
 }
 
-/// A percentage of 0 to 100, or a whole number with one of Kubernetes' suffixes.
-fn is_threshold(text: &str) -> bool {
+/// How much a threshold of `evictionHard` is of a capacity: a percentage of 0 to 100, or a number with one of Kubernetes' suffixes.
+/// Nothing if it is neither.
+#[must_use]
+pub fn threshold(text: &str, capacity: u64) -> Option<u64> {
     if let Some(percent) = text.strip_suffix('%') {
-        return percent
-            .parse()
-            .is_ok_and(|percent: f64| (0.0..=100.0).contains(&percent));
+        let percent: f64 = percent.parse().ok()?;
+        if !(0.0..=100.0).contains(&percent) {
+            return None;
+        }
+        return Some((capacity as f64 * percent / 100.0) as u64);
     }
     let digits = text.bytes().take_while(|b| b.is_ascii_digit() || *b == b'.').count();
     let (number, suffix) = text.split_at(digits);
-    let known = ["", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
-    number.parse::<f64>().is_ok() && known.contains(&suffix)
+    let factor = match suffix.strip_suffix('i') {
+        Some(binary) => 1024_f64.powi(power(binary, "KMGTPE")?),
+        None if suffix.is_empty() => 1.0,
+        None => 1000_f64.powi(power(suffix, "kMGTPE")?),
+    };
+    number.parse().ok().map(|number: f64| (number * factor) as u64)
+}
+
+/// The place of a suffix among `known`, from 1.
+fn power(suffix: &str, known: &str) -> Option<i32> {
+    let place = known
+        .chars()
+        .zip(1..)
+        .find(|(c, _)| suffix.strip_prefix(*c) == Some(""));
+    place.map(|(_, place)| place)
 }
 
 /// Merges honoured kubelet fields over a base configuration, field by field.
 pub fn merge_kubelet(base: &mut Map<String, Value>, settings: &KubeadmSettings) {
     for (field, value) in &settings.kubelet {
         base.insert(field.clone(), value.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::threshold;
+
+    #[test]
+    fn thresholds_are_percentages_or_amounts() {
+        for (text, amount) in [
+            ("10%", Some(100)),
+            ("0%", Some(0)),
+            ("100Mi", Some(100 << 20)),
+            ("1.5k", Some(1500)),
+            ("2G", Some(2_000_000_000)),
+            ("7", Some(7)),
+            ("101%", None),
+            ("1K", None),
+            ("1ki", None),
+            ("1MiB", None),
+            ("", None),
+            ("x", None),
+        ] {
+            assert_eq!(threshold(text, 1000), amount, "{text}");
+        }
     }
 }

@@ -2,13 +2,20 @@
 
 use super::{Learned, file, owned_dir, service};
 use crate::{
-    Result, paths, render,
+    Result,
+    nameservers::Nameservers,
+    paths, render,
     site::{Seat, Site},
 };
 use host::{
     Effect,
     effect::{Cert, Kubeconfig, RENEW_DAYS, Subject, Usage},
+    facts::RESOLVED_CONF,
 };
+use serde_json::{Map, Value};
+
+/// The field of the agent's configuration that names the resolver file for pods.
+pub(crate) const RESOLV_CONF: &str = "resolvConf";
 
 /// The cluster's authority, and the agent's serving certificate signed by it. Where the authority's key is, the host signs for itself.
 ///
@@ -97,15 +104,34 @@ pub fn agent(site: &Site, seat: &Seat, learned: &Learned) -> Result<Vec<Effect>>
 
 fn kubelet_config(site: &Site, seat: &Seat) -> Result<String> {
     let text = render::file(site, seat, paths::source::KUBELET)?;
-    if site.kubeadm.kubelet.is_empty() {
+    let before = parse(&text)?;
+    let after = kubelet_fields(site, seat)?;
+    if before == after {
+        // As it stands in the image, with its comments.
         return Ok(text);
     }
-    let mut document = render::documents(paths::source::KUBELET, &text)?
-        .into_iter()
-        .next()
-        .unwrap_or_default();
-    if let Some(fields) = document.as_object_mut() {
-        clusterfile::kubeadm::merge_kubelet(fields, &site.kubeadm);
+    render::yaml(&serde_json::Value::Object(after))
+}
+
+/// The fields of the agent's configuration: the image's, overlaid by the Clusterfile's, completed by what follows from the host.
+///
+/// # Errors
+/// When the image's cannot be rendered or read.
+pub(crate) fn kubelet_fields(site: &Site, seat: &Seat) -> Result<Map<String, Value>> {
+    let mut fields = parse(&render::file(site, seat, paths::source::KUBELET)?)?;
+    clusterfile::kubeadm::merge_kubelet(&mut fields, &site.kubeadm);
+    if !fields.contains_key(RESOLV_CONF)
+        && let Nameservers::Resolved = Nameservers::of(&seat.facts)
+    {
+        fields.insert(RESOLV_CONF.to_owned(), RESOLVED_CONF.into());
     }
-    render::yaml(&document)
+    Ok(fields)
+}
+
+fn parse(text: &str) -> Result<Map<String, Value>> {
+    let document = render::documents(paths::source::KUBELET, text)?.into_iter().next();
+    Ok(match document {
+        Some(Value::Object(fields)) => fields,
+        _ => Map::new(),
+    })
 }

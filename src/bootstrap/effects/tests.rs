@@ -339,6 +339,28 @@ fn the_users_kubelet_settings_and_configs_are_honoured() {
 }
 
 #[test]
+fn pods_get_the_name_servers_behind_the_stub_of_systemd_resolved() {
+    let chosen = |site: &Site| {
+        let effects = plan::effects(site, &site.seats[1], &learned()).unwrap();
+        let text = content(&effects, "/var/lib/kubelet/config.yaml").unwrap();
+        let config = crate::render::documents("x", &text).unwrap().remove(0);
+        config
+            .get("resolvConf")
+            .and_then(|file| file.as_str().map(str::to_owned))
+    };
+    let mut site = site();
+    site.seats[1].facts.nameservers = vec!["10.0.0.53".into()];
+    site.seats[1].facts.resolved_nameservers = vec!["10.0.0.53".into()];
+    assert_eq!(chosen(&site), None);
+    site.seats[1].facts.nameservers = vec!["127.0.0.53".into()];
+    assert_eq!(chosen(&site).as_deref(), Some("/run/systemd/resolve/resolv.conf"));
+    let own =
+        "---\napiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nresolvConf: /etc/pods.conf\n";
+    site.kubeadm = crate::testing::clusterfile(own).kubeadm;
+    assert_eq!(chosen(&site).as_deref(), Some("/etc/pods.conf"));
+}
+
+#[test]
 fn whatever_is_secret_is_in_no_effect_that_a_plan_shows() {
     use base64::Engine as _;
     let mut site = site();

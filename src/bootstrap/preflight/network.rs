@@ -3,6 +3,7 @@
 use super::{Finding, error};
 use crate::site::{Seat, Site};
 use clusterfile::Cidr;
+use std::collections::BTreeSet;
 
 pub(super) fn look(site: &Site, seat: &Seat, findings: &mut Vec<Finding>) {
     let facts = &seat.facts;
@@ -35,18 +36,14 @@ pub(super) fn look(site: &Site, seat: &Seat, findings: &mut Vec<Finding>) {
                 findings.push(error(seat, "cidr", cause, remedy(name)));
             }
         }
-        for route in &facts.routes {
-            if route
-                .destination
-                .parse::<Cidr>()
-                .is_ok_and(|route| route.overlaps(block))
-            {
-                let cause = format!(
-                    "the {name} block {block} overlaps the host's route {}",
-                    route.destination
-                );
-                findings.push(error(seat, "cidr", cause, remedy(name)));
-            }
+        let overlaps = |route: &&str| route.parse::<Cidr>().is_ok_and(|route| route.overlaps(block));
+        let routes = facts.routes.iter().map(|route| route.destination.as_str());
+        let routes: BTreeSet<&str> = routes.filter(overlaps).collect();
+        if !routes.is_empty() {
+            let noun = if routes.len() == 1 { "route" } else { "routes" };
+            let routes = routes.into_iter().collect::<Vec<_>>().join(", ");
+            let cause = format!("the {name} block {block} overlaps the host's {noun} {routes}");
+            findings.push(error(seat, "cidr", cause, remedy(name)));
         }
     }
 }

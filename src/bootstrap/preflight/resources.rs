@@ -3,6 +3,8 @@
 use super::{Finding, error, warning};
 use crate::site::{Seat, Site};
 
+/// Where the agent keeps pods, volumes and logs.
+pub(crate) const AGENT_ROOT: &str = "/var/lib/kubelet";
 const MIB: u64 = 1 << 20;
 /// Less memory than this and a node cannot hold its own system pods.
 const MEMORY_NODE: u64 = 512 * MIB;
@@ -57,6 +59,7 @@ pub(super) fn look(site: &Site, seat: &Seat, sending: u64, findings: &mut Vec<Fi
             "make room there, or set spec.dataRoot to a folder on a larger disk",
         ));
     }
+    eviction(site, seat, sending, installed, findings);
     if !facts.swaps.is_empty() {
         findings.push(warning(
             seat,
@@ -65,6 +68,64 @@ pub(super) fn look(site: &Site, seat: &Seat, sending: u64, findings: &mut Vec<Fi
             "nothing: it will be switched off, and on again by reset",
         ));
     }
+}
+
+/// The agent's thresholds where neither the image nor the Clusterfile gives any.
+const EVICTION: [(&str, &str); 3] = [
+    ("nodefs.available", "10%"),
+    ("nodefs.inodesFree", "5%"),
+    ("imagefs.available", "15%"),
+];
+
+/// Disks on which the agent would evict pods at once: the node has the condition DiskPressure then, and nothing is placed on it.
+fn eviction(site: &Site, seat: &Seat, sending: u64, installed: bool, findings: &mut Vec<Finding>) {
+    let fields = crate::effects::agent::kubelet_fields(site, seat).unwrap_or_default();
+    let own = fields.get("evictionHard").and_then(serde_json::Value::as_object);
+    let thresholds: Vec<(&str, &str)> = match own {
+        // Signals that a configuration leaves out are not watched.
+        Some(own) => own
+            .iter()
+            .filter_map(|(k, v)| Some((k.as_str(), v.as_str()?)))
+            .collect(),
+        None => EVICTION.to_vec(),
+    };
+    let disk = |path: &str| seat.facts.disks.iter().find(|disk| disk.path == path);
+    let mut short = Vec::new();
+    for (signal, threshold) in thresholds {
+        let (path, sending) = match signal.split_once('.') {
+            Some(("nodefs", _)) => (AGENT_ROOT, 0),
+            // containerd's folder lies there, and what is sent stays.
+            Some(("imagefs", _)) => (site.scope.data_root.as_str(), sending),
+            _ => continue,
+        };
+        let Some(disk) = disk(path) else { continue };
+        let (what, free, total) = match signal.ends_with("inodesFree") {
+            true => ("inodes", disk.free_inodes, disk.inodes),
+            false => ("bytes", disk.free.saturating_sub(sending), disk.total),
+        };
+        let Some(limit) = clusterfile::kubeadm::threshold(threshold, total) else {
+            continue;
+        };
+        if total > 0 && free < limit {
+            let percent = free as f64 * 100.0 / total as f64;
+            let sent = if sending > 0 && what == "bytes" {
+                " after what is sent"
+            } else {
+                ""
+            };
+            short.push(format!(
+                "{percent:.0} % of the {what} below {path} are free{sent}, {signal} is {threshold}"
+            ));
+        }
+    }
+    if short.is_empty() {
+        return;
+    }
+    let cause = format!("the node agent would evict pods at once: {}", short.join("; "));
+    let remedy = "make room there, set spec.dataRoot to a folder on a larger disk, or set evictionHard in a KubeletConfiguration";
+    // Where it is installed, an apply may be what mends it.
+    let finding = if installed { warning } else { error };
+    findings.push(finding(seat, "disk", cause, remedy.to_owned()));
 }
 
 pub(super) fn clock(seat: &Seat, now_ms: i64, findings: &mut Vec<Finding>) {

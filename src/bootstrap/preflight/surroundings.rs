@@ -1,7 +1,13 @@
 //! What does not stop an installation and troubles it later: slow disks, little entropy, packet filters, hosts that are not alike.
 
 use super::{Finding, traces, warning};
-use crate::site::{Seat, Site};
+use crate::{
+    effects::agent,
+    nameservers::Nameservers,
+    paths::RESOLVER,
+    site::{Seat, Site},
+};
+use host::facts::RESOLVED_CONF;
 use std::collections::BTreeMap;
 
 /// etcd's documentation asks for durable writes below this, in microseconds; slower ones lose it its leadership.
@@ -27,7 +33,10 @@ pub(super) fn look(site: &Site, seat: &Seat, findings: &mut Vec<Finding>) {
     }
     // What does not say is a kernel without the file.
     if (1..ENTROPY).contains(&facts.entropy) {
-        let cause = format!("the kernel has {} bits of entropy; making keys may hang", facts.entropy);
+        let cause = format!(
+            "the kernel has {} of entropy; making keys may hang",
+            oci::counted(facts.entropy, "bit")
+        );
         findings.push(warning(
             seat,
             "entropy",
@@ -35,13 +44,7 @@ pub(super) fn look(site: &Site, seat: &Seat, findings: &mut Vec<Finding>) {
             "install rng-tools or haveged, or give the machine a hardware source",
         ));
     }
-    if facts.nameservers.len() > NAMESERVERS {
-        let cause = format!(
-            "/etc/resolv.conf has {} name servers; pods use the first {NAMESERVERS}",
-            facts.nameservers.len()
-        );
-        findings.push(warning(seat, "dns", cause, "leave those that matter in front"));
-    }
+    nameservers(site, seat, findings);
     let installed = facts
         .installed
         .iter()
@@ -65,6 +68,34 @@ pub(super) fn look(site: &Site, seat: &Seat, findings: &mut Vec<Finding>) {
     }
     if !installed && facts.runtimes.get("docker").is_some_and(|shown| shown == DOCKER) {
         findings.push(docker(site, seat));
+    }
+}
+
+/// What pods and cluster DNS get of the host's name servers. A file that the Clusterfile or the image names is the user's own choice.
+fn nameservers(site: &Site, seat: &Seat, findings: &mut Vec<Finding>) {
+    let facts = &seat.facts;
+    let fields = agent::kubelet_fields(site, seat).unwrap_or_default();
+    let choice = fields.get(agent::RESOLV_CONF).and_then(serde_json::Value::as_str);
+    let (file, count) = match (choice, Nameservers::of(facts)) {
+        (None | Some(RESOLVER), Nameservers::Loopback { servers, rest }) => {
+            let others = if rest { "besides others " } else { "only " };
+            let cause = format!(
+                "{RESOLVER} names {others}{}, which in a pod is the pod itself: pods and cluster DNS cannot ask there for names outside of the cluster",
+                servers.join(" and ")
+            );
+            let remedy = format!(
+                "name servers there that pods can reach, or let systemd-resolved run, whose {RESOLVED_CONF} is taken then, or name another file in resolvConf of a KubeletConfiguration; where no outside name is needed nothing need be done"
+            );
+            findings.push(warning(seat, "dns", cause, remedy));
+            return;
+        }
+        (None, Nameservers::Etc) | (Some(RESOLVER), _) => (RESOLVER, facts.nameservers.len()),
+        (Some(RESOLVED_CONF), _) => (RESOLVED_CONF, facts.resolved_nameservers.len()),
+        _ => return,
+    };
+    if count > NAMESERVERS {
+        let cause = format!("{file} has {count} name servers; pods use the first {NAMESERVERS}");
+        findings.push(warning(seat, "dns", cause, "leave those that matter in front"));
     }
 }
 

@@ -57,6 +57,8 @@ fn each_trouble_is_found_by_its_name() {
         ("clock", Warning, |s| s.seats[0].facts.time_ms -= 8_000),
         ("names", Error, |s| s.seats[1].name = "m1".into()),
         ("names", Error, |s| s.seats[1].name = "under_score".into()),
+        ("names", Error, |s| s.seats[1].name = "localhost".into()),
+        ("names", Error, |s| s.seats[1].name = "n".repeat(64)),
         ("machine-id", Error, |s| s.seats[1].facts.machine_id = "id-m1".into()),
         ("address", Error, |s| s.seats[1].facts.addresses.clear()),
         ("cidr", Error, |s| {
@@ -87,6 +89,11 @@ fn each_trouble_is_found_by_its_name() {
         ("fsync", |s| s.seats[0].facts.fsync_us = Some(40_000)),
         ("entropy", |s| s.seats[1].facts.entropy = 60),
         ("dns", |s| s.seats[1].facts.nameservers = vec!["10.0.0.53".into(); 4]),
+        ("dns", |s| s.seats[1].facts.nameservers = vec!["127.0.0.53".into()]),
+        ("dns", |s| {
+            s.seats[1].facts.nameservers = vec!["127.0.0.53".into()];
+            s.seats[1].facts.resolved_nameservers = vec!["10.0.0.53".into(); 4];
+        }),
         ("firewall", |s| s.seats[1].facts.firewalls.push("ufw".into())),
         ("firewall", |s| {
             let _ = s.seats[1]
@@ -137,6 +144,160 @@ fn a_host_of_ours_may_have_what_we_made() {
         });
     });
     assert_eq!(found, []);
+}
+
+#[test]
+fn two_hosts_with_a_name_that_none_may_have_are_told_once_each() {
+    let found = found(|site| {
+        for seat in &mut site.seats {
+            seat.name = "localhost".into();
+        }
+    });
+    assert_eq!(found, [("names", Severity::Error); 2]);
+}
+
+#[test]
+fn systemd_resolved_is_no_trouble_where_its_own_servers_are_known() {
+    let resolved = |site: &mut Site| {
+        for seat in &mut site.seats {
+            seat.facts.nameservers = vec!["127.0.0.53".into()];
+            seat.facts.resolved_nameservers = vec!["10.0.0.53".into()];
+        }
+    };
+    assert_eq!(found(resolved), []);
+    let chosen = |site: &mut Site| {
+        site.seats[1].facts.nameservers = vec!["127.0.0.1".into()];
+        let file = "/etc/installer/resolv.conf".into();
+        let _ = site.kubeadm.kubelet.insert("resolvConf".into(), file);
+    };
+    assert_eq!(
+        found(chosen),
+        [],
+        "a file that the Clusterfile names is not looked into"
+    );
+}
+
+/// Ten of a hundred GiB are free below the data root, so many of a hundred below the agent's folder.
+fn with_disks(site: &mut Site, agent: u64) {
+    for (path, free) in [("/var/lib/installer", 10), ("/var/lib/kubelet", agent)] {
+        let facts = &mut site.seats[1].facts;
+        facts.disks.retain(|disk| disk.path != path);
+        facts.disks.push(Disk {
+            path: path.into(),
+            total: 100 << 30,
+            free: free << 30,
+            inodes: 1000,
+            free_inodes: 500,
+            ..Disk::default()
+        });
+    }
+}
+
+#[test]
+fn a_disk_on_which_the_agent_would_evict_is_told_by_its_thresholds() {
+    let causes = |change: &dyn Fn(&mut Site)| -> Vec<(Severity, String)> {
+        let mut site = ready();
+        change(&mut site);
+        let findings = look(&site, &looked(), &[]);
+        assert!(findings.iter().all(|finding| finding.check == "disk"), "{findings:?}");
+        findings.into_iter().map(|f| (f.severity, f.cause)).collect()
+    };
+    let image = "10 % of the bytes below /var/lib/installer are free, imagefs.available is 15%";
+    let both = format!(
+        "the node agent would evict pods at once: {image}; 9 % of the bytes below /var/lib/kubelet are free, nodefs.available is 10%"
+    );
+    let told = causes(&|site| with_disks(site, 9));
+    assert_eq!(told.len(), 1);
+    for part in both
+        .trim_start_matches("the node agent would evict pods at once: ")
+        .split("; ")
+    {
+        assert!(told[0].0 == Severity::Error && told[0].1.contains(part), "{told:?}");
+    }
+    let told = causes(&|site| {
+        with_disks(site, 50);
+        site.seats[1].facts.disks[1].free_inodes = 40;
+    });
+    assert!(
+        told[0].1.contains("4 % of the inodes below /var/lib/kubelet"),
+        "{told:?}"
+    );
+    // Thresholds of the Clusterfile take the place of all others.
+    let chosen = |threshold: &'static str| {
+        causes(&move |site: &mut Site| {
+            with_disks(site, 9);
+            let hard = serde_json::json!({"imagefs.available": threshold});
+            let _ = site.kubeadm.kubelet.insert("evictionHard".into(), hard);
+        })
+    };
+    assert_eq!(chosen("5Gi"), []);
+    assert!(chosen("11Gi")[0].1.ends_with("imagefs.available is 11Gi"));
+    // An apply may be what mends a host that is installed.
+    let told = causes(&|site| {
+        with_disks(site, 9);
+        site.seats[1].facts.installed.push(Installed {
+            cluster: "demo".into(),
+            ..Installed::default()
+        });
+    });
+    assert_eq!(told[0].0, Severity::Warning);
+}
+
+#[test]
+fn a_disk_that_what_is_sent_would_fill_is_told() {
+    let mut site = ready();
+    with_disks(&mut site, 50);
+    site.seats[1].facts.disks[0].free = 17 << 30;
+    let sending = [(site.seats[1].ip, 3_u64 << 30)].into();
+    let findings = look(&site, &Looked { sending, ..looked() }, &[]);
+    assert!(
+        findings[0]
+            .cause
+            .contains("14 % of the bytes below /var/lib/installer are free after what is sent"),
+        "{findings:?}"
+    );
+}
+
+#[test]
+fn a_host_of_another_cluster_is_one_finding() {
+    let mut site = ready();
+    let facts = &mut site.seats[1].facts;
+    facts.installed.push(Installed {
+        cluster: "other".into(),
+        ..Installed::default()
+    });
+    for (port, process) in [(10250, "clusterd"), (10256, "clusterd"), (6444, "clusterd")] {
+        facts.listeners.push(Listener {
+            port,
+            process: process.into(),
+            address: "0.0.0.0".into(),
+            ..Listener::default()
+        });
+    }
+    for n in 0..8 {
+        facts.routes.push(Route {
+            destination: format!("100.64.{n}.0/24"),
+            ..Route::default()
+        });
+    }
+    let findings = look(&site, &looked(), &[]);
+    let [finding] = findings.as_slice() else {
+        panic!("{findings:?}")
+    };
+    assert!(
+        finding.cause.starts_with("the host belongs to the cluster \"other\""),
+        "{finding:?}"
+    );
+    assert!(
+        finding
+            .cause
+            .contains("clusterd uses ports 6444, 10250, 10256 on 0.0.0.0"),
+        "{finding:?}"
+    );
+    assert!(
+        finding.cause.contains("routes 100.64.0.0/24, 100.64.1.0/24"),
+        "{finding:?}"
+    );
 }
 
 #[test]

@@ -5,6 +5,7 @@ use crate::{
     paths,
     site::{Seat, Site},
 };
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Ports that must be free on a host that is not ours yet.
 pub fn ports(site: &Site, master: bool, registry: bool) -> Vec<u16> {
@@ -54,23 +55,31 @@ pub(super) fn look(site: &Site, seat: &Seat, findings: &mut Vec<Finding>) {
             "remove it (kubeadm reset, or that tool's own way) and what it left",
         ));
     }
+    listeners(site, seat, findings);
+}
+
+/// Ports that somebody has: one finding for each program, however many ports it has on however many addresses.
+fn listeners(site: &Site, seat: &Seat, findings: &mut Vec<Finding>) {
     let wanted = ports(site, seat.master, seat.registry);
-    for listener in facts
-        .listeners
-        .iter()
-        .filter(|listener| wanted.contains(&listener.port))
-    {
+    let mut held: BTreeMap<String, (BTreeSet<u16>, BTreeSet<&str>)> = BTreeMap::new();
+    for listener in seat.facts.listeners.iter().filter(|held| wanted.contains(&held.port)) {
         let who = match (listener.process.as_str(), listener.unit.as_str()) {
             ("", "") => "someone".to_owned(),
             (process, "") => process.to_owned(),
             (process, unit) => format!("{process} ({unit})"),
         };
-        findings.push(error(
-            seat,
-            "ports",
-            format!("port {} is in use by {who} on {}", listener.port, listener.address),
-            "stop it, or move it to another port",
-        ));
+        let (ports, addresses) = held.entry(who).or_default();
+        ports.insert(listener.port);
+        addresses.insert(&listener.address);
+    }
+    for (who, (ports, addresses)) in held {
+        let verb = if ports.len() == 1 { "port" } else { "ports" };
+        let (ports, addresses): (Vec<_>, Vec<_>) = (
+            ports.iter().map(u16::to_string).collect(),
+            addresses.into_iter().collect(),
+        );
+        let cause = format!("{who} uses {verb} {} on {}", ports.join(", "), addresses.join(" and "));
+        findings.push(error(seat, "ports", cause, "stop it, or move it to another port"));
     }
 }
 
