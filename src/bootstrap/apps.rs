@@ -78,21 +78,43 @@ pub fn launched(clusterfile: &Clusterfile, image: &Image) -> Result<Vec<App>> {
     };
     let names = names(clusterfile, image);
     let mut settings = clusterfile.applications.iter().flat_map(|a| a.configs.keys());
+    let known = known(image);
+    let unknown: Vec<&String> = names.iter().filter(|name| !known.contains(name.as_str())).collect();
+    if !unknown.is_empty() {
+        return Err(Error::Wish(no_such_apps(clusterfile, image, &unknown, &known)));
+    }
     if let Some(name) = settings.find(|name| !names.contains(name)) {
+        let place = clusterfile
+            .place_of_app(name)
+            .unwrap_or_else(|| "the Clusterfile".to_owned());
         let hint = clusterfile::names::did_you_mean(name, names.iter().map(String::as_str));
         return Err(Error::Wish(format!(
-            "the Clusterfile has settings for the application {name:?}, which is not launched{hint}; add it to launchApps or appNames, or remove them"
+            "{place} has settings for the application {name:?}, which is not launched{hint}; add it to launchApps or appNames, or remove them"
         )));
     }
-    let known = known(image);
-    let app = |name: &String| {
-        if !known.contains(name.as_str()) {
-            let hint = clusterfile::names::did_you_mean(name, known.iter().copied());
-            return Err(bad(format!("it has no application {name:?}{hint}")));
-        }
-        self::app(clusterfile, image, name).map_err(bad)
-    };
+    let app = |name: &String| self::app(clusterfile, image, name).map_err(bad);
     names.iter().map(app).collect()
+}
+
+/// All applications that are to be launched and are in no image, each with its place and the name it was probably meant to be.
+fn no_such_apps(clusterfile: &Clusterfile, image: &Image, unknown: &[&String], known: &BTreeSet<&str>) -> String {
+    let line = |name: &&String| {
+        // What no Clusterfile names the image itself wants to launch.
+        let place = clusterfile
+            .place_of_app(name)
+            .map_or_else(String::new, |place| format!("{place}: "));
+        let hint = clusterfile::names::did_you_mean(name, known.iter().copied());
+        format!(
+            "{place}the cluster image {} has no application {name:?}{hint}",
+            image.reference
+        )
+    };
+    let mut lines: Vec<String> = unknown.iter().map(line).collect();
+    lines.push(match known.is_empty() {
+        true => "it has none at all".to_owned(),
+        false => format!("it has: {}", known.iter().copied().collect::<Vec<_>>().join(", ")),
+    });
+    lines.join("\n")
 }
 
 /// An empty name means none, as in Sealer.
@@ -290,210 +312,4 @@ pub fn commands_digest(site: &Site) -> oci::Digest {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::{add_file, clusterfile, site};
-
-    fn with(files: &[(&str, bool)]) -> Site {
-        let mut site = site();
-        for (path, executable) in files {
-            add_file(&mut site, &format!("application/apps/{path}"), "text", *executable);
-        }
-        site
-    }
-
-    fn kind_of(files: &[(&str, bool)]) -> Result<Kind, String> {
-        kind(&with(files).image, "web", Vec::new())
-    }
-
-    #[test]
-    fn what_lies_in_its_folder_tells_how_an_application_is_launched() {
-        let chart = |path: &str| Ok(Kind::Chart(path.into()));
-        let scripts = |names: &[&str]| Ok(Kind::Scripts(names.iter().map(|name| (*name).into()).collect()));
-        for (files, expected) in [
-            (
-                &[
-                    ("web/Chart.yaml", false),
-                    ("web/x.sh", true),
-                    ("web/sub/Chart.yaml", false),
-                ][..],
-                chart(""),
-            ),
-            (
-                &[("web/c/Chart.yaml", false), ("web/c/charts/d/Chart.yaml", false)],
-                chart("c"),
-            ),
-            (&[("web/c-1.tgz", false), ("web/values.yaml", false)], chart("c-1.tgz")),
-            (
-                &[("web/b.sh.tmpl", false), ("web/a", true), ("web/x.yaml", false)],
-                scripts(&["a", "b.sh"]),
-            ),
-            (&[("web/sub/x.yaml", false), ("web/README", false)], Ok(Kind::Manifests)),
-        ] {
-            assert_eq!(kind_of(files), expected, "{files:?}");
-        }
-        let commands = kind(&with(&[("web/Chart.yaml", false)]).image, "web", vec!["go".into()]);
-        assert_eq!(commands, Ok(Kind::Commands(vec!["go".into()])));
-        for (files, why) in [
-            (
-                &[("web/README", false), ("other/x.yaml", false)][..],
-                "nothing can be launched",
-            ),
-            (
-                &[("web/a.tgz", false), ("web/b/Chart.yaml", false)],
-                "several charts (a.tgz, b)",
-            ),
-        ] {
-            let error = kind_of(files).unwrap_err();
-            assert!(error.contains(why), "{error}");
-        }
-    }
-
-    #[test]
-    fn the_clusterfile_chooses_and_sets_and_what_means_nothing_is_refused() {
-        let mut site = with(&[("web/Chart.yaml", false), ("db/x.yaml", false), ("job/x.sh", true)]);
-        site.image.launch.apps = vec!["web".into(), "job".into()];
-        let env = |text: &str| Env::from([("A".to_owned(), text.to_owned())]);
-        site.image.apps.insert(
-            "web".into(),
-            image::AppMeta {
-                env: env("image"),
-                ..Default::default()
-            },
-        );
-        let launched = |more: &str| launched(&clusterfile(more), &site.image).map_err(|e| e.to_string());
-        let names = |more: &str| -> Vec<String> { launched(more).unwrap().into_iter().map(|app| app.name).collect() };
-        let doc = |spec: &str| {
-            format!("---\napiVersion: sealer.io/v2\nkind: Application\nmetadata: {{name: a}}\nspec: {spec}\n")
-        };
-        assert_eq!(names(""), ["web", "job"]);
-        assert_eq!(names("  appNames: [db]\n"), ["db"]);
-        assert_eq!(names("  appNames: ['']\n"), [""; 0]);
-        assert_eq!(names(&doc("{launchApps: [job, db]}")), ["job", "db"]);
-        let web = launched(&doc("{configs: [{name: web, env: [A=own, B=2], namespace: shop}]}"))
-            .unwrap()
-            .remove(0);
-        assert_eq!(
-            (web.namespace.as_str(), web.env["A"].as_str(), web.env["B"].as_str()),
-            ("shop", "own", "2")
-        );
-        let job = launched(&doc("{configs: [{name: job, launch: {cmds: [x]}}]}"))
-            .unwrap()
-            .remove(1);
-        assert_eq!(job.kind, Kind::Commands(vec!["x".into()]));
-        for (more, why) in [
-            (
-                "  appNames: [wbe]\n".to_owned(),
-                "has no application \"wbe\", did you mean \"web\"?",
-            ),
-            (
-                doc("{configs: [{name: db, env: [A=1]}]}"),
-                "settings for the application \"db\", which is not launched",
-            ),
-            (
-                doc("{configs: [{name: job, namespace: x}]}"),
-                "\"job\" is no helm chart but scripts",
-            ),
-        ] {
-            let error = launched(&more).unwrap_err();
-            assert!(error.contains(why), "{error}");
-        }
-    }
-
-    #[test]
-    fn files_of_applications_are_files_of_the_rootfs() {
-        let more = "---\napiVersion: sealer.io/v2\nkind: Config\nmetadata: {name: c}\nspec: {path: ./etc//x, data: d}\n---\napiVersion: sealer.io/v2\nkind: Config\nmetadata: {name: v}\nspec: {appName: db, path: v.yaml, data: d}\n---\napiVersion: sealer.io/v2\nkind: Application\nmetadata: {name: a}\nspec: {configs: [{name: web, files: [{path: values.yaml, strategy: merge, data: 'a: 1'}]}]}\n";
-        let paths: Vec<String> = configs(&clusterfile(more))
-            .into_iter()
-            .map(|config| config.path)
-            .collect();
-        assert_eq!(
-            paths,
-            [
-                "etc/x",
-                "application/apps/db/v.yaml",
-                "application/apps/web/values.yaml"
-            ]
-        );
-    }
-
-    fn chart_site(chart: &str) -> (Site, App) {
-        let mut site = with(&[(&format!("web/{chart}"), false), ("web/values.yaml", false)]);
-        let app = App {
-            name: "web".into(),
-            env: Env::from([
-                ("replicas".into(), "3".into()),
-                ("tag".into(), "007".into()),
-                ("on".into(), "true".into()),
-            ]),
-            namespace: "default".into(),
-            kind: kind(&site.image, "web", Vec::new()).unwrap(),
-        };
-        site.apps.push(app.clone());
-        (site, app)
-    }
-
-    #[test]
-    fn values_come_from_the_environment_and_from_a_file_beside_the_chart() {
-        let (site, app) = chart_site("c.tgz");
-        let (beside, values) = values(&site, &app, "c.tgz");
-        assert_eq!(beside, ["/opt/installer/application/apps/web/values.yaml"]);
-        assert_eq!(
-            values.unwrap(),
-            serde_json::json!({"replicas": 3, "tag": "007", "on": true})
-        );
-        let (site, app) = chart_site("Chart.yaml");
-        assert!(
-            super::values(&site, &app, "").0.is_empty(),
-            "a chart's own values are read by helm itself"
-        );
-        let mut site = site;
-        let meta = image::AppMeta {
-            values: vec!["values.yaml.tmpl".into(), "a.yaml".into(), "prod.yaml.tmpl".into()],
-            ..image::AppMeta::default()
-        };
-        site.image.apps.insert("web".into(), meta);
-        assert_eq!(
-            super::values(&site, &app, "").0,
-            [
-                "/opt/installer/application/apps/web/a.yaml",
-                "/opt/installer/application/apps/web/prod.yaml"
-            ],
-            "those of --values follow in their order, as they are once rendered"
-        );
-    }
-
-    #[test]
-    fn an_application_is_another_one_when_anything_that_matters_differs() {
-        let (site, app) = chart_site("Chart.yaml");
-        let first = digest(&site, &app).unwrap();
-        assert_eq!(digest(&site, &app).unwrap(), first);
-        let differs = |change: &dyn Fn(&mut Site, &mut App)| {
-            let (mut site, mut app) = (site.clone(), app.clone());
-            change(&mut site, &mut app);
-            digest(&site, &app).unwrap() != first
-        };
-        assert!(differs(&|_, app| drop(app.env.insert("x".into(), "1".into()))));
-        assert!(differs(&|_, app| app.namespace = "shop".into()));
-        assert!(differs(&|site, _| add_file(
-            site,
-            "application/apps/web/templates/a.yaml",
-            "new",
-            false
-        )));
-        assert!(differs(&|site, _| site.configs.push(Config {
-            name: "c".into(),
-            path: "application/apps/web/values.yaml".into(),
-            strategy: clusterfile::Strategy::Overwrite,
-            data: "a: 1".into(),
-        })));
-        assert!(!differs(&|site, _| add_file(
-            site,
-            "application/apps/other/a.yaml",
-            "new",
-            false
-        )));
-        assert!(!differs(&|site, _| drop(site.image.env.insert("x".into(), "1".into()))));
-        assert!(differs(&|_, app| app.kind = Kind::Scripts(vec!["x".into()])));
-    }
-}
+mod tests;

@@ -45,6 +45,8 @@ pub struct Clusterfile {
     pub kubeadm: KubeadmSettings,
     /// Findings that don't stop anything.
     pub warnings: Vec<Problem>,
+    /// Its name in messages.
+    pub(crate) file: String,
     pub(crate) documents: Vec<Node>,
 }
 

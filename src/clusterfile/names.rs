@@ -4,12 +4,15 @@
 #[must_use]
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = word.to_lowercase();
-    let limit = (word.chars().count() / 3).max(2);
+    let length = word.chars().count();
+    let limit = (length / 3).max(2);
+    // At least half of the letters are right: short words are near to many.
+    let is_near = |distance: usize, name: &str| distance <= limit && 2 * distance <= length.max(name.chars().count());
     known
         .into_iter()
         .filter(|name| !name.is_empty())
         .map(|name| (strsim::damerau_levenshtein(&lower, &name.to_lowercase()), name))
-        .filter(|(distance, name)| *distance <= limit && *distance < name.chars().count())
+        .filter(|(distance, name)| is_near(*distance, name))
         .min()
         .map(|(_, name)| name)
 }
@@ -103,6 +106,9 @@ mod tests {
             ("volumes", None),
         ] {
             assert_eq!(nearest(word, known), expected, "{word}");
+        }
+        for (word, expected) in [("bb", Some("b")), ("jbo", Some("job")), ("x", None), ("bo", Some("b"))] {
+            assert_eq!(nearest(word, ["b", "job"]), expected, "{word}");
         }
     }
 

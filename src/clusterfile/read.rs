@@ -18,7 +18,7 @@ use crate::{extra, first, hosts, kubeadm, plugin, sealer, trust, validate};
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The file can't be read.
-    #[error("cannot read the Clusterfile {path}: {source}")]
+    #[error("{}", unreadable(.path, .source))]
     Read {
         /// The file.
         path: PathBuf,
@@ -28,6 +28,16 @@ pub enum LoadError {
     /// The file says something wrong.
     #[error(transparent)]
     Problems(#[from] Problems),
+}
+
+fn unreadable(path: &Path, source: &std::io::Error) -> String {
+    match source.kind() {
+        std::io::ErrorKind::NotFound => format!(
+            "there is no file {}: name the Clusterfile with -f FILE; installer gen prints that of a cluster that runs",
+            path.display()
+        ),
+        _ => format!("cannot read the Clusterfile {}: {source}", path.display()),
+    }
 }
 
 /// `apiVersion`s of Sealer's v2 kinds; all mean the same.
@@ -85,6 +95,7 @@ impl Clusterfile {
             applications: parts.applications,
             kubeadm: parts.kubeadm,
             warnings: Vec::new(),
+            file: file.to_owned(),
             documents,
         };
         validate::check(&mut decoder, &clusterfile, &places);
@@ -92,6 +103,27 @@ impl Clusterfile {
         Ok(Clusterfile {
             warnings,
             ..clusterfile
+        })
+    }
+}
+
+impl Clusterfile {
+    /// Where it names an application, as `FILE:LINE:COLUMN: FIELD`: the first place, in `appNames`, `launchApps` or `configs`.
+    #[must_use]
+    pub fn place_of_app(&self, name: &str) -> Option<String> {
+        let named = |(field, node): (&'static str, &Node)| (node.as_str() == Some(name)).then_some((field, node.at));
+        self.documents.iter().find_map(|document| {
+            let (kind, spec) = (document.get("kind")?.as_str()?, document.get("spec")?);
+            let items = |field| spec.get(field).map(Node::items).unwrap_or_default().iter();
+            let place = match kind {
+                "Cluster" => items("appNames").map(|item| ("spec.appNames", item)).find_map(named),
+                "Application" => items("launchApps")
+                    .map(|item| ("spec.launchApps", item))
+                    .chain(items("configs").filter_map(|config| Some(("spec.configs", config.get("name")?))))
+                    .find_map(named),
+                _ => None,
+            };
+            place.map(|(field, at)| format!("{}:{}:{}: {field}", self.file, at.line, at.column))
         })
     }
 }

@@ -443,7 +443,7 @@ fn a_document_that_was_refused_is_not_told_to_lack_what_it_may_have() {
             "4:15: spec.image must be a string",
         ),
         (
-            format!("apiVersion: sealer.io/v1\nkind: Cluster\nmetadata: {{name: a}}\nspec: {{image: i, masters: 5}}\n"),
+            "apiVersion: sealer.io/v1\nkind: Cluster\nmetadata: {name: a}\nspec: {image: i, masters: 5}\n".to_owned(),
             "4:27: spec.masters must be a mapping",
         ),
     ] {
@@ -453,6 +453,24 @@ fn a_document_that_was_refused_is_not_told_to_lack_what_it_may_have() {
             "{text}\nexpected {expected}\ngot {error}"
         );
     }
+}
+
+#[test]
+fn an_application_is_found_where_it_is_named() {
+    let file = parse(GOOD).unwrap();
+    assert_eq!(
+        file.place_of_app("web").as_deref(),
+        Some("Clusterfile:24:14: spec.appNames")
+    );
+    assert_eq!(file.place_of_app("other"), None);
+    let only = GOOD.replace("  appNames: [web]\n", "");
+    let place = parse(&only).unwrap().place_of_app("web").unwrap();
+    assert!(place.ends_with(": spec.launchApps"), "{place}");
+    let place = parse(&only.replace("launchApps: [web], ", ""))
+        .unwrap()
+        .place_of_app("web")
+        .unwrap();
+    assert!(place.ends_with(": spec.configs"), "{place}");
 }
 
 #[test]

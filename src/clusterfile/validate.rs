@@ -86,7 +86,7 @@ pub(crate) fn networks(file: &Clusterfile, image_env: &Env) -> Result<Networks, 
     if nodes < file.cluster.hosts.len() as u64 {
         let hosts = file.cluster.hosts.len();
         return Err(AddressError::new(format!(
-            "PodCIDR {pod_cidr} has a /24 for {nodes} nodes, but there are {hosts}"
+            "PodCIDR {pod_cidr} has a /24 for {nodes} of the {hosts} hosts"
         )));
     }
     if pod_cidr.overlaps(service_cidr) {
