@@ -45,7 +45,7 @@ pub fn applications(run: Arc<Run>, _: &'static Phase, _: Option<usize>) -> BoxFu
             outcome.changes += launcher.app(app, &ledger).await?;
         }
         outcome.changes += launcher.commands(&ledger).await?;
-        launcher.tell_others(&ledger);
+        launcher.tell_unwished(&ledger).await?;
         Ok(outcome)
     }
     .boxed()
@@ -351,12 +351,23 @@ impl Launcher<'_> {
         self.run.observer.event(Event::Note { host: None, message });
     }
 
-    /// What was launched once and is not named any more stays: taking it away is not for an apply to decide.
-    fn tell_others(&self, ledger: &Ledger) {
-        let launched = ledger
-            .iter()
-            .filter_map(|(key, entry)| Some((key.strip_prefix("app.")?, entry)));
-        for (name, entry) in launched.filter(|(name, _)| !self.run.site.apps.iter().any(|app| app.name == *name)) {
+    /// What was launched once and is not named any more stays: taking it away is not for an apply to decide. That is told once.
+    async fn tell_unwished(&self, before: &Ledger) -> Result<()> {
+        if unwished(before, &self.run.site.apps).is_empty() {
+            return Ok(());
+        }
+        // What was launched meanwhile is noted there.
+        let ledger = ledger::load(self.client).await?;
+        for (key, name, entry) in unwished(&ledger, &self.run.site.apps) {
+            let told_unwished = !entry.told_unwished;
+            let now = Entry {
+                told_unwished,
+                ..entry.clone()
+            };
+            ledger::save(self.client, key, &now).await?;
+            if !told_unwished {
+                continue;
+            }
             let remedy = match entry.kind.as_str() {
                 "chart" => format!(
                     "; helm uninstall {name} --namespace {} would remove it",
@@ -368,7 +379,19 @@ impl Launcher<'_> {
                 "the application {name} was launched before and is not wished any more; it stays{remedy}"
             ));
         }
+        Ok(())
     }
+}
+
+/// Applications of which it is to be noted that nobody wishes them any more, or that somebody does again: key, name and entry.
+fn unwished<'l>(ledger: &'l Ledger, apps: &[App]) -> Vec<(&'l str, &'l str, &'l Entry)> {
+    let launched = ledger
+        .iter()
+        .filter_map(|(key, entry)| Some((key.as_str(), key.strip_prefix("app.")?, entry)));
+    let is_wished = |name: &str| apps.iter().any(|app| app.name == name);
+    launched
+        .filter(|(_, name, entry)| is_wished(name) == entry.told_unwished)
+        .collect()
 }
 
 /// What an earlier version of the image, or of an application, had and nobody wishes any more: for plans.
@@ -386,6 +409,33 @@ pub fn leaving(site: &Site, ledger: &Ledger) -> Result<Vec<ObjectRef>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_nobody_wishes_any_more_is_told_once_until_somebody_wishes_it_again() {
+        let app = |name: &str| App {
+            name: name.into(),
+            env: BTreeMap::new(),
+            namespace: String::new(),
+            kind: Kind::Manifests,
+        };
+        let mut ledger = Ledger::new();
+        for key in ["app.shop", "app.web", "manifests"] {
+            ledger.insert(key.into(), Entry::default());
+        }
+        let told = |ledger: &Ledger, apps: &[App]| -> Vec<String> {
+            let unwished = unwished(ledger, apps).into_iter();
+            unwished.map(|(_, name, _)| name.to_owned()).collect()
+        };
+        assert_eq!(told(&ledger, &[app("web"), app("shop")]), [""; 0]);
+        assert_eq!(told(&ledger, &[app("web")]), ["shop"]);
+        ledger.get_mut("app.shop").unwrap().told_unwished = true;
+        assert_eq!(told(&ledger, &[app("web")]), [""; 0], "once is enough");
+        assert_eq!(
+            told(&ledger, &[app("web"), app("shop")]),
+            ["shop"],
+            "and is told anew after this"
+        );
+    }
 
     #[test]
     fn a_thing_is_launched_when_it_is_new_another_or_was_not_finished() {

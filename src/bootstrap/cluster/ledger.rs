@@ -32,6 +32,9 @@ pub struct Entry {
     /// Whether launching it was begun and has not ended well.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub begun: bool,
+    /// Whether it was told that nobody wishes it any more and that it stays.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub told_unwished: bool,
     /// A chart's namespace.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub namespace: String,
@@ -220,6 +223,7 @@ mod tests {
             kind: "chart".into(),
             digest: "sha256:1".into(),
             begun: true,
+            told_unwished: true,
             namespace: "shop".into(),
             objects: vec![object("v1", "ConfigMap", None, "a")],
             applied: vec!["sha256:2".into()],
