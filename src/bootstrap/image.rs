@@ -59,6 +59,18 @@ pub struct Opened {
     pub warnings: Vec<String>,
 }
 
+/// What is said of the image is said once: some errors name it themselves.
+fn unusable(reference: &str, error: &image::Error) -> Error {
+    let message = error.to_string();
+    match message.starts_with(&format!("image {reference} ")) {
+        true => Error::Wish(format!("cluster {message}")),
+        false => Error::Image {
+            image: reference.to_owned(),
+            message,
+        },
+    }
+}
+
 /// Opens an image of the store for hosts of `platform`; one that somebody must vouch for is judged before anything of it is used.
 ///
 /// # Errors
@@ -70,7 +82,7 @@ pub fn open(store_dir: &Path, reference: &str, platform: &Platform, trust: Optio
     };
     let store = Store::open(store_dir).map_err(|e| bad(e.to_string()))?;
     let in_use = store.hold().map_err(|e| bad(e.to_string()))?;
-    let image = ClusterImage::open(&store, reference, platform).map_err(|e| bad(e.to_string()))?;
+    let image = ClusterImage::open(&store, reference, platform).map_err(|e| unusable(reference, &e))?;
     let warnings = match trust {
         Some(trust) => signed::check(&image, reference, trust)?,
         None => Vec::new(),

@@ -59,7 +59,7 @@ pub enum Error {
         tail: Vec<String>,
     },
     /// The store has no such image.
-    #[error("image {reference} is not in the store {store}{hint}")]
+    #[error("image {reference} is not in the store {}{}", store.display(), not_found(reference, hint))]
     NotFound {
         /// What was asked for.
         reference: String,
@@ -210,6 +210,17 @@ const REMEDIES: &str = "\
 every image a cluster needs must be inside its cluster image. Either build where its registry can be reached (without \
 --no-pull; `installer login` for private ones), or bring it along: `IMAGE REFERENCE FROM oci-archive:FILE`, \
 docker-archive:FILE, oci:FOLDER or FOLDER-WITH-CONTAINERFILE in the Kubefile";
+
+/// What to do about an image that is not there.
+fn not_found(reference: &str, hint: &str) -> String {
+    let ways = format!(
+        "installer load -i FILE, installer pull {reference} or installer build -t {reference} brings it there, installer images lists what is"
+    );
+    match hint {
+        "" => format!("; {ways}"),
+        hint => format!("{hint} ({ways})"),
+    }
+}
 
 fn tail_text(tail: &[String]) -> String {
     tail.iter().map(|line| format!("\n  {line}")).collect()
