@@ -50,12 +50,25 @@ pub fn report(context: &Context, error: &anyhow::Error) -> u8 {
 fn causes(error: &anyhow::Error) -> Vec<String> {
     let mut causes: Vec<String> = Vec::new();
     for cause in error.chain() {
-        let text = cause.to_string();
+        let text = without_numbers(&cause.to_string());
         if causes.last().is_none_or(|last| !last.contains(&text)) {
             causes.push(text);
         }
     }
     causes
+}
+
+/// A message without the numbers by which the system knows its errors: the words before them say the same.
+fn without_numbers(text: &str) -> String {
+    let mut parts = text.split(" (os error ");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once(')') {
+            Some((number, rest)) if number.parse::<i32>().is_ok() => plain.push_str(rest),
+            _ => plain.push_str(&format!(" (os error {part}")),
+        }
+    }
+    plain
 }
 
 fn render(causes: &[String]) -> String {
@@ -70,6 +83,22 @@ fn render(causes: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_of_errors_are_left_out() {
+        for (text, plain) in [
+            (
+                "a: No such file or directory (os error 2)",
+                "a: No such file or directory",
+            ),
+            ("a: denied (os error 13); b (os error 2), c", "a: denied; b, c"),
+            ("(os error 2)", "(os error 2)"),
+            ("x (os error two)", "x (os error two)"),
+            ("x (os error 2", "x (os error 2"),
+        ] {
+            assert_eq!(without_numbers(text), plain);
+        }
+    }
 
     #[test]
     fn a_cause_that_is_said_already_is_not_repeated() {

@@ -86,6 +86,8 @@ impl Log {
         }
         let stderr = tracing_subscriber::fmt::layer()
             .with_writer(io::stderr)
+            // Colours are for terminals, and not for those who asked for none.
+            .with_ansi(console::colors_enabled_stderr())
             .with_target(verbose > 1)
             .with_filter(shown);
         let file = tracing_subscriber::fmt::layer()

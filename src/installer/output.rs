@@ -145,7 +145,7 @@ impl Output {
         } else if !self.quiet {
             self.line(&format!(
                 "{} {}",
-                console::style("warning:").yellow().bold(),
+                console::style("warning:").yellow().bold().for_stderr(),
                 text.as_ref()
             ));
         }
@@ -154,7 +154,10 @@ impl Output {
     /// Why it failed.
     pub fn error(&self, text: &str) {
         said(text);
-        self.line(&format!("{} {text}", console::style("error:").red().bold()));
+        self.line(&format!(
+            "{} {text}",
+            console::style("error:").red().bold().for_stderr()
+        ));
     }
 
     /// A line of progress with a label (a host, a file): a bar on a terminal, plain lines elsewhere.

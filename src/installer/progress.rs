@@ -61,7 +61,7 @@ impl Task {
         match &self.bar {
             Some(bar) => {
                 bar.set_style(ended());
-                bar.finish_with_message(format!("{} {text}", console::style("✔").green()));
+                bar.finish_with_message(format!("{} {text}", console::style("✔").green().for_stderr()));
             }
             None => self.say(text),
         }
@@ -72,7 +72,7 @@ impl Task {
         match &self.bar {
             Some(bar) => {
                 bar.set_style(ended());
-                bar.finish_with_message(format!("{} {text}", console::style("✘").red()));
+                bar.finish_with_message(format!("{} {text}", console::style("✘").red().for_stderr()));
             }
             None => self.say(text),
         }

@@ -346,3 +346,34 @@ fn a_support_bundle_is_written_although_nobody_answers() {
         "never overwritten"
     );
 }
+
+#[test]
+fn what_is_not_there_is_told_once_with_what_to_do() {
+    let home = home();
+    let error = text(&run(home.path(), &["plan"]).stderr);
+    assert_eq!(error.matches("local/none:v1 is not in the store").count(), 1, "{error}");
+    for way in [
+        "installer load -i FILE",
+        "installer pull local/none:v1",
+        "installer build -t local/none:v1",
+    ] {
+        assert!(error.contains(way), "{way}: {error}");
+    }
+    build(home.path(), "local/nine:v1");
+    let error = text(&run(home.path(), &["plan"]).stderr);
+    assert!(error.contains("did you mean \"local/nine:v1\"?"), "{error}");
+    let error = text(&run(home.path(), &["plan", "-f", "none.yaml"]).stderr);
+    assert!(
+        error.contains("there is no file none.yaml: name the Clusterfile with -f FILE") && !error.contains("os error"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_goes_to_a_file_has_no_colours() {
+    let home = home();
+    let output = run(home.path(), &["-vvv", "plan"]);
+    let error = text(&output.stderr);
+    assert!(error.lines().count() > 1, "nothing was told: {error}");
+    assert!(!error.contains('\u{1b}'), "{error:?}");
+}
