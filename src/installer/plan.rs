@@ -15,6 +15,7 @@ use std::path::PathBuf;
 #[command(after_help = "\
 Examples:
   installer plan                          for ./Clusterfile
+  installer plan --accept-new-host-keys   hosts never seen before
   installer plan -f prod.yaml --diff      with the differences of every file
   installer plan -o json | jq .hosts      for programs
   installer plan --out plan.json          then installer apply --plan plan.json, which does this and nothing else

@@ -10,41 +10,87 @@ use bootstrap::{
     airgap::Proof,
     event::Event,
     plan::{HostPlan, Plan, Restart},
-    preflight::{Finding, Severity},
+    preflight::{self, Finding, Severity},
     rolling::PlannedTurn,
     run::Timing,
     verify::Check,
 };
 use host::Action;
+use oci::counted;
 use std::{collections::BTreeMap, time::Duration};
 
-/// Every finding of every host.
+/// So many hosts are named where several have one finding.
+const NAMED: usize = 5;
+
+/// Every finding of every host; people are told what several hosts have in common once.
 pub fn findings(context: &Context, findings: &[Finding]) {
     let out = &context.out;
     for finding in findings {
         context.observer.event(Event::Finding {
             finding: finding.clone(),
         });
-        if out.is_json() {
-            continue;
-        }
+    }
+    if out.is_json() {
+        return;
+    }
+    let folded = folded(findings);
+    for (finding, hosts) in &folded {
         let text = format!(
-            "{} ({}): {} [{}]\n  remedy: {}",
-            finding.host, finding.name, finding.cause, finding.check, finding.remedy
+            "{}: {} [{}]\n  remedy: {}",
+            named(hosts),
+            finding.cause,
+            finding.check,
+            finding.remedy
         );
         match finding.severity {
             Severity::Error => out.error(&text),
             Severity::Warning => out.warn(text),
         }
     }
-    let errors = findings
-        .iter()
-        .filter(|finding| finding.severity == Severity::Error)
-        .count();
+    let stopping = folded.iter().filter(|(finding, _)| finding.severity == Severity::Error);
+    let (errors, ignorable) = stopping.fold((0, false), |(count, any), (finding, _)| {
+        (count + 1, any || preflight::CHECKS.contains(&finding.check))
+    });
     if errors > 0 {
+        let verb = if errors == 1 { "stops" } else { "stop" };
+        let ignore = match ignorable {
+            true => ". --ignore-preflight NAME passes over a check",
+            false => "",
+        };
         out.note(format!(
-            "{errors} findings stop us; nothing was changed. --ignore-preflight NAME passes over a check"
+            "{} {verb} us; nothing was changed{ignore}",
+            counted(errors, "finding")
         ));
+    }
+}
+
+/// Findings that differ in nothing but their host are one, in the place of the first.
+fn folded(findings: &[Finding]) -> Vec<(&Finding, Vec<&Finding>)> {
+    let mut folded: Vec<(&Finding, Vec<&Finding>)> = Vec::new();
+    for finding in findings {
+        let same = |other: &Finding| {
+            (other.check, other.severity) == (finding.check, finding.severity)
+                && other.cause == finding.cause
+                && other.remedy == finding.remedy
+        };
+        match folded.iter_mut().find(|(first, _)| same(first)) {
+            Some((_, hosts)) => hosts.push(finding),
+            None => folded.push((finding, vec![finding])),
+        }
+    }
+    folded
+}
+
+/// Hosts by address and name; an address alone where that is all that is known.
+fn named(hosts: &[&Finding]) -> String {
+    let name = |finding: &&Finding| match finding.name == finding.host {
+        true => finding.host.clone(),
+        false => format!("{} ({})", finding.host, finding.name),
+    };
+    let named: Vec<String> = hosts.iter().take(NAMED).map(name).collect();
+    match hosts.len().saturating_sub(NAMED) {
+        0 => named.join(", "),
+        more => format!("{} and {more} more", named.join(", ")),
     }
 }
 
@@ -111,20 +157,23 @@ pub fn summary(plan: &Plan) -> String {
     let changes: usize = plan.hosts.iter().map(|host| host.changes.len()).sum();
     let objects = plan.objects.as_ref().map_or(0, Vec::len);
     format!(
-        "{joining} hosts to add, {changing} to change: {changes} changes, {} to send; {objects} objects of the cluster",
-        size(plan.bytes())
+        "{} to add, {changing} to change: {}, {} to send; {} of the cluster",
+        counted(joining, "host"),
+        counted(changes, "change"),
+        size(plan.bytes()),
+        counted(objects, "object")
     )
 }
 
 fn host_plan(out: &Output, host: &HostPlan, diff: bool) {
     let joins = if host.joins { ", joins" } else { "" };
     out.result(format!(
-        "{} {} ({}{joins}): {} in {} blobs",
+        "{} {} ({}{joins}): {} in {}",
         host.host,
         host.name,
         host.role,
         size(host.bytes),
-        host.blobs
+        counted(host.blobs, "blob")
     ));
     for change in &host.changes {
         let detail = if change.change.detail.is_empty() {
@@ -174,19 +223,26 @@ pub fn proof(out: &Output, proof: &[Proof]) -> Exit {
     }
     if !held.is_empty() {
         out.result(format!(
-            "no packet left the cluster's addresses on any of {} hosts, from the unpacking of the rootfs on",
-            held.len()
+            "no packet left the cluster's addresses, counted on {} from the unpacking of the rootfs on",
+            counted(held.len(), "host")
         ));
     }
     Exit::Done
 }
 
-/// Time and bytes of every phase; a phase that ran on several hosts counts from its first start to its last end.
+/// A phase that changed nothing and was shorter than this is not worth a row.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// Time and bytes of every phase; a phase that ran on several hosts counts from its first start to its last end. People see those
+/// that did something, or took their time.
 pub fn timings(context: &Context, timings: &[Timing], total: Duration) {
-    let out = &context.out;
     for timing in timings {
         context.observer.event(timing.into());
     }
+    context.out.table(&phases(timings, total));
+}
+
+fn phases(timings: &[Timing], total: Duration) -> Table {
     let mut phases: Vec<&'static str> = Vec::new();
     let mut sums: BTreeMap<&str, Sum> = BTreeMap::new();
     for timing in timings {
@@ -196,7 +252,8 @@ pub fn timings(context: &Context, timings: &[Timing], total: Duration) {
         sums.entry(timing.phase).or_default().add(timing);
     }
     let mut table = Table::new(["PHASE", "HOSTS", "FROM", "TO", "LONGEST", "CHANGES", "BYTES"]);
-    for phase in phases {
+    let (busy, idle): (Vec<_>, Vec<_>) = phases.into_iter().partition(|phase| !sums[phase].is_idle());
+    for phase in busy {
         let sum = &sums[phase];
         table.row([
             phase.to_owned(),
@@ -212,6 +269,9 @@ pub fn timings(context: &Context, timings: &[Timing], total: Duration) {
             size(sum.bytes),
         ]);
     }
+    if !idle.is_empty() {
+        table.row([format!("{} without work", counted(idle.len(), "phase"))]);
+    }
     let bytes = timings.iter().map(|timing| timing.bytes).sum();
     table.row([
         "total".to_owned(),
@@ -222,7 +282,7 @@ pub fn timings(context: &Context, timings: &[Timing], total: Duration) {
         String::new(),
         size(bytes),
     ]);
-    out.table(&table);
+    table
 }
 
 #[derive(Default)]
@@ -237,6 +297,10 @@ struct Sum {
 }
 
 impl Sum {
+    fn is_idle(&self) -> bool {
+        self.changes == 0 && self.bytes == 0 && self.longest < IDLE
+    }
+
     fn add(&mut self, timing: &Timing) {
         self.from = if self.any {
             self.from.min(timing.began)
@@ -275,4 +339,58 @@ pub fn checks(context: &Context, checks: &[Check], took: Duration) -> bool {
     }
     context.out.table(&table);
     ok
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finding(host: &str, name: &str, cause: &str) -> Finding {
+        Finding {
+            host: host.into(),
+            name: name.into(),
+            check: "swap",
+            severity: Severity::Warning,
+            cause: cause.into(),
+            remedy: "nothing".into(),
+        }
+    }
+
+    #[test]
+    fn what_hosts_have_in_common_is_told_once() {
+        let mut findings: Vec<_> = (1..=7)
+            .map(|n| finding(&format!("10.0.0.{n}"), &format!("n{n}"), "swap is on"))
+            .collect();
+        findings.insert(1, finding("10.0.0.9", "10.0.0.9", "it refuses the connection"));
+        let told: Vec<_> = folded(&findings)
+            .iter()
+            .map(|(finding, hosts)| format!("{}: {}", named(hosts), finding.cause))
+            .collect();
+        let many = "10.0.0.1 (n1), 10.0.0.2 (n2), 10.0.0.3 (n3), 10.0.0.4 (n4), 10.0.0.5 (n5) and 2 more: swap is on";
+        assert_eq!(told, [many, "10.0.0.9: it refuses the connection"]);
+    }
+
+    #[test]
+    fn a_small_apply_has_a_small_table() {
+        let timing = |phase, changes, bytes, millis| Timing {
+            phase,
+            host: Some("m1".into()),
+            began: Duration::ZERO,
+            took: Duration::from_millis(millis),
+            changes,
+            bytes,
+            from_peers: 0,
+        };
+        let timings = [
+            timing("blobs", 0, 0, 3),
+            timing("rootfs", 0, 0, 12),
+            timing("prepare", 1, 0, 20),
+            timing("agent", 0, 0, 5),
+            timing("verify", 0, 0, 2500),
+        ];
+        let text = phases(&timings, Duration::from_secs(3)).to_string();
+        let first: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().next()).collect();
+        assert_eq!(first, ["PHASE", "prepare", "verify", "3", "total"], "{text}");
+        assert!(text.contains("3 phases without work"), "{text}");
+    }
 }
