@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::runtime::watcher::Config;
 use kube::{Api, Client};
 use tokio::task::JoinSet;
@@ -45,6 +46,7 @@ pub(crate) struct Caches {
     /// Only those of `kube-node-lease`.
     pub(crate) node_leases: Arc<Informer<Lease>>,
     pub(crate) budgets: Arc<Informer<PodDisruptionBudget>>,
+    pub(crate) cluster_roles: Arc<Informer<ClusterRole>>,
 }
 
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -81,7 +83,7 @@ macro_rules! each_whole_kind {
     ($caches:expr, $cache:ident => $body:expr) => {
         $crate::context::each_whole_kind!(@of $caches, $cache => $body;
             pods, nodes, services, endpoints, slices, deployments, replica_sets, replication_controllers, daemon_sets,
-            revisions, namespaces, service_accounts, requests, budgets)
+            revisions, namespaces, service_accounts, requests, budgets, cluster_roles)
     };
     (@of $caches:expr, $cache:ident => $body:expr; $($field:ident),+) => {
         $({
@@ -113,6 +115,7 @@ impl Caches {
             requests: Informer::new("certificatesigningrequests", keep),
             node_leases: Informer::new("leases", keep),
             budgets: Informer::new("poddisruptionbudgets", keep),
+            cluster_roles: Informer::new("clusterroles", keep),
         }
     }
 

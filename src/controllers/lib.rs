@@ -8,6 +8,7 @@
 mod bootstrap_token;
 mod cidr;
 mod claim;
+mod clusterrole_aggregation;
 mod context;
 mod csr;
 mod csr_approve;
@@ -58,10 +59,11 @@ pub use options::{Args, Options};
 use context::{Context, Start};
 
 /// Every controller by the name that `--controllers` knows it by.
-const CONTROLLERS: [(&str, Start); 20] = [
+const CONTROLLERS: [(&str, Start); 21] = [
     ("certificatesigningrequest-approving-controller", csr_approve::start),
     ("certificatesigningrequest-cleaner-controller", csr_sign::clean),
     ("certificatesigningrequest-signing-controller", csr_sign::start),
+    ("clusterrole-aggregation-controller", clusterrole_aggregation::start),
     ("daemonset-controller", daemonset::start),
     ("deployment-controller", deployment::start),
     ("disruption-controller", disruption::start),

@@ -393,30 +393,32 @@ pub fn objects() -> Vec<(&'static str, Value)> {
     out
 }
 
-/// Adds to `found` the rules or subjects of `wanted` that it lacks; whether anything was missing.
+/// Adds an item to the list at a pointer unless it is there; whether it was missing.
+fn add_missing(object: &mut Value, pointer: &str, item: &Value) -> bool {
+    let list = pointer.split('/').skip(1).fold(object, |at, field| &mut at[field]);
+    if list.as_array().is_some_and(|a| a.contains(item)) {
+        return false;
+    }
+    if !list.is_array() {
+        *list = json!([]);
+    }
+    if let Some(a) = list.as_array_mut() {
+        a.push(item.clone());
+    }
+    true
+}
+
+/// Adds to `found` the rules, subjects or selectors of `wanted` that it lacks; whether anything was missing.
 pub fn reconcile(found: &mut Value, wanted: &Value) -> bool {
     if found["metadata"]["annotations"]["rbac.authorization.kubernetes.io/autoupdate"] == "false" {
         return false;
     }
     let mut changed = false;
-    for list in ["rules", "subjects"] {
-        for item in wanted[list].as_array().into_iter().flatten() {
-            let has = found[list].as_array().is_some_and(|a| a.contains(item));
-            if has {
-                continue;
-            }
-            if !found[list].is_array() {
-                found[list] = json!([]);
-            }
-            if let Some(a) = found[list].as_array_mut() {
-                a.push(item.clone());
-                changed = true;
-            }
+    for list in ["/rules", "/subjects", "/aggregationRule/clusterRoleSelectors"] {
+        let items = wanted.pointer(list).and_then(Value::as_array);
+        for item in items.into_iter().flatten() {
+            changed |= add_missing(found, list, item);
         }
-    }
-    if !wanted["aggregationRule"].is_null() && found["aggregationRule"] != wanted["aggregationRule"] {
-        found["aggregationRule"] = wanted["aggregationRule"].clone();
-        changed = true;
     }
     for (k, v) in wanted["metadata"]["labels"].as_object().into_iter().flatten() {
         if found["metadata"]["labels"].get(k) != Some(v) {
@@ -454,6 +456,25 @@ mod tests {
         found["rules"] = json!([]);
         found["metadata"]["annotations"]["rbac.authorization.kubernetes.io/autoupdate"] = "false".into();
         assert!(!reconcile(&mut found, &wanted));
+    }
+
+    #[test]
+    fn selectors_that_were_added_to_a_built_in_role_stay() {
+        let [_, wanted] = aggregated("view", &["edit"], VIEW);
+        let mut found = wanted.clone();
+        assert!(!reconcile(&mut found, &wanted));
+        found["aggregationRule"]["clusterRoleSelectors"] = json!([{"matchLabels": {"mine": "true"}}]);
+        assert!(reconcile(&mut found, &wanted));
+        assert_eq!(
+            found["aggregationRule"]["clusterRoleSelectors"]
+                .as_array()
+                .unwrap()
+                .len(),
+            2
+        );
+        found["aggregationRule"] = Value::Null;
+        assert!(reconcile(&mut found, &wanted));
+        assert_eq!(found["aggregationRule"], wanted["aggregationRule"]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Role-based access control, evaluated from the watch caches. The rules are compiled once per change of any role or
 //! binding, with bindings indexed by subject, so that a decision looks only at what concerns its user.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 
 use api::metadata::strings;
@@ -171,9 +171,9 @@ impl Rbac {
     }
 
     fn compile(&self, versions: Vec<(u64, i64)>) -> Index {
-        let cluster_roles = cluster_roles(&self.objects("clusterroles"));
+        // An aggregated role has the rules that are written in it, like any other.
         let mut roles: HashMap<(String, String), Rules> = HashMap::new();
-        for r in self.objects("roles") {
+        for r in ["clusterroles", "roles"].iter().flat_map(|p| self.objects(p)) {
             roles.insert(
                 (text(&r["metadata"]["namespace"]), text(&r["metadata"]["name"])),
                 rules_of(&r),
@@ -188,12 +188,14 @@ impl Rbac {
                 let namespace = text(&b["metadata"]["namespace"]);
                 let role = text(&b["roleRef"]["name"]);
                 let is_cluster_role = b["roleRef"]["kind"] == "ClusterRole";
-                let rules = if is_cluster_role {
-                    cluster_roles.get(&role).cloned()
+                let role_namespace = if is_cluster_role {
+                    String::new()
                 } else {
-                    roles.get(&(namespace.clone(), role.clone())).cloned()
+                    namespace.clone()
                 };
-                let Some(rules) = rules else { continue };
+                let Some(rules) = roles.get(&(role_namespace, role.clone())).cloned() else {
+                    continue;
+                };
                 let kind = if cluster { "ClusterRoleBinding" } else { "RoleBinding" };
                 let name = text(&b["metadata"]["name"]);
                 let reason = format!(
@@ -235,12 +237,11 @@ impl Rbac {
 
     /// The rules of a role reference, for the escalation check; `None` if there is no such role.
     pub fn role_rules(&self, kind: &str, namespace: &str, name: &str) -> Option<Vec<Rule>> {
-        if kind == "ClusterRole" {
-            return cluster_roles(&self.objects("clusterroles"))
-                .get(name)
-                .map(|r| r.as_ref().clone());
-        }
-        let role = self.cache.kind(GROUP, "roles")?.get(namespace, name)?;
+        let (plural, namespace) = match kind {
+            "ClusterRole" => ("clusterroles", ""),
+            _ => ("roles", namespace),
+        };
+        let role = self.cache.kind(GROUP, plural)?.get(namespace, name)?;
         Some(rules_of(&role.value()).as_ref().clone())
     }
 }
@@ -284,64 +285,6 @@ fn rules_of(role: &Value) -> Rules {
             .map(Rule::from_value)
             .collect(),
     )
-}
-
-/// Rules by ClusterRole. Aggregated roles get the rules of all roles their selectors match, whether or not a
-/// controller has written them down already.
-fn cluster_roles(objects: &[Value]) -> BTreeMap<String, Rules> {
-    let mut all: BTreeMap<String, Rules> = objects
-        .iter()
-        .map(|r| (text(&r["metadata"]["name"]), rules_of(r)))
-        .collect();
-    // Aggregated roles may be aggregated in turn (view → edit → admin): three rounds reach the built-in depth.
-    for _ in 0..3 {
-        for role in objects {
-            let Some(selectors) = role["aggregationRule"]["clusterRoleSelectors"].as_array() else {
-                continue;
-            };
-            let name = text(&role["metadata"]["name"]);
-            let mut rules = rules_of(role).as_ref().clone();
-            for part in objects {
-                if part["metadata"]["name"] == role["metadata"]["name"]
-                    || !selectors.iter().any(|s| selects(s, &part["metadata"]["labels"]))
-                {
-                    continue;
-                }
-                for r in all[&text(&part["metadata"]["name"])].iter() {
-                    if !rules.contains(r) {
-                        rules.push(r.clone());
-                    }
-                }
-            }
-            all.insert(name, Arc::new(rules));
-        }
-    }
-    all
-}
-
-/// A LabelSelector over a label map.
-fn selects(selector: &Value, labels: &Value) -> bool {
-    let equal = selector["matchLabels"]
-        .as_object()
-        .is_none_or(|m| m.iter().all(|(k, v)| labels.get(k) == Some(v)));
-    let expressions = selector["matchExpressions"].as_array().is_none_or(|list| {
-        list.iter().all(|e| {
-            let value = labels.get(e["key"].as_str().unwrap_or_default());
-            let listed = || {
-                e["values"]
-                    .as_array()
-                    .is_some_and(|vs| vs.iter().any(|x| Some(x) == value))
-            };
-            match e["operator"].as_str() {
-                Some("Exists") => value.is_some(),
-                Some("DoesNotExist") => value.is_none(),
-                Some("In") => value.is_some() && listed(),
-                Some("NotIn") => !listed(),
-                _ => false,
-            }
-        })
-    });
-    equal && expressions
 }
 
 #[cfg(test)]
@@ -390,24 +333,6 @@ mod tests {
             ..Attributes::default()
         };
         assert!(r.allows(&at("/healthz")) && r.allows(&at("/apis/apps")) && !r.allows(&at("/apis")));
-    }
-
-    #[test]
-    fn aggregation_reaches_through_two_levels() {
-        let role = |name: &str, label: &str, agg: &str, res: &str| {
-            json!({"metadata": {"name": name, "labels": {label: "true"}},
-                "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {agg: "true"}}]},
-                "rules": [{"verbs": ["get"], "apiGroups": [""], "resources": [res]}]})
-        };
-        let leaf = json!({"metadata": {"name": "leaf", "labels": {"to-view": "true"}},
-            "rules": [{"verbs": ["get"], "apiGroups": [""], "resources": ["widgets"]}]});
-        let all = cluster_roles(&[
-            role("admin", "x", "to-admin", "a"),
-            role("edit", "to-admin", "to-edit", "b"),
-            role("view", "to-edit", "to-view", "c"),
-            leaf,
-        ]);
-        assert!(all["admin"].iter().any(|r| r.resources == ["widgets"]));
     }
 
     #[test]

@@ -90,6 +90,62 @@ async fn nobody_grants_more_than_they_have() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_changes_a_role_holds_its_rules_whatever_is_changed() {
+    let c = Cluster::start().await;
+    c.pki.issue("clerk", "clerk", &[], false);
+    let clerk = As::Cert("clerk".into());
+    let roles = format!("{RBAC}/clusterroles");
+    // The right to write roles does not contain the one to grant what one does not have.
+    let rules = json!([{"verbs": ["get", "create", "patch"], "apiGroups": ["rbac.authorization.k8s.io"], "resources": ["clusterroles"]},
+        {"verbs": ["list"], "apiGroups": [""], "resources": ["pods"]}]);
+    let role = |name: &str, rules: Value| json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": name}, "rules": rules});
+    c.post(&roles, role("clerk", rules)).await.expect(201);
+    let pods = json!([{"verbs": ["list"], "apiGroups": [""], "resources": ["pods"]}]);
+    c.post(&roles, role("small", pods.clone())).await.expect(201);
+    let mut whole = role("whole", pods);
+    whole["aggregationRule"] = json!({"clusterRoleSelectors": [{"matchLabels": {"part": "true"}}]});
+    c.post(&roles, whole.clone()).await.expect(201);
+    let bind = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "clerk"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "clerk"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "clerk"}]});
+    c.post(&format!("{RBAC}/clusterrolebindings"), bind).await.expect(201);
+    c.get(&format!("{RBAC}/clusterrolebindings")).await.expect(200);
+    let patch = |name: &str, body: Value| {
+        let headers = [("content-type", "application/merge-patch+json")];
+        let path = format!("{roles}/{name}");
+        let (c, clerk) = (&c, &clerk);
+        async move {
+            c.raw(Method::PATCH, &path, clerk, &headers, body.to_string().into_bytes())
+                .await
+        }
+    };
+    let label = json!({"metadata": {"labels": {"part": "true"}}});
+    patch("small", label.clone()).await.expect(200);
+    // A label gives the rules of a role to whoever is bound to an aggregated one.
+    let refused = patch("cluster-admin", label.clone()).await.expect(403);
+    assert!(
+        refused["message"].as_str().unwrap().contains("not currently held"),
+        "{refused}"
+    );
+    // What collection needs to touch is free.
+    patch(
+        "cluster-admin",
+        json!({"metadata": {"finalizers": ["example.com/hold"]}}),
+    )
+    .await
+    .expect(200);
+    patch("cluster-admin", json!({"metadata": {"finalizers": null}}))
+        .await
+        .expect(200);
+    // Who takes the aggregation away or makes one needs the right to everything.
+    patch("whole", json!({"aggregationRule": null})).await.expect(403);
+    patch("small", json!({"aggregationRule": whole["aggregationRule"]}))
+        .await
+        .expect(403);
+    c.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_requested_token_identifies_its_account_until_the_account_is_gone() {
     let c = Cluster::start().await;
     let accounts = "/api/v1/namespaces/default/serviceaccounts";

@@ -5,6 +5,7 @@
 mod access;
 mod apply;
 mod changes;
+mod controllers;
 mod helm;
 mod kinds;
 mod kubectl;

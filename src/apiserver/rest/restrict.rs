@@ -153,34 +153,24 @@ fn escalation(app: &App, user: &User, kind: &Kind, new: &Value, old: Option<&Val
     if user.in_group(MASTERS) {
         return Ok(());
     }
-    let rules = |v: &Value| {
-        v["rules"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(Rule::from_value)
-            .collect::<Vec<_>>()
-    };
+    // A label alone may grant: an aggregated role that selects it takes up the rules of this one.
+    if old.is_some_and(|old| only_collection_fields_differ(new, old)) {
+        return Ok(());
+    }
     let granted = match kind.plural {
         "roles" | "clusterroles" => {
-            let unchanged =
-                old.is_some_and(|o| o["rules"] == new["rules"] && o["aggregationRule"] == new["aggregationRule"]);
-            if unchanged || may(app, user, "escalate", kind, kind.plural, namespace, name) {
+            if may(app, user, "escalate", kind, kind.plural, namespace, name) {
                 return Ok(());
             }
-            // Aggregation collects rules nobody can list beforehand: it takes the right to everything.
-            let mut granted = rules(new);
-            if !new["aggregationRule"].is_null() {
-                granted.push(Rule::from_value(
-                    &serde_json::json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}),
-                ));
+            let mut granted: Vec<Rule> = api::rbac::rules(new).iter().map(Rule::from_value).collect();
+            // Aggregation collects rules nobody can list beforehand: to begin or end it takes the right to everything.
+            let is_aggregated = |v: &Value| !v["aggregationRule"].is_null();
+            if is_aggregated(new) || old.is_some_and(is_aggregated) {
+                granted.extend(everything());
             }
             granted
         }
         _ => {
-            if old.is_some_and(|o| o["subjects"] == new["subjects"] && o["roleRef"] == new["roleRef"]) {
-                return Ok(());
-            }
             let role = &new["roleRef"];
             let (role_kind, role_name) = (
                 role["kind"].as_str().unwrap_or_default(),
@@ -213,6 +203,27 @@ fn escalation(app: &App, user: &User, kind: &Kind, new: &Value, old: Option<&Val
             ),
         )),
     }
+}
+
+/// The rules of somebody who may do everything.
+fn everything() -> [Rule; 2] {
+    [
+        serde_json::json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}),
+        serde_json::json!({"verbs": ["*"], "nonResourceURLs": ["*"]}),
+    ]
+    .map(|rule| Rule::from_value(&rule))
+}
+
+/// Whether an update changes nothing but what garbage collection lives on: owners and finalizers.
+fn only_collection_fields_differ(new: &Value, old: &Value) -> bool {
+    let without = |object: &Value| {
+        let mut object = object.clone();
+        for field in ["ownerReferences", "finalizers", "managedFields", "resourceVersion"] {
+            metadata::set(&mut object, field, Value::Null);
+        }
+        object
+    };
+    without(new) == without(old)
 }
 
 #[cfg(test)]

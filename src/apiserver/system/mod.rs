@@ -158,6 +158,29 @@ async fn rbac(app: &App) -> Result<()> {
         })
         .await?;
     }
+    aggregate(app).await
+}
+
+/// Writes the rules of aggregated ClusterRoles into them, so that `admin`, `edit` and `view` hold their rules as soon as
+/// the server is ready. Afterwards a controller of the controller manager keeps them.
+async fn aggregate(app: &App) -> Result<()> {
+    let kind = kind("rbac.authorization.k8s.io", "v1", "clusterroles")?;
+    app.cache.consistent().await?;
+    let snapshot = objects::cache_of(app, kind)?.list("", 0, |_| true);
+    let mut roles: Vec<Value> = snapshot.items.iter().map(|o| o.value()).collect();
+    for i in api::rbac::aggregate(&mut roles) {
+        let rules = &roles[i]["rules"];
+        objects::modify(app, kind, "", api::metadata::name(&roles[i]), false, |current| {
+            if current["aggregationRule"].is_null() || current["rules"] == *rules {
+                return Ok(Modify::Keep);
+            }
+            let mut new = current.clone();
+            new["rules"] = rules.clone();
+            Writer::server(app).note(kind, None, current, &mut new);
+            Ok(Modify::Write(new))
+        })
+        .await?;
+    }
     Ok(())
 }
 

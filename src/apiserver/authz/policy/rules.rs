@@ -171,6 +171,8 @@ pub(super) const CONTROLLER_MANAGER: &[R] = &[
     ("create", "authorization.k8s.io", "subjectaccessreviews", &[]),
     // Garbage collector, namespace controller and quota look at every kind and may remove any object.
     ("get list watch delete deletecollection patch update", "*", "*", &[]),
+    // The rules of aggregated roles are written by a controller that holds none of them.
+    ("escalate", GROUP, "clusterroles", &[]),
     // Workloads.
     ("create", "-", "pods", &[]),
     (
