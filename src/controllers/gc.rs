@@ -329,6 +329,10 @@ impl Collector {
         if blocking.is_empty() {
             return self.drop_finalizer(api, &live.metadata, FOREGROUND).await;
         }
+        let circular = self.graph().circular_owners(uid);
+        if !circular.is_empty() {
+            return self.unblock(api, &live.metadata, &circular).await;
+        }
         for (dependent, deleting) in blocking {
             if !deleting {
                 self.queue.add(Task::Check(dependent));
@@ -377,6 +381,15 @@ impl Collector {
             .filter(|o| !gone.contains(&o.uid))
             .collect();
         self.patch(api, meta, json!({"ownerReferences": left})).await
+    }
+
+    /// Lets owners go without waiting for this dependent.
+    async fn unblock(&self, api: &Api<Meta>, meta: &ObjectMeta, owners: &[String]) -> Result<Requeue, Error> {
+        let mut references = meta.owner_references.clone().unwrap_or_default();
+        for reference in references.iter_mut().filter(|r| owners.contains(&r.uid)) {
+            reference.block_owner_deletion = Some(false);
+        }
+        self.patch(api, meta, json!({"ownerReferences": references})).await
     }
 
     async fn drop_finalizer(&self, api: &Api<Meta>, meta: &ObjectMeta, finalizer: &str) -> Result<Requeue, Error> {

@@ -219,6 +219,28 @@ impl Graph {
         };
         node.dependents.iter().filter(blocks).map(String::as_str).collect()
     }
+
+    /// The owners of an object in foreground deletion that wait for it while it waits for them, directly or through others:
+    /// none of them could ever go.
+    pub(crate) fn circular_owners(&self, uid: &str) -> Vec<String> {
+        let Some(node) = self.nodes.get(uid).filter(|n| n.foreground) else {
+            return Vec::new();
+        };
+        let mut awaited = HashSet::from([uid]);
+        let mut open = vec![uid];
+        while let Some(at) = open.pop() {
+            for dependent in self.blocking(at) {
+                if self.nodes.get(dependent).is_some_and(|n| n.foreground) && awaited.insert(dependent) {
+                    open.push(dependent);
+                }
+            }
+        }
+        let blocked = node
+            .owners
+            .iter()
+            .filter(|o| o.blocks && awaited.contains(o.uid.as_str()));
+        blocked.map(|o| o.uid.clone()).collect()
+    }
 }
 
 /// How an object's owners stand.
@@ -335,6 +357,36 @@ mod tests {
         assert_eq!(graph.blocking("o"), ["p"]);
         assert_eq!(graph.remove("p"), [check("o")]);
         assert!(graph.blocking("o").is_empty());
+    }
+
+    #[test]
+    fn a_circle_of_objects_that_wait_for_each_other_is_found_once_it_is_closed() {
+        let mut graph = Graph::default();
+        let circle = [("a", "c"), ("b", "a"), ("c", "b")];
+        for (uid, owner) in circle {
+            graph.upsert("", "Pod", &meta(uid, &[(owner, true)], None));
+        }
+        graph.upsert("", "Pod", &meta("d", &[("a", true)], Some(FOREGROUND)));
+        for (uid, owner) in circle {
+            assert!(graph.circular_owners(uid).is_empty());
+            graph.upsert("", "Pod", &meta(uid, &[(owner, true)], Some(FOREGROUND)));
+        }
+        for (uid, owner) in circle {
+            assert_eq!(graph.circular_owners(uid), [owner]);
+        }
+        // One that hangs on the circle is not part of it.
+        assert!(graph.circular_owners("d").is_empty());
+        let tasks = graph.upsert("", "Pod", &meta("c", &[("b", false)], Some(FOREGROUND)));
+        assert!(tasks.contains(&check("b")));
+        assert!(graph.blocking("b").is_empty());
+        assert!(circle.iter().all(|(uid, _)| graph.circular_owners(uid).is_empty()));
+    }
+
+    #[test]
+    fn an_object_that_owns_itself_is_a_circle() {
+        let mut graph = Graph::default();
+        graph.upsert("", "Pod", &meta("a", &[("a", true)], Some(FOREGROUND)));
+        assert_eq!(graph.circular_owners("a"), ["a"]);
     }
 
     #[test]
