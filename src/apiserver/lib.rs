@@ -43,7 +43,6 @@ pub use args::Args;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, Semaphore};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::service::Ranges;
@@ -130,11 +129,7 @@ pub(crate) struct Server {
 impl Server {
     /// Opens the listener and starts everything in the background until `stop`.
     pub(crate) async fn start(args: Args, stop: CancellationToken) -> Result<Self, Error> {
-        let config = tls::server(
-            &args.tls_cert_file,
-            &args.tls_private_key_file,
-            args.client_ca_file.as_deref(),
-        )?;
+        let config = tls::server(&args)?;
         let wanted = SocketAddr::new(args.bind_address, args.secure_port);
         let listen = |source| Error::Listen {
             address: wanted,
@@ -149,8 +144,7 @@ impl Server {
         };
         let grace = Duration::from_secs(args.shutdown_grace_seconds);
         let app = Arc::new(assemble(args, stop.clone()).await?);
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        let serving = tokio::spawn(server::serve(app.clone(), listener, acceptor, stop.clone(), grace));
+        let serving = tokio::spawn(server::serve(app.clone(), listener, config, stop.clone(), grace));
         // The caches outlive the listener, so that requests still open at shutdown are answered.
         let feed_stop = CancellationToken::new();
         let feed = tokio::spawn(app.cache.clone().run(feed_stop.clone()));

@@ -4,79 +4,50 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::crypto::CryptoProvider;
+use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+pub use tls_files::Error as TlsError;
+use tls_files::{Reread, ServerFiles, authorities, certificates, private_key, provider};
 
-/// A TLS file that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// Unreadable, or no PEM.
-    #[error("cannot read {path}: {source}")]
-    Pem {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: rustls_pki_types::pem::Error,
-    },
-    /// Certificate and key don't go together, or the algorithm is not supported.
-    #[error("unusable certificate or key: {0}")]
-    Rustls(#[from] rustls::Error),
-    /// The client authority is not usable.
-    #[error("unusable client authority: {0}")]
-    Verifier(#[from] rustls::server::VerifierBuilderError),
-}
-
-/// All certificates of a PEM file.
-///
-/// # Errors
-/// [`TlsError::Pem`].
-pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect)
-        .map_err(|source| TlsError::Pem {
-            path: path.to_owned(),
-            source,
-        })
-}
-
-fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_file(path).map_err(|source| TlsError::Pem {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-fn roots(path: &Path) -> Result<Arc<RootCertStore>, TlsError> {
-    let mut store = RootCertStore::empty();
-    for c in certificates(path)? {
-        store.add(c)?;
-    }
-    Ok(Arc::new(store))
-}
-
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(aws_lc_rs::default_provider())
-}
+use crate::args::Args;
 
 /// The server's configuration: client certificates are asked for, verified if shown, and never required.
 ///
 /// # Errors
 /// [`TlsError`] for unusable files.
-pub fn server(cert: &Path, key_file: &Path, client_ca: Option<&Path>) -> Result<ServerConfig, TlsError> {
-    let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
-    let builder = match client_ca {
-        Some(ca) => {
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots(ca)?, provider());
-            builder.with_client_cert_verifier(verifier.allow_unauthenticated().build()?)
-        }
-        None => builder.with_no_client_auth(),
+pub fn server(args: &Args) -> Result<Reread<ServerConfig>, TlsError> {
+    let files = ServerFiles {
+        certificate: args.tls_cert_file.clone(),
+        key: args.tls_private_key_file.clone(),
+        client_authority: args.client_ca_file.clone(),
+        protocols: &["h2", "http/1.1"],
     };
-    let mut config = builder.with_single_cert(certificates(cert)?, key(key_file)?)?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(config)
+    files.follow()
+}
+
+/// The configuration of a client of kubelets, which follows its files.
+///
+/// # Errors
+/// [`TlsError`] for unusable files.
+pub fn kubelet_client(args: &Args) -> Result<Reread<ClientConfig>, TlsError> {
+    let authority = args.kubelet_certificate_authority.clone();
+    let identity = args
+        .kubelet_client_certificate
+        .clone()
+        .zip(args.kubelet_client_key.clone());
+    let mut paths: Vec<PathBuf> = authority.iter().cloned().collect();
+    paths.extend(
+        identity
+            .iter()
+            .flat_map(|(certificate, key)| [certificate.clone(), key.clone()]),
+    );
+    Reread::new(paths, move || {
+        let identity = identity
+            .as_ref()
+            .map(|(certificate, key)| (certificate.as_path(), key.as_path()));
+        client(authority.as_deref(), identity)
+    })
 }
 
 /// A client configuration; without an authority the server is not verified, which upstream does for kubelets (their
@@ -87,13 +58,13 @@ pub fn server(cert: &Path, key_file: &Path, client_ca: Option<&Path>) -> Result<
 pub fn client(ca: Option<&Path>, identity: Option<(&Path, &Path)>) -> Result<ClientConfig, TlsError> {
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
     let builder = match ca {
-        Some(ca) => builder.with_root_certificates(roots(ca)?),
+        Some(ca) => builder.with_root_certificates(authorities(ca)?),
         None => builder
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Unverified(provider()))),
     };
     Ok(match identity {
-        Some((cert, key_file)) => builder.with_client_auth_cert(certificates(cert)?, key(key_file)?)?,
+        Some((cert, key_file)) => builder.with_client_auth_cert(certificates(cert)?, private_key(key_file)?)?,
         None => builder.with_no_client_auth(),
     })
 }

@@ -48,7 +48,7 @@ impl Health {
 /// A bound, not yet serving health server. That the port is bound proves that no other copy of the component runs here.
 pub struct Server {
     listener: TcpListener,
-    tls: TlsAcceptor,
+    tls: tls::Serving,
     addr: SocketAddr,
 }
 
@@ -61,7 +61,7 @@ impl Server {
         let (listener, addr) = serving::listen(addr).await?;
         Ok(Self {
             listener,
-            tls: TlsAcceptor::from(tls::server_config(files)?),
+            tls: tls::Serving::new(files)?,
             addr,
         })
     }
@@ -80,7 +80,7 @@ impl Server {
         });
         let (tls, cut) = (self.tls, stop.clone());
         let accepting = serving::accept(self.listener, MAX_CONNECTIONS, move |tcp, peer| {
-            let (tls, shared, stop) = (tls.clone(), Arc::clone(&shared), cut.clone());
+            let (tls, shared, stop) = (TlsAcceptor::from(tls.current()), Arc::clone(&shared), cut.clone());
             async move {
                 let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIME, tls.accept(tcp)).await else {
                     return;

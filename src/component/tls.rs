@@ -1,34 +1,48 @@
-//! The certificate of the health server: from files, or self-signed and only in memory.
+//! The certificate of the health server: from files, which may be replaced while it runs, or self-signed and only in memory.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
-use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tls_files::{Reread, ServerFiles, provider};
 
 use crate::Error;
 
 /// Certificate and key for serving.
-pub(crate) fn server_config(files: Option<(&Path, &Path)>) -> Result<Arc<ServerConfig>, Error> {
-    let (chain, key) = match files {
-        Some((cert, key)) => from_files(cert, key)?,
-        None => self_signed()?,
-    };
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .and_then(|b| b.with_no_client_auth().with_single_cert(chain, key))
-        .map_err(|e| Error::Certificate(e.to_string()))?;
-    Ok(Arc::new(config))
+pub(crate) enum Serving {
+    Files(Reread<ServerConfig>),
+    SelfSigned(Arc<ServerConfig>),
 }
 
-fn from_files(cert: &Path, key: &Path) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
-    let wrap = |path: &Path, e: rustls_pki_types::pem::Error| Error::Certificate(format!("{}: {e}", path.display()));
-    let chain = CertificateDer::pem_file_iter(cert)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|e| wrap(cert, e))?;
-    Ok((chain, PrivateKeyDer::from_pem_file(key).map_err(|e| wrap(key, e))?))
+impl Serving {
+    /// From certificate and key; without them self-signed.
+    pub(crate) fn new(files: Option<(&Path, &Path)>) -> Result<Self, Error> {
+        let bad = |e: tls_files::Error| Error::Certificate(e.to_string());
+        let Some((certificate, key)) = files else {
+            let (chain, key) = self_signed()?;
+            let config = ServerConfig::builder_with_provider(provider())
+                .with_safe_default_protocol_versions()
+                .and_then(|b| b.with_no_client_auth().with_single_cert(chain, key))
+                .map_err(|e| Error::Certificate(e.to_string()))?;
+            return Ok(Self::SelfSigned(Arc::new(config)));
+        };
+        let files = ServerFiles {
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+            client_authority: None,
+            protocols: &[],
+        };
+        Ok(Self::Files(files.follow().map_err(bad)?))
+    }
+
+    /// What the next connection is served with.
+    pub(crate) fn current(&self) -> Arc<ServerConfig> {
+        match self {
+            Self::Files(config) => config.current(),
+            Self::SelfSigned(config) => Arc::clone(config),
+        }
+    }
 }
 
 fn self_signed() -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {

@@ -29,14 +29,18 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use tls_files::{Reread, ServerFiles};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
-use tokio_rustls::TlsAcceptor;
 
 pub use args::Args;
 pub use push::{chunk, manifest};
@@ -62,17 +66,9 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
-    /// Certificate or key cannot be read.
-    #[error("{path}: {source}")]
-    Pem {
-        /// The file.
-        path: PathBuf,
-        /// Why it was refused.
-        source: rustls_pki_types::pem::Error,
-    },
-    /// Certificate and key are no pair, or of an unknown kind.
-    #[error("the certificate or its key was refused: {0}")]
-    Tls(#[from] rustls::Error),
+    /// The certificate or its key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] tls_files::Error),
     /// Signals cannot be received.
     #[error("signals cannot be received: {0}")]
     Signal(std::io::Error),
@@ -104,7 +100,7 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
 /// Serves on a socket that is already open until `stop` completes.
 async fn serve_on(listener: TcpListener, args: Args, stop: impl Future<Output = ()>) -> Result<(), Error> {
     let tls = match (&args.tls_cert, &args.tls_key) {
-        (Some(cert), Some(key)) => Some(acceptor(cert, key)?),
+        (Some(cert), Some(key)) => Some(tls(cert, key)?),
         _ => None,
     };
     warn(&args);
@@ -192,21 +188,13 @@ fn warn(args: &Args) {
     }
 }
 
-fn acceptor(cert: &PathBuf, key: &PathBuf) -> Result<TlsAcceptor, Error> {
-    let pem = |path: &PathBuf| {
-        let path = path.clone();
-        move |source| Error::Pem { path, source }
+fn tls(cert: &Path, key: &Path) -> Result<Reread<rustls::ServerConfig>, tls_files::Error> {
+    let files = ServerFiles {
+        certificate: cert.to_owned(),
+        key: key.to_owned(),
+        client_authority: None,
+        // Clients that know both take HTTP/1.1: then each layer has its own connection, and no window of HTTP/2 slows it down.
+        protocols: &["http/1.1", "h2"],
     };
-    let chain = CertificateDer::pem_file_iter(cert)
-        .and_then(|certificates| certificates.collect::<Result<Vec<_>, _>>())
-        .map_err(pem(cert))?;
-    let key = PrivateKeyDer::from_pem_file(key).map_err(pem(key))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)?;
-    // Clients that know both take HTTP/1.1: then each layer has its own connection, and no window of HTTP/2 slows it down.
-    config.alpn_protocols = vec![b"http/1.1".to_vec(), b"h2".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    files.follow()
 }

@@ -12,6 +12,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
 };
+use tls_files::Reread;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -99,7 +100,7 @@ impl Drop for Place {
 /// `most` connections are served at once, and one client has at most half of them; further ones wait, or are closed.
 pub async fn listen(
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Reread<rustls::ServerConfig>>,
     registry: Arc<Registry>,
     most: usize,
     stop: impl Future<Output = ()>,
@@ -121,7 +122,8 @@ pub async fn listen(
             continue;
         };
         prepare(&stream);
-        let (tls, registry, watcher) = (tls.clone(), Arc::clone(&registry), graceful.watcher());
+        let tls = tls.as_ref().map(|config| TlsAcceptor::from(config.current()));
+        let (registry, watcher) = (Arc::clone(&registry), graceful.watcher());
         tokio::spawn(async move {
             let _place = place;
             registry.metrics.connections.inc();

@@ -12,12 +12,12 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 use sha2::Digest;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tls_files::Reread;
 
 /// A caller.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -53,32 +53,34 @@ fn user_of(der: &[u8]) -> Option<User> {
     Some(User { name, groups })
 }
 
-/// TLS of the server: client certificates are asked for, and must then be good.
-pub fn server_config(config: &Config, current: Arc<Current>) -> Result<Arc<rustls::ServerConfig>> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let bad = |e: String| Error::Certificate(e);
-    let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|e| bad(e.to_string()))?;
-    let builder = match &config.authentication.x509.client_ca_file {
-        None => builder.with_no_client_auth(),
-        Some(path) => {
-            let pem = std::fs::read(path).map_err(Error::io("read", path))?;
-            let mut roots = rustls::RootCertStore::empty();
-            for ca in CertificateDer::pem_slice_iter(&pem) {
-                let ca = ca.map_err(|e| bad(format!("{}: {e}", path.display())))?;
-                roots.add(ca).map_err(|e| bad(format!("{}: {e}", path.display())))?;
+/// TLS of the server, which follows the files it is made from: client certificates are asked for, and must then be good.
+/// Without `files` the certificate is the one of `own`.
+pub fn server_config(
+    config: &Config,
+    files: Option<(PathBuf, PathBuf)>,
+    own: Arc<Current>,
+) -> Result<Reread<rustls::ServerConfig>> {
+    let authority = config.authentication.x509.client_ca_file.clone();
+    let mut paths: Vec<PathBuf> = authority.iter().cloned().collect();
+    paths.extend(
+        files
+            .iter()
+            .flat_map(|(certificate, key)| [certificate.clone(), key.clone()]),
+    );
+    let make = move || {
+        let builder = tls_files::server_builder(authority.as_deref())?;
+        let mut out = match &files {
+            Some((certificate, key)) => {
+                let chain = tls_files::certificates(certificate)?;
+                builder.with_single_cert(chain, tls_files::private_key(key)?)?
             }
-            let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                .allow_unauthenticated()
-                .build();
-            builder.with_client_cert_verifier(verifier.map_err(|e| bad(e.to_string()))?)
-        }
+            None => builder.with_cert_resolver(own.clone()),
+        };
+        // Streams need an upgrade, which HTTP/2 does not have.
+        out.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(out)
     };
-    let mut out = builder.with_cert_resolver(current);
-    // Streams need an upgrade, which HTTP/2 does not have.
-    out.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(out))
+    Reread::new(paths, make).map_err(|e| Error::Certificate(e.to_string()))
 }
 
 type Decision = (User, &'static str, String);

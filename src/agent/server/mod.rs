@@ -23,6 +23,7 @@ use axum::routing::{any, get};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use tls_files::Reread;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -77,7 +78,7 @@ pub async fn start(
     };
     let current = plan.first()?;
     let listener = listen(SocketAddr::new(config.address, config.port)).await?;
-    let tls = auth::server_config(config, current.clone())?;
+    let tls = auth::server_config(config, plan.files.clone(), current.clone())?;
     let authority = Authority::new(ctx.api.clone(), ctx.node_name.clone(), config);
     let shared = Arc::new(Shared {
         ctx: ctx.clone(),
@@ -124,8 +125,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-async fn serve(listener: TcpListener, tls: Arc<rustls::ServerConfig>, app: Router) -> Result<()> {
-    let acceptor = tokio_rustls::TlsAcceptor::from(tls);
+async fn serve(listener: TcpListener, tls: Reread<rustls::ServerConfig>, app: Router) -> Result<()> {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else {
@@ -140,7 +140,8 @@ async fn serve(listener: TcpListener, tls: Arc<rustls::ServerConfig>, app: Route
                 continue;
             }
         };
-        let (acceptor, app) = (acceptor.clone(), app.clone());
+        let acceptor = tokio_rustls::TlsAcceptor::from(tls.current());
+        let app = app.clone();
         tokio::spawn(async move {
             let _slot = slot;
             let _ = stream.set_nodelay(true);

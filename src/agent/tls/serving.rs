@@ -9,7 +9,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -57,17 +57,11 @@ pub struct Plan {
 const NAME: &str = "kubelet-server";
 
 impl Plan {
-    /// The certificate to begin with.
+    /// The certificate to begin with, where the administrator gives none.
     pub fn first(&self) -> Result<Arc<Current>> {
-        let key = match &self.files {
-            Some((certificate, key)) => {
-                let read = |p: &Path| std::fs::read(p).map_err(Error::io("read", p));
-                certified(&read(certificate)?, &read(key)?)?
-            }
-            None => match self.stored() {
-                Some((key, _)) => key,
-                None => self.self_signed()?,
-            },
+        let key = match self.stored() {
+            Some((key, _)) => key,
+            None => self.self_signed()?,
         };
         Ok(Arc::new(Current(RwLock::new(Arc::new(key)))))
     }

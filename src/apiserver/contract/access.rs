@@ -146,6 +146,63 @@ async fn who_changes_a_role_holds_its_rules_whatever_is_changed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn renewed_certificates_and_authorities_are_served_without_a_restart() {
+    let c = Cluster::start().await;
+    let path = |file: &str| c.dir.path().join(file);
+    let served = || async {
+        let config = Arc::new(crate::tls::client(None, None).unwrap());
+        let tcp = tokio::net::TcpStream::connect(("127.0.0.1", c.port)).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let tls = tokio_rustls::TlsConnector::from(config)
+            .connect(name, tcp)
+            .await
+            .unwrap();
+        tls.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+    };
+    let before = served().await;
+    // Somebody of another authority is nobody.
+    let elsewhere = path("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let other = Pki::new(&elsewhere);
+    other.issue("boss", "boss", &["system:masters"], false);
+    for end in ["crt", "key"] {
+        std::fs::copy(elsewhere.join(format!("boss.{end}")), path(&format!("boss.{end}"))).unwrap();
+    }
+    let boss = As::Cert("boss".into());
+    let identity = (path("boss.crt"), path("boss.key"));
+    let refused = || async {
+        let config = crate::tls::client(None, Some((&identity.0, &identity.1))).unwrap();
+        let tcp = tokio::net::TcpStream::connect(("127.0.0.1", c.port)).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        match tokio_rustls::TlsConnector::from(Arc::new(config))
+            .connect(name, tcp)
+            .await
+        {
+            Err(_) => true,
+            // The refusal of a client certificate comes with the first read.
+            Ok(mut tls) => tokio::io::AsyncReadExt::read(&mut tls, &mut [0]).await.is_err(),
+        }
+    };
+    assert!(refused().await);
+    let both = [path("ca.crt"), elsewhere.join("ca.crt")].map(|f| std::fs::read_to_string(f).unwrap());
+    std::fs::write(path("both.crt"), both.concat()).unwrap();
+    std::fs::rename(path("both.crt"), path("ca.crt")).unwrap();
+    c.call(Method::GET, "/api/v1/nodes", &boss, None).await.expect(200);
+
+    // The key comes a moment after the certificate: until then the pair before is served.
+    let key = std::fs::read(path("server.key")).unwrap();
+    c.pki.issue("server", "kube-apiserver", &[], true);
+    let new = std::fs::read(path("server.key")).unwrap();
+    std::fs::write(path("server.key"), key).unwrap();
+    assert_eq!(served().await, before);
+    std::fs::write(path("server.key"), new).unwrap();
+    let after = served().await;
+    assert_ne!(after, before);
+    c.call(Method::GET, "/api/v1/nodes", &As::Admin, None).await.expect(200);
+    c.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_requested_token_identifies_its_account_until_the_account_is_gone() {
     let c = Cluster::start().await;
     let accounts = "/api/v1/namespaces/default/serviceaccounts";

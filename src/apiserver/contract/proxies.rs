@@ -14,6 +14,11 @@ async fn kubelet(mut request: Request<Incoming>) -> Result<http::Response<Full<B
         request.uri(),
         request.headers().contains_key("authorization")
     );
+    if text.contains("previous=true") {
+        let mut refusal = http::Response::new(Full::new(Bytes::from("previous terminated container not found\n")));
+        *refusal.status_mut() = http::StatusCode::BAD_REQUEST;
+        return Ok(refusal);
+    }
     if !request.headers().contains_key("upgrade") {
         return Ok(http::Response::new(Full::new(Bytes::from(text))));
     }
@@ -36,9 +41,13 @@ async fn kubelet(mut request: Request<Incoming>) -> Result<http::Response<Full<B
 async fn start_kubelet(c: &Cluster) -> u16 {
     c.pki.issue("kubelet", "system:node:n", &["system:nodes"], true);
     let path = |f: &str| c.dir.path().join(f);
-    let mut config = crate::tls::server(&path("kubelet.crt"), &path("kubelet.key"), Some(&path("ca.crt"))).unwrap();
-    config.alpn_protocols.clear();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let files = tls_files::ServerFiles {
+        certificate: path("kubelet.crt"),
+        key: path("kubelet.key"),
+        client_authority: Some(path("ca.crt")),
+        protocols: &[],
+    };
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(files.config().unwrap()));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -109,6 +118,10 @@ async fn logs_and_node_paths_come_from_the_kubelet() {
         "the caller's credentials stay here"
     );
     c.get(&format!("{POD}/log?container=none")).await.expect(400);
+    // A refusal is a Status with the kubelet's words.
+    let refused = c.get(&format!("{POD}/log?previous=true")).await.expect(400);
+    assert_eq!(refused["reason"], "BadRequest");
+    assert_eq!(refused["message"], "previous terminated container not found");
     c.get("/api/v1/namespaces/default/pods/q/log").await.expect(404);
     c.end().await;
 }
@@ -144,6 +157,129 @@ async fn an_upgraded_stream_is_copied_both_ways() {
     let mut echo = [0; 4];
     tls.read_exact(&mut echo).await.unwrap();
     assert_eq!(&echo, b"ping");
+    c.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_come_in_the_messages_of_a_web_socket() {
+    use futures::StreamExt as _;
+    use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+    use tokio_tungstenite::tungstenite::{Error, Message};
+    let c = with_pod().await;
+    let path = |f: &str| c.dir.path().join(f);
+    let open = async |query: &str, protocol: Option<&'static str>| {
+        let config = crate::tls::client(Some(&path("ca.crt")), Some((&path("admin.crt"), &path("admin.key")))).unwrap();
+        let tcp = tokio::net::TcpStream::connect(("127.0.0.1", c.port)).await.unwrap();
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let tls = tokio_rustls::TlsConnector::from(Arc::new(config))
+            .connect(name, tcp)
+            .await
+            .unwrap();
+        let mut request = format!("wss://127.0.0.1{POD}/log?{query}")
+            .into_client_request()
+            .unwrap();
+        if let Some(protocol) = protocol {
+            request
+                .headers_mut()
+                .insert("sec-websocket-protocol", protocol.parse().unwrap());
+        }
+        tokio_tungstenite::client_async(request, tls).await
+    };
+    let line = "GET /containerLogs/default/p/a?follow=true false";
+    let text = "R0VUIC9jb250YWluZXJMb2dzL2RlZmF1bHQvcC9hP2ZvbGxvdz10cnVlIGZhbHNl";
+    let binary = |b: &'static str| Message::Binary(Bytes::from_static(b.as_bytes()));
+    for (protocol, expected) in [
+        (None, [binary(""), binary(line)]),
+        (Some("binary.k8s.io"), [binary(""), binary(line)]),
+        (Some("base64.binary.k8s.io"), [Message::text(""), Message::text(text)]),
+    ] {
+        let (mut socket, answer) = open("follow=true", protocol).await.unwrap();
+        let chosen = answer.headers().get("sec-websocket-protocol");
+        assert_eq!(chosen.map(|v| v.to_str().unwrap()), protocol);
+        for message in expected {
+            assert_eq!(socket.next().await.unwrap().unwrap(), message, "{protocol:?}");
+        }
+        assert!(matches!(socket.next().await, Some(Ok(Message::Close(Some(end)))) if u16::from(end.code) == 1000));
+    }
+    for (query, protocol) in [("previous=true", None), ("follow=true", Some("v4.channel.k8s.io"))] {
+        let Err(Error::Http(refused)) = open(query, protocol).await else {
+            panic!("{query} {protocol:?} is refused");
+        };
+        assert_eq!(refused.status(), 400);
+    }
+    c.end().await;
+}
+
+/// A site that speaks of its own paths, and says of which origins it may be asked.
+async fn site(request: Request<Incoming>) -> Result<http::Response<Full<Bytes>>, std::convert::Infallible> {
+    let text = match request.uri().path() {
+        "/text" => "<a href=\"/there\">".to_owned(),
+        _ => format!(
+            "<a href=\"/there?a=1\">{} {}</a><img src='x.png'>",
+            request.method(),
+            request.headers()["x-forwarded-uri"].to_str().unwrap()
+        ),
+    };
+    let media = if request.uri().path() == "/text" {
+        "text/plain"
+    } else {
+        "text/html; charset=utf-8"
+    };
+    let answer = http::Response::builder()
+        .header("content-type", media)
+        .header("access-control-allow-origin", "*");
+    Ok(match request.uri().path() {
+        "/moved" => answer
+            .status(302)
+            .header("location", "/new/")
+            .body(Full::default())
+            .unwrap(),
+        _ => answer.body(Full::new(Bytes::from(text))).unwrap(),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_links_of_proxied_pages_stay_behind_the_proxy() {
+    let c = with_pod().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let served =
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(tcp), service_fn(site));
+            tokio::spawn(served);
+        }
+    });
+    let mut pod = c.get(POD).await.expect(200);
+    pod["status"] = json!({"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]});
+    c.put(&format!("{POD}/status"), pod).await.expect(200);
+    let proxy = format!("{POD}:{port}/proxy");
+    let page = c.get(&format!("{proxy}/a/")).await;
+    let expected = format!("<a href=\"{proxy}/there?a=1\">GET {proxy}/a/</a><img src='x.png'>");
+    assert_eq!(String::from_utf8_lossy(&page.bytes), expected);
+    assert!(!page.headers.contains_key("access-control-allow-origin"));
+    assert_eq!(c.get(&format!("{proxy}/text")).await.bytes, "<a href=\"/there\">");
+    let moved = c.get(&format!("{proxy}/moved")).await;
+    assert_eq!(
+        (moved.code, moved.headers["location"].to_str().unwrap()),
+        (302, format!("{proxy}/new/").as_str())
+    );
+    // Without the last slash the relative links of a page would be beside the proxy.
+    for method in [Method::GET, Method::HEAD] {
+        let moved = c.call(method, &format!("{proxy}?a=1"), &As::Admin, None).await;
+        let place = moved.headers["location"].to_str().unwrap();
+        assert_eq!((moved.code, place), (301, format!("{proxy}/?a=1").as_str()));
+    }
+    let posted = c.call(Method::POST, &proxy, &As::Admin, None).await;
+    assert_eq!(posted.code, 200);
+    // What the site allows, it says itself; whether it may be asked, the authorizer.
+    let options = c.call(Method::OPTIONS, &format!("{proxy}/"), &As::Admin, None).await;
+    assert_eq!(options.code, 200);
+    assert!(String::from_utf8_lossy(&options.bytes).contains(">OPTIONS "));
+    c.call(Method::OPTIONS, &format!("{proxy}/"), &As::Anonymous, None)
+        .await
+        .expect(403);
+    c.call(Method::OPTIONS, POD, &As::Admin, None).await.expect(405);
     c.end().await;
 }
 

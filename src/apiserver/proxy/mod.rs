@@ -16,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
+use tls_files::Reread;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -68,7 +69,7 @@ pub enum Tls {
 
 /// The client side.
 pub struct Kubelets {
-    kubelet: Arc<ClientConfig>,
+    kubelet: Reread<ClientConfig>,
     unverified: Arc<ClientConfig>,
 }
 
@@ -81,12 +82,8 @@ impl Kubelets {
     /// # Errors
     /// [`TlsError`] for unusable files.
     pub fn new(args: &Args) -> Result<Self, TlsError> {
-        let identity = args
-            .kubelet_client_certificate
-            .as_deref()
-            .zip(args.kubelet_client_key.as_deref());
         Ok(Self {
-            kubelet: Arc::new(tls::client(args.kubelet_certificate_authority.as_deref(), identity)?),
+            kubelet: tls::kubelet_client(args)?,
             unverified: Arc::new(tls::client(None, None)?),
         })
     }
@@ -96,11 +93,11 @@ impl Kubelets {
         tcp.set_nodelay(true)?;
         let config = match target.tls {
             Tls::Plain => return Ok(Box::new(tcp)),
-            Tls::Unverified => &self.unverified,
-            Tls::Kubelet => &self.kubelet,
+            Tls::Unverified => Arc::clone(&self.unverified),
+            Tls::Kubelet => self.kubelet.current(),
         };
         let name = ServerName::try_from(target.host.clone()).map_err(std::io::Error::other)?;
-        Ok(Box::new(TlsConnector::from(config.clone()).connect(name, tcp).await?))
+        Ok(Box::new(TlsConnector::from(config).connect(name, tcp).await?))
     }
 
     /// Sends the request on and returns the answer, connected to the caller if both sides upgrade.

@@ -6,6 +6,8 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use rustls::ServerConfig;
+use tls_files::Reread;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -31,11 +33,11 @@ pub struct Connection {
     pub user: Option<User>,
 }
 
-/// Serves until `stop`, then lets open requests finish for at most `grace`.
+/// Serves until `stop`, with the certificate as it is when a connection begins, then lets open requests finish for at most `grace`.
 pub async fn serve(
     app: Arc<App>,
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    config: Reread<ServerConfig>,
     stop: CancellationToken,
     grace: Duration,
 ) {
@@ -55,7 +57,8 @@ pub async fn serve(
             tracing::warn!(%peer, "too many connections");
             continue;
         };
-        let (app, acceptor, stop) = (app.clone(), acceptor.clone(), stop.clone());
+        let acceptor = TlsAcceptor::from(config.current());
+        let (app, stop) = (app.clone(), stop.clone());
         tasks.spawn(async move {
             connection(app, acceptor, stream, peer.to_string(), stop).await;
             drop(place);
