@@ -70,9 +70,14 @@ pub(crate) fn rolling(set: &DaemonSet, desired: i32) -> Option<(i32, i32)> {
     Some((surge, if surge == 0 && unavailable == 0 { 1 } else { unavailable }))
 }
 
-fn oldest_first(pods: &[Arc<Pod>]) -> Vec<Arc<Pod>> {
+/// The pods of a node, those that are being deleted last: the first one stands for the node.
+pub(crate) fn oldest_first(pods: &[Arc<Pod>]) -> Vec<Arc<Pod>> {
+    let age = |p: &Arc<Pod>| {
+        let created = p.metadata.creation_timestamp.as_ref().map(|t| t.0);
+        (is_deleting(&p.metadata), created, p.metadata.name.clone())
+    };
     let mut pods = pods.to_vec();
-    pods.sort_by_key(|p| p.metadata.creation_timestamp.as_ref().map(|t| t.0));
+    pods.sort_by_cached_key(age);
     pods
 }
 

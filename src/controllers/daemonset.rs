@@ -10,7 +10,7 @@ use component::patch::{Part, update};
 use component::{ApiErrorExt, Change, Error, ObjectKey, Queue, Requeue, selector};
 use futures::future::{BoxFuture, join_all};
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, DaemonSetStatus};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
@@ -21,11 +21,12 @@ use serde_json::{Value, json};
 use crate::claim::claim;
 use crate::context::{Context, known};
 use crate::daemon_placement::{pin, target, wanted};
-use crate::daemon_plan::{HASH_LABEL, Place, Places, Plan, is_updated, manage, min_ready, roll};
+use crate::daemon_plan::{HASH_LABEL, Place, Places, Plan, is_updated, manage, roll};
+use crate::daemon_status::status_of;
 use crate::expectations::Expectations;
 use crate::hash::template_hash;
 use crate::meta::{controller_of, controller_reference, is_controlled_by, is_deleting, name, namespace, uid};
-use crate::pods::{self, availability, is_ready};
+use crate::pods;
 
 const WORKERS: usize = 2;
 const BURST: usize = 250;
@@ -417,45 +418,4 @@ fn new_revision(set: &DaemonSet, data: Value, revision: i64) -> Result<Controlle
         data: Some(RawExtension(data)),
         revision,
     })
-}
-
-fn status_of(set: &DaemonSet, places: &Places, hash: &str, now: Timestamp) -> (DaemonSetStatus, Option<Duration>) {
-    let (mut desired, mut current, mut misplaced, mut ready, mut updated, mut available) = (0, 0, 0, 0, 0, 0);
-    let mut next: Option<Duration> = None;
-    for place in places.values() {
-        let scheduled = !place.pods.is_empty();
-        if !place.wanted.run {
-            misplaced += i32::from(scheduled);
-            continue;
-        }
-        desired += 1;
-        current += i32::from(scheduled);
-        let mut pods: Vec<&Arc<Pod>> = place.pods.iter().filter(|p| !is_deleting(&p.metadata)).collect();
-        pods.sort_by_key(|p| p.metadata.creation_timestamp.as_ref().map(|t| t.0));
-        updated += i32::from(pods.iter().any(|p| is_updated(p, hash)));
-        if !pods.iter().any(|p| is_ready(p)) {
-            continue;
-        }
-        ready += 1;
-        let waits: Vec<_> = pods.iter().map(|p| availability(p, min_ready(set), now)).collect();
-        if waits.iter().any(Result::is_ok) {
-            available += 1;
-        } else {
-            next = waits.into_iter().filter_map(Result::err).flatten().chain(next).min();
-        }
-    }
-    let old = set.status.clone().unwrap_or_default();
-    let status = DaemonSetStatus {
-        desired_number_scheduled: desired,
-        current_number_scheduled: current,
-        number_misscheduled: misplaced,
-        number_ready: ready,
-        updated_number_scheduled: Some(updated),
-        number_available: Some(available),
-        number_unavailable: Some(desired - available),
-        observed_generation: set.metadata.generation,
-        collision_count: old.collision_count,
-        conditions: old.conditions,
-    };
-    (status, next)
 }

@@ -15,6 +15,7 @@ mod csr_approve;
 mod csr_sign;
 mod daemon_placement;
 mod daemon_plan;
+mod daemon_status;
 mod daemonset;
 mod deployment;
 mod deployment_plan;
