@@ -40,7 +40,8 @@ impl Status {
         }
     }
 
-    fn about(mut self, group: &str, kind: &str, name: &str) -> Self {
+    /// The same refusal with what it is about: a resource, and the name of an object of it.
+    pub fn about(mut self, group: &str, kind: &str, name: &str) -> Self {
         let mut details = json!({"kind": kind});
         if !name.is_empty() {
             details["name"] = name.into();
@@ -164,10 +165,14 @@ impl Status {
         Self::new(410, "Expired", message)
     }
 
-    /// 429 with the seconds to wait.
+    /// 429 with the seconds to wait; 0 says nothing of them, and then clients do not try again by themselves.
     pub fn too_many_requests(message: impl Into<String>, seconds: u32) -> Self {
         let mut s = Self::new(429, "TooManyRequests", message);
-        s.details = json!({"retryAfterSeconds": seconds});
+        s.details = if seconds == 0 {
+            json!({})
+        } else {
+            json!({"retryAfterSeconds": seconds})
+        };
         s
     }
 

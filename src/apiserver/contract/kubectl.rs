@@ -23,6 +23,39 @@ spec: {selector: {app: web}, ports: [{port: 80}]}
 ";
 
 #[tokio::test(flavor = "multi_thread")]
+async fn kubectl_drain_tells_which_budget_holds_it_up() {
+    let Some(path) = find("kubectl") else { return };
+    let cluster = Cluster::start().await;
+    let k = Program::new("kubectl", path, &cluster);
+    let object =
+        |kind: &str, name: &str| serde_json::json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name}});
+    cluster.post("/api/v1/nodes", object("Node", "n")).await.expect(201);
+    let accounts = "/api/v1/namespaces/default/serviceaccounts";
+    cluster
+        .post(accounts, object("ServiceAccount", "default"))
+        .await
+        .expect(201);
+    let pods = "/api/v1/namespaces/default/pods";
+    let mut pod = object("Pod", "p");
+    pod["metadata"]["labels"] = serde_json::json!({"app": "web"});
+    pod["spec"] = serde_json::json!({"nodeName": "n", "containers": [{"name": "a", "image": "x"}]});
+    let mut pod = cluster.post(pods, pod).await.expect(201);
+    pod["status"] = serde_json::json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
+    cluster.put(&format!("{pods}/p/status"), pod).await.expect(200);
+    let budgets = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
+    let budget = serde_json::json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "b"},
+        "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "web"}}}});
+    let mut budget = cluster.post(budgets, budget).await.expect(201);
+    budget["status"] = serde_json::json!({"disruptionsAllowed": 0, "currentHealthy": 1, "desiredHealthy": 1, "expectedPods": 1,
+        "observedGeneration": budget["metadata"]["generation"]});
+    cluster.put(&format!("{budgets}/b/status"), budget).await.expect(200);
+    let reason = "Cannot evict pod as it would violate the pod's disruption budget.";
+    k.refused("drain n --force --timeout=2s", "", &["(will retry after 5s)", reason])
+        .await;
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn stock_kubectl_works() {
     let Some(path) = find("kubectl") else { return };
     let cluster = Cluster::start().await;
@@ -74,6 +107,12 @@ async fn stock_kubectl_works() {
     k.check("-n x scale deploy web --replicas=5", "", &["scaled"]).await;
     k.check("-n x get deploy web -o jsonpath={.spec.replicas}", "", &["5"])
         .await;
+    k.check(
+        "-n x get deploy web --subresource=scale",
+        "",
+        &["NAME", "DESIRED", "AVAILABLE", "web ", "5 "],
+    )
+    .await;
     k.check(
         "-n x patch deploy web -p {\"spec\":{\"paused\":true}}",
         "",

@@ -179,15 +179,26 @@ async fn eviction_respects_a_disruption_budget() {
         "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "web"}}}});
     let mut made = c.post(budgets, budget).await.expect(201);
     let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "p"}});
-    let refused = c
-        .post(&format!("{pods}/p/eviction"), eviction.clone())
-        .await
-        .expect(429);
-    assert_eq!(refused["details"]["causes"][0]["reason"], "DisruptionBudget");
+    let evict = format!("{pods}/p/eviction");
+    let refused = c.post(&evict, eviction.clone()).await;
+    assert_eq!(refused.headers["retry-after"], "10", "the budget was not looked at yet");
+    assert_eq!(
+        refused.expect(429)["details"]["causes"][0]["reason"],
+        "DisruptionBudget"
+    );
+    made["status"] = json!({"disruptionsAllowed": 0, "currentHealthy": 1, "desiredHealthy": 1, "expectedPods": 1,
+        "observedGeneration": made["metadata"]["generation"]});
+    let mut made = c.put(&format!("{budgets}/b/status"), made).await.expect(200);
+    let refused = c.post(&evict, eviction.clone()).await;
+    assert!(!refused.headers.contains_key("retry-after"));
+    let refused = refused.expect(429);
+    assert!(refused["details"]["retryAfterSeconds"].is_null());
+    let cause = "The disruption budget b needs 1 healthy pods and has 1 currently";
+    assert_eq!(refused["details"]["causes"][0]["message"], cause);
     made["status"] = json!({"disruptionsAllowed": 1, "currentHealthy": 2, "desiredHealthy": 1, "expectedPods": 2,
         "observedGeneration": made["metadata"]["generation"]});
     c.put(&format!("{budgets}/b/status"), made).await.expect(200);
-    c.post(&format!("{pods}/p/eviction"), eviction).await.expect(201);
+    c.post(&evict, eviction).await.expect(201);
     assert!(c.get(&format!("{pods}/p")).await.expect(200)["metadata"]["deletionTimestamp"].is_string());
     assert_eq!(
         c.get(&format!("{budgets}/b")).await.expect(200)["status"]["disruptionsAllowed"],

@@ -1,16 +1,15 @@
-//! Pods' own subresources (binding, eviction) and what is passed on: logs, exec, attach, port-forward, proxies.
+//! Binding of pods, and what is passed on: logs, exec, attach, port-forward, proxies.
 
 use api::{Kind, metadata};
-use http::Request;
+use http::header::HeaderValue;
+use http::{Method, Request, Uri};
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
-use super::Context;
 use super::body::{self, WriteOptions};
-use super::delete::delete_object;
-use super::write::{Target, Writer};
+use super::{Context, logs};
 use crate::error::{ApiError, Result};
 use crate::objects::{self, Modify};
 use crate::proxy::{self, Target as Far, Tls};
@@ -20,7 +19,7 @@ fn pod_kind() -> Result<&'static Kind> {
     api::kinds::find("", "v1", "pods").ok_or_else(ApiError::no_such_path)
 }
 
-fn created() -> Response {
+pub(super) fn created() -> Response {
     answer(
         201,
         &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
@@ -89,7 +88,7 @@ async fn assign(c: &Context, binding: &Value, dry: bool) -> Result<Response> {
 }
 
 /// Writes a pod condition; the time of the transition moves only with the status.
-fn set_condition(pod: &mut Value, mut condition: Value) {
+pub(super) fn set_condition(pod: &mut Value, mut condition: Value) {
     let now = api::time::time(Timestamp::now());
     if !pod["status"]["conditions"].is_array() {
         pod["status"]["conditions"] = json!([]);
@@ -114,127 +113,6 @@ fn set_condition(pod: &mut Value, mut condition: Value) {
     }
 }
 
-/// Answers `pods/eviction`: a deletion that respects disruption budgets (KEP-85).
-///
-/// # Errors
-/// 429 if a budget forbids it now, 500 if several budgets cover the pod.
-pub async fn evict(c: &Context, kind: &'static Kind, request: Request<Incoming>) -> Result<Response> {
-    let options = WriteOptions::parse(c)?;
-    let (mut eviction, _) = body::object(None, ("policy", "v1", "Eviction"), &options, request).await?;
-    body::place(c, kind, &mut eviction)?;
-    let mut delete = eviction["deleteOptions"].take();
-    if delete.is_null() {
-        delete = json!({});
-    }
-    let listed = delete["dryRun"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str);
-    let dry = options.dry || body::dry_run("delete", listed)?;
-    let pod = objects::read(&c.app, kind, c.namespace(kind), &c.info.name).await?;
-    if !unprotected(&pod) {
-        disrupt(c, &pod, dry).await?;
-    }
-    if delete["preconditions"]["uid"].is_null() {
-        delete["preconditions"]["uid"] = metadata::uid(&pod).into();
-    }
-    if !dry && metadata::deletion_timestamp(&pod).is_none() {
-        let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting"});
-        objects::modify(&c.app, kind, c.namespace(kind), &c.info.name, false, |p| {
-            let mut new = p.clone();
-            set_condition(&mut new, condition.clone());
-            Ok(Modify::Write(new))
-        })
-        .await?;
-    }
-    delete_object(
-        &c.app,
-        &Target {
-            subresource: None,
-            ..Target::of(c, kind)
-        },
-        &delete,
-        dry,
-    )
-    .await?;
-    Ok(created())
-}
-
-/// Pods whose end disturbs nobody.
-fn unprotected(pod: &Value) -> bool {
-    matches!(objects::text(pod, "/status/phase"), "Pending" | "Succeeded" | "Failed")
-        || metadata::deletion_timestamp(pod).is_some()
-}
-
-fn ready(pod: &Value) -> bool {
-    let conditions = pod["status"]["conditions"].as_array();
-    conditions
-        .into_iter()
-        .flatten()
-        .any(|c| c["type"] == "Ready" && c["status"] == "True")
-}
-
-/// Takes one disruption from the pod's budget.
-async fn disrupt(c: &Context, pod: &Value, dry: bool) -> Result<()> {
-    let kind = api::kinds::find("policy", "v1", "poddisruptionbudgets").ok_or_else(ApiError::no_such_path)?;
-    c.app.cache.consistent().await?;
-    let budgets = objects::cache_of(&c.app, kind)?.list(metadata::namespace(pod), 0, |_| true);
-    let covering: Vec<Value> = budgets
-        .items
-        .iter()
-        .map(|o| o.value())
-        .filter(|b| covers(b, pod))
-        .collect();
-    let budget = match covering.as_slice() {
-        [] => return Ok(()),
-        [one] => one,
-        _ => {
-            return Err(ApiError::new(
-                500,
-                "InternalError",
-                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
-            ));
-        }
-    };
-    let healthy_enough = budget["status"]["currentHealthy"].as_i64().unwrap_or(0)
-        >= budget["status"]["desiredHealthy"].as_i64().unwrap_or(0);
-    let always = budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow";
-    if !ready(pod) && (always || (healthy_enough && budget["status"]["desiredHealthy"].as_i64().unwrap_or(0) > 0)) {
-        return Ok(());
-    }
-    let name = metadata::name(pod).to_owned();
-    objects::modify(&c.app, kind, metadata::namespace(budget), metadata::name(budget), dry, |b| {
-        let too_many = |message: &str| {
-            let mut e = ApiError::too_many_requests(format!("Cannot evict pod as it would violate the pod's disruption budget.{message}"), 10);
-            e.details["causes"] = json!([{"reason": "DisruptionBudget", "message": format!(
-                "The disruption budget {} needs {} healthy pods and has {} currently",
-                metadata::name(b), b["status"]["desiredHealthy"].as_i64().unwrap_or(0), b["status"]["currentHealthy"].as_i64().unwrap_or(0)
-            )}]);
-            Err(e)
-        };
-        if b["status"]["observedGeneration"].as_i64().unwrap_or(0) < metadata::generation(b) {
-            return too_many(" The disruption budget is still being processed by the server.");
-        }
-        let allowed = b["status"]["disruptionsAllowed"].as_i64().unwrap_or(0);
-        if allowed <= 0 {
-            return too_many("");
-        }
-        let mut new = b.clone();
-        new["status"]["disruptionsAllowed"] = (allowed - 1).into();
-        metadata::child_mut(&mut new["status"], "disruptedPods").insert(name.clone(), api::time::time(Timestamp::now()).into());
-        Writer::server(&c.app).note(kind, Some("status"), b, &mut new);
-        Ok(Modify::Write(new))
-    })
-    .await?;
-    Ok(())
-}
-
-fn covers(budget: &Value, pod: &Value) -> bool {
-    let selector = &budget["spec"]["selector"];
-    !selector.is_null() && api::selector::LabelSelector::from_object(selector).is_ok_and(|s| s.matches_object(pod))
-}
-
 /// Answers requests that another server answers.
 ///
 /// # Errors
@@ -251,11 +129,29 @@ pub async fn proxied(c: &Context, kind: &'static Kind, request: Request<Incoming
         ("services", "proxy") => service_target(c, &request)?,
         ("nodes", "proxy") => node_target(c, &request).await?,
         _ => match kubelet_target(c, kind).await? {
+            Some(t) if sub == "log" => return logs::follow(c, request, &t).await,
             Some(t) => t,
             None => return Ok(negotiated(200, "text/plain", crate::body::Body::empty())),
         },
     };
-    c.app.kubelets.forward(request, &target, c.app.stop.clone()).await
+    let prefix = (sub == "proxy").then(|| proxy::proxy_prefix(request.uri().path(), kind.namespaced));
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    if !upgrade && reads && prefix.as_deref() == Some(request.uri().path()) {
+        // Relative links of a page count from the last slash.
+        return Ok(moved(request.uri()));
+    }
+    let stop = c.app.stop.clone();
+    c.app.kubelets.forward(request, &target, prefix, stop).await
+}
+
+/// Sends the caller to the same path with a slash at its end.
+fn moved(uri: &Uri) -> Response {
+    let query = uri.query().map(|q| format!("?{q}")).unwrap_or_default();
+    let mut response = negotiated(301, "text/plain", crate::body::Body::empty());
+    if let Ok(place) = HeaderValue::from_str(&format!("{}/{query}", uri.path())) {
+        response.headers_mut().insert(http::header::LOCATION, place);
+    }
+    response
 }
 
 fn escaped(s: &str) -> String {
