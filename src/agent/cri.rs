@@ -256,11 +256,12 @@ impl Cri {
         Ok(call!(self.runtime.attach(request), self.timeout)?.url)
     }
 
-    /// Prepares forwarding of ports: URL of the runtime's streaming server.
-    pub async fn port_forward(&self, sandbox: &str) -> Result<String> {
+    /// Prepares forwarding of ports: URL of the runtime's streaming server. The older web-socket protocols open their
+    /// channels for the named ports; SPDY names them stream by stream.
+    pub async fn port_forward(&self, sandbox: &str, ports: Vec<i32>) -> Result<String> {
         let request = PortForwardRequest {
             pod_sandbox_id: sandbox.into(),
-            port: vec![],
+            port: ports,
         };
         Ok(call!(self.runtime.port_forward(request), self.timeout)?.url)
     }

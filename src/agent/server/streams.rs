@@ -199,10 +199,41 @@ async fn forward(shared: &Shared, namespace: String, pod: String, uid: Option<St
     let Some(sandbox) = observed.ready_sandbox() else {
         return refuse(StatusCode::NOT_FOUND, "the pod has no running sandbox");
     };
-    match shared.ctx.cri.port_forward(&sandbox.id).await {
+    let ports = match ports(request.uri().query().unwrap_or_default()) {
+        Ok(ports) => ports,
+        Err(message) => return refuse(StatusCode::BAD_REQUEST, message),
+    };
+    if ports.is_empty() && opens_ports(request.headers()) {
+        return refuse(StatusCode::BAD_REQUEST, "query parameter \"port\" is required");
+    }
+    match shared.ctx.cri.port_forward(&sandbox.id, ports).await {
         Ok(url) => join(request, &url, None).await,
         Err(e) => refuse(StatusCode::INTERNAL_SERVER_ERROR, e),
     }
+}
+
+/// The ports that a query names; one parameter may hold several, separated by commas.
+fn ports(query: &str) -> Result<Vec<i32>, String> {
+    let named = form_pairs(query)
+        .into_iter()
+        .filter(|(key, _)| key == "port" || key == "ports");
+    let mut ports = Vec::new();
+    for port in named.flat_map(|(_, value)| value.split(',').map(str::to_owned).collect::<Vec<_>>()) {
+        match port.trim().parse::<u16>() {
+            Ok(number @ 1..) => ports.push(number.into()),
+            _ => return Err(format!("unable to parse {port:?} as a port")),
+        }
+    }
+    Ok(ports)
+}
+
+/// Whether a web socket has channels for ports, instead of a SPDY connection inside.
+fn opens_ports(headers: &HeaderMap) -> bool {
+    let upgrade = headers.get(header::UPGRADE).and_then(|v| v.to_str().ok());
+    upgrade.is_some_and(|u| u.eq_ignore_ascii_case("websocket"))
+        && !list(headers, header::SEC_WEBSOCKET_PROTOCOL)
+            .iter()
+            .any(|p| p == TUNNEL)
 }
 
 fn list(headers: &HeaderMap, name: impl header::AsHeaderName) -> Vec<String> {
@@ -392,6 +423,16 @@ async fn pass(request: Request, caller: hyper::upgrade::OnUpgrade, url: &str) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_come_one_by_one_or_in_a_list() {
+        assert_eq!(ports("port=80&port=81").unwrap(), [80, 81]);
+        assert_eq!(ports("ports=80%2C443&x=1").unwrap(), [80, 443]);
+        assert_eq!(ports("").unwrap(), Vec::<i32>::new());
+        for bad in ["port=", "port=0", "port=65536", "ports=80,", "port=http"] {
+            assert!(ports(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn both_spellings_of_the_query_are_known() {

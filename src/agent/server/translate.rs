@@ -95,6 +95,8 @@ async fn bridge(socket: Socket, upstream: TokioIo<Upgraded>, want: &Wanted) -> R
                     Some(Err(e)) => return Err(e.into()),
                     Some(Ok(Message::Ping(data))) => out.send(Message::Pong(data)).await?,
                     Some(Ok(Message::Binary(data))) => from_caller(&data, &by_channel, &mut writer).await?,
+                    // A client that writes a string sends a frame of text; the channel comes first in it, too.
+                    Some(Ok(Message::Text(text))) => from_caller(text.as_bytes(), &by_channel, &mut writer).await?,
                     Some(Ok(_)) => {}
                 },
             }
