@@ -7,9 +7,6 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The Kubernetes version whose API and behaviour the agent speaks.
-pub const KUBELET_VERSION: &str = "v1.36.2";
-
 /// Size of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
@@ -140,7 +137,7 @@ pub fn system_info(runtime: &str) -> NodeSystemInfo {
         container_runtime_version: runtime.into(),
         kernel_version: uname.release().to_string_lossy().into_owned(),
         kube_proxy_version: String::new(),
-        kubelet_version: KUBELET_VERSION.into(),
+        kubelet_version: api::KUBERNETES_VERSION.into(),
         system_uuid: first_line("/sys/class/dmi/id/product_uuid").unwrap_or_else(|| machine_id.clone()),
         machine_id,
         operating_system: "linux".into(),

@@ -111,6 +111,23 @@ impl Kind {
     }
 }
 
+/// What the `scale` subresource of workloads speaks of: no kind with a path of its own, but one with a table.
+pub const SCALE: Kind = Kind {
+    group: "autoscaling",
+    version: "v1",
+    kind: "Scale",
+    plural: "scales",
+    singular: "scale",
+    short_names: &[],
+    categories: &[],
+    namespaced: true,
+    subresources: &[],
+    verbs: &[],
+    message: "autoscaling.v1.Scale",
+    storage_group: "autoscaling",
+    storage_version: "v1",
+};
+
 /// Joins group and version into an `apiVersion`.
 pub fn join_api_version(group: &str, version: &str) -> String {
     if group.is_empty() {

@@ -23,5 +23,8 @@ pub mod table;
 pub mod time;
 pub mod validation;
 
+/// The Kubernetes release whose API this is: what the API server, its documents and the node agents call themselves.
+pub const KUBERNETES_VERSION: &str = "v1.36.0";
+
 pub use kinds::Kind;
 pub use status::Status;

@@ -91,7 +91,7 @@ fn group_versions() -> impl Iterator<Item = (&'static str, &'static str)> {
 }
 
 fn info() -> Value {
-    json!({"title": "Kubernetes", "version": "v1.36.0"})
+    json!({"title": "Kubernetes", "version": crate::KUBERNETES_VERSION})
 }
 
 /// `/openapi/v3/api/v1`, `/openapi/v3/apis/GROUP/VERSION` as JSON.

@@ -9,6 +9,8 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
+use crate::proxy::page::Rewritten;
+
 /// Error of a body that passes another server's answer through.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -20,6 +22,8 @@ pub enum Body {
     Stream(mpsc::Receiver<Bytes>),
     /// Another server's answer.
     Remote(Incoming),
+    /// Another server's page with its links rewritten.
+    Page(Box<Rewritten>),
 }
 
 impl Body {
@@ -64,13 +68,14 @@ impl HttpBody for Body {
             Self::Pieces(p) => Poll::Ready(p.pop_front().map(|b| Ok(Frame::data(b)))),
             Self::Stream(rx) => rx.poll_recv(cx).map(|o| o.map(|b| Ok(Frame::data(b)))),
             Self::Remote(b) => Pin::new(b).poll_frame(cx).map_err(Into::into),
+            Self::Page(p) => p.poll_piece(cx).map(|o| o.map(|b| b.map(Frame::data))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Pieces(p) => p.is_empty(),
-            Self::Stream(_) => false,
+            Self::Stream(_) | Self::Page(_) => false,
             Self::Remote(b) => b.is_end_stream(),
         }
     }
@@ -78,7 +83,7 @@ impl HttpBody for Body {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Pieces(p) => SizeHint::with_exact(p.iter().map(|b| b.len() as u64).sum()),
-            Self::Stream(_) => SizeHint::default(),
+            Self::Stream(_) | Self::Page(_) => SizeHint::default(),
             Self::Remote(b) => b.size_hint(),
         }
     }

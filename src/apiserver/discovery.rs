@@ -17,8 +17,6 @@ use crate::rest::{
 };
 use crate::server::{Response, json as answer, negotiated};
 
-/// The Kubernetes version this server speaks.
-pub const VERSION: &str = "v1.36.0";
 /// Media type of the protobuf form of OpenAPI v2.
 const OPENAPI_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 /// The name by which Go clients ask for it, which is no valid media type, so that they could not read it in an answer.
@@ -87,7 +85,7 @@ fn root() -> Value {
 
 /// `version.Info`.
 pub fn version() -> Value {
-    let mut parts = VERSION.trim_start_matches('v').split('.');
+    let mut parts = api::KUBERNETES_VERSION.trim_start_matches('v').split('.');
     let arch = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -100,7 +98,7 @@ pub fn version() -> Value {
         "emulationMinor": "36",
         "minCompatibilityMajor": "1",
         "minCompatibilityMinor": "36",
-        "gitVersion": VERSION,
+        "gitVersion": api::KUBERNETES_VERSION,
         "gitCommit": "",
         "gitTreeState": "clean",
         "buildDate": "1970-01-01T00:00:00Z",

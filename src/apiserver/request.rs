@@ -147,7 +147,8 @@ impl RequestInfo {
             Method::PATCH => "patch",
             Method::DELETE if self.collection => "deletecollection",
             Method::DELETE => "delete",
-            _ => return,
+            // No verb of the API: only a rule for every verb allows it.
+            _ => "",
         };
         self.verb = verb.to_owned();
         if self.collection

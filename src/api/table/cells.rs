@@ -30,6 +30,7 @@ pub(super) fn of(group: &str, kind: &str, o: &Value, now: Timestamp) -> Vec<Valu
         ("", "ConfigMap") => vec![name, (size(&o["data"]) + size(&o["binaryData"])).into(), age],
         ("", "Secret") => vec![name, word(&o["type"], ""), size(&o["data"]).into(), age],
         ("", "ServiceAccount") => vec![name, size(&o["secrets"]).into(), age],
+        ("autoscaling", "Scale") => vec![name, int(&spec["replicas"]), int(&status["replicas"]), age],
         ("", "ReplicationController") | ("apps", "ReplicaSet") => {
             let mut cells = vec![
                 name,

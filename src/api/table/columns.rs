@@ -173,6 +173,7 @@ pub(super) fn of(group: &str, kind: &str) -> &'static [Column] {
                 ]
             }
         }
+        ("autoscaling", "Scale") => const { &[NAME, number("Desired"), number("Available"), AGE] },
         ("apps", "ReplicaSet") => {
             const {
                 &[

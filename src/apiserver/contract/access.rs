@@ -46,6 +46,17 @@ async fn what_nobody_allows_is_refused_and_a_binding_allows_it() {
     let sar = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
     let edit = review("x", &["system:masters"], "delete", "nodes", "");
     assert_eq!(c.post(sar, edit).await.expect(201)["status"]["allowed"], true);
+    // A review has no table, as clients probe.
+    let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
+    for (accept, code) in [(table.to_owned(), 406), (format!("{table}, application/json"), 201)] {
+        let headers = [("accept", accept.as_str()), ("content-type", "application/json")];
+        let body = review("x", &[], "delete", "nodes", "").to_string().into_bytes();
+        let answer = c.raw(Method::POST, sar, &As::Admin, &headers, body).await.expect(code);
+        assert_eq!(
+            answer["kind"],
+            if code == 201 { "SubjectAccessReview" } else { "Status" }
+        );
+    }
     let none = review("x", &[], "delete", "nodes", "");
     assert_eq!(c.post(sar, none).await.expect(201)["status"]["allowed"], false);
     let who = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"});

@@ -2,7 +2,10 @@
 //! `proxy` subresource. After a 101 answer bytes are copied both ways; what protocol runs inside (web sockets, SPDY) is
 //! the business of the two ends.
 //!
-//! One connection per request, no pool: these requests are few and long. Links in proxied pages are not rewritten.
+//! One connection per request, no pool: these requests are few and long.
+
+mod links;
+pub mod page;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -27,6 +30,7 @@ use crate::body::Body;
 use crate::error::{ApiError, Result};
 use crate::server::Response;
 use crate::tls::{self, TlsError};
+pub use links::Base;
 
 const CONNECT: Duration = Duration::from_secs(10);
 const KUBELET_PORT: u16 = 10250;
@@ -100,7 +104,8 @@ impl Kubelets {
         Ok(Box::new(TlsConnector::from(config).connect(name, tcp).await?))
     }
 
-    /// Sends the request on and returns the answer, connected to the caller if both sides upgrade.
+    /// Sends the request on and returns the answer, connected to the caller if both sides upgrade. What is behind the
+    /// path `prefix` of this server has its links rewritten.
     ///
     /// # Errors
     /// 503 if nobody listens at the target, 400 for a malformed upgrade.
@@ -108,10 +113,17 @@ impl Kubelets {
         &self,
         mut request: Request<Incoming>,
         target: &Target,
+        prefix: Option<String>,
         stop: CancellationToken,
     ) -> Result<Response> {
         let upgrade = request.headers().get(header::UPGRADE).cloned();
         let client_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+        let base = prefix.map(|prefix| Base {
+            prefix,
+            asked: asked_host(&request),
+            target: host_header(target),
+        });
+        let has_body = request.method() != Method::HEAD;
         let (parts, body) = request.into_parts();
         let mut out = Request::builder()
             .method(parts.method.clone())
@@ -126,6 +138,11 @@ impl Kubelets {
         let authority = host_header(target);
         if let Ok(v) = HeaderValue::from_str(&authority) {
             out.headers_mut().insert(header::HOST, v);
+        }
+        if base.is_some()
+            && let Ok(path) = HeaderValue::from_str(parts.uri.path())
+        {
+            out.headers_mut().insert("x-forwarded-uri", path);
         }
         if let Some(protocol) = upgrade {
             out.headers_mut()
@@ -150,9 +167,16 @@ impl Kubelets {
         let answer = sender.send_request(out).await.map_err(|e| unreachable(&e))?;
         Ok(match (answer.status(), client_side) {
             (StatusCode::SWITCHING_PROTOCOLS, Some(client)) => splice(answer, client, stop),
-            _ => plain(answer),
+            _ => plain(answer, base, has_body),
         })
     }
+}
+
+/// Host and port that a caller asked.
+fn asked_host(request: &Request<Incoming>) -> String {
+    let header = request.headers().get(header::HOST).and_then(|v| v.to_str().ok());
+    let authority = request.uri().authority().map(http::uri::Authority::as_str);
+    header.or(authority).unwrap_or_default().to_owned()
 }
 
 fn host_header(target: &Target) -> String {
@@ -195,11 +219,16 @@ fn passed_on(headers: &HeaderMap) -> HeaderMap {
     out
 }
 
-fn plain(answer: http::Response<Incoming>) -> Response {
-    let (parts, body) = answer.into_parts();
-    let mut response = http::Response::new(Body::Remote(body));
+fn plain(answer: http::Response<Incoming>, base: Option<Base>, has_body: bool) -> Response {
+    let (mut parts, body) = answer.into_parts();
+    parts.headers = passed_on(&parts.headers);
+    let body = match base {
+        Some(base) => page::outside(&mut parts, body, base, has_body),
+        None => Body::Remote(body),
+    };
+    let mut response = http::Response::new(body);
     *response.status_mut() = parts.status;
-    *response.headers_mut() = passed_on(&parts.headers);
+    *response.headers_mut() = parts.headers;
     response
 }
 
@@ -291,6 +320,13 @@ pub fn proxied_path(rest: &str, uri: &Uri) -> String {
     }
 }
 
+/// The path of this server that a proxied path is behind, without a slash at its end: what `…/proxy` ends with.
+pub fn proxy_prefix(path: &str, namespaced: bool) -> String {
+    // /api/v1/namespaces/NAMESPACE/RESOURCE/NAME/proxy or /api/v1/RESOURCE/NAME/proxy
+    let words = if namespaced { 8 } else { 6 };
+    path.split('/').take(words).collect::<Vec<_>>().join("/")
+}
+
 /// Whether a request asks to upgrade its connection.
 pub fn is_upgrade(method: &Method, headers: &HeaderMap) -> bool {
     matches!(*method, Method::GET | Method::POST) && headers.contains_key(header::UPGRADE)
@@ -313,6 +349,21 @@ mod tests {
             assert_eq!(proxy_name(text).unwrap(), expected, "{text}");
         }
         assert!(proxy_name("ftp:web:1").is_err());
+    }
+
+    #[test]
+    fn the_path_of_a_proxy_ends_with_its_name() {
+        for (path, namespaced) in [
+            ("/api/v1/namespaces/a/pods/p:80/proxy", true),
+            ("/api/v1/namespaces/a/pods/p:80/proxy/", true),
+            ("/api/v1/namespaces/a/pods/p:80/proxy/b/proxy/c", true),
+        ] {
+            assert_eq!(proxy_prefix(path, namespaced), "/api/v1/namespaces/a/pods/p:80/proxy");
+        }
+        assert_eq!(
+            proxy_prefix("/api/v1/nodes/n/proxy/stats", false),
+            "/api/v1/nodes/n/proxy"
+        );
     }
 
     #[test]

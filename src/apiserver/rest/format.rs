@@ -80,13 +80,26 @@ impl Format {
     /// # Errors
     /// 406 if nothing acceptable can be served, 400 for a malformed `includeObject`.
     pub fn negotiate(headers: &HeaderMap, query: &Query, list: bool) -> Result<Self> {
+        Self::choose(headers, query, list, true)
+    }
+
+    /// As [`Format::negotiate`] for what is only answered, and has no table.
+    ///
+    /// # Errors
+    /// As [`Format::negotiate`].
+    pub fn negotiate_untabled(headers: &HeaderMap, query: &Query) -> Result<Self> {
+        Self::choose(headers, query, false, false)
+    }
+
+    fn choose(headers: &HeaderMap, query: &Query, list: bool, tables: bool) -> Result<Self> {
         let accept = headers
             .get(http::header::ACCEPT)
             .and_then(|v| v.to_str().ok())
             .unwrap_or("*/*");
         for entry in accept.split(',') {
-            if let Some(f) = Self::entry(entry, query, list)? {
-                return Ok(f);
+            match Self::entry(entry, query, list)? {
+                Some(f) if tables || !matches!(f.view, View::Table { .. }) => return Ok(f),
+                _ => {}
             }
         }
         Err(ApiError::not_acceptable(
@@ -181,5 +194,19 @@ mod tests {
             }),
         );
         check("application/cbor", None);
+    }
+
+    #[test]
+    fn what_has_no_table_falls_back_to_the_next_entry() {
+        let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
+        for (accept, expected) in [
+            (table.to_owned(), None),
+            (format!("{table},application/json"), Some(Format::JSON)),
+        ] {
+            let mut h = HeaderMap::new();
+            h.insert("accept", accept.parse().unwrap());
+            let chosen = Format::negotiate_untabled(&h, &Query::default());
+            assert_eq!(chosen.map_err(|e| e.code), expected.ok_or(406), "{accept}");
+        }
     }
 }

@@ -4,8 +4,10 @@ pub mod apply;
 pub mod body;
 pub mod csr;
 pub mod delete;
+pub mod eviction;
 pub mod format;
 pub mod list;
+pub mod logs;
 pub mod lookup;
 pub mod options;
 pub mod patch;
@@ -130,7 +132,9 @@ async fn by_verb(c: &Context, kind: &'static Kind, request: Request<Incoming>) -
 async fn subresource(c: Context, kind: &'static Kind, request: Request<Incoming>) -> Result<Response> {
     let name = c.info.subresource.as_str();
     let sub = kind.subresource(name).ok_or_else(ApiError::no_such_path)?;
-    if !sub.verbs.contains(&c.info.verb.as_str()) {
+    // What is behind a proxy is asked what it allows by itself.
+    let asks_options = name == "proxy" && request.method() == http::Method::OPTIONS;
+    if !asks_options && !sub.verbs.contains(&c.info.verb.as_str()) {
         return Err(ApiError::method_not_allowed());
     }
     match (kind.plural, name, c.info.verb.as_str()) {
@@ -138,7 +142,7 @@ async fn subresource(c: Context, kind: &'static Kind, request: Request<Incoming>
             pods::proxied(&c, kind, request).await
         }
         ("pods", "binding", _) => pods::bind(&c, kind, request).await,
-        ("pods", "eviction", _) => pods::evict(&c, kind, request).await,
+        ("pods", "eviction", _) => eviction::evict(&c, kind, request).await,
         ("serviceaccounts", "token", _) => tokens::create(&c, kind, request).await,
         (_, "scale", "get") => scale::get(&c, kind, request.headers()).await,
         (_, "scale", _) => scale::write(&c, kind, request).await,

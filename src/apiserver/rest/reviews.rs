@@ -25,7 +25,7 @@ pub async fn create(c: &Context, kind: &'static Kind, request: Request<Incoming>
     if kind.plural == "bindings" {
         return pods::bind_by_body(c, request).await;
     }
-    let format = Format::negotiate(request.headers(), &c.info.query, false)?;
+    let format = Format::negotiate_untabled(request.headers(), &c.info.query)?;
     let options = WriteOptions::parse(c)?;
     let (mut value, warnings) =
         body::object(Some(kind), (kind.group, kind.version, kind.kind), &options, request).await?;

@@ -2,38 +2,25 @@
 
 use api::Kind;
 use api::convert::{scale_of, with_scale};
+use api::kinds::SCALE;
 use http::{HeaderMap, Request};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::body::{self, WriteOptions};
-use super::format::{Encoding, Format, View};
+use super::format::Format;
 use super::patch::Patch;
 use super::write::{Target, Writer};
 use super::{Context, apply, render};
 use crate::error::{ApiError, FieldError, Result};
 use crate::objects;
-use crate::server::{Response, negotiated};
+use crate::server::Response;
 
-const MESSAGE: &str = "autoscaling.v1.Scale";
+const MESSAGE: &str = SCALE.message;
 
-fn shown(kind: &Kind, value: &Value, encoding: Encoding) -> Result<Response> {
+fn shown(kind: &Kind, value: &Value, format: Format) -> Result<Response> {
     let scale = scale_of(kind, value).ok_or_else(ApiError::no_such_path)?;
-    Ok(negotiated(
-        200,
-        encoding.media_type(),
-        render::encode(encoding, &scale)?.into(),
-    ))
-}
-
-fn encoding(headers: &HeaderMap, c: &Context) -> Result<Encoding> {
-    let format = Format::negotiate(headers, &c.info.query, false)?;
-    match format.view {
-        View::Whole => Ok(format.encoding),
-        _ => Err(ApiError::not_acceptable(
-            "application/json, application/yaml, application/vnd.kubernetes.protobuf",
-        )),
-    }
+    render::object(&SCALE, format, 200, &scale)
 }
 
 /// Answers a get.
@@ -41,9 +28,9 @@ fn encoding(headers: &HeaderMap, c: &Context) -> Result<Encoding> {
 /// # Errors
 /// The refusal.
 pub async fn get(c: &Context, kind: &'static Kind, headers: &HeaderMap) -> Result<Response> {
-    let encoding = encoding(headers, c)?;
+    let format = Format::negotiate(headers, &c.info.query, false)?;
     let value = objects::read(&c.app, kind, c.namespace(kind), &c.info.name).await?;
-    shown(kind, &value, encoding)
+    shown(kind, &value, format)
 }
 
 /// Answers an update or a patch.
@@ -51,7 +38,7 @@ pub async fn get(c: &Context, kind: &'static Kind, headers: &HeaderMap) -> Resul
 /// # Errors
 /// The refusal.
 pub async fn write(c: &Context, kind: &'static Kind, request: Request<Incoming>) -> Result<Response> {
-    let encoding = encoding(request.headers(), c)?;
+    let format = Format::negotiate(request.headers(), &c.info.query, false)?;
     let options = WriteOptions::parse(c)?;
     let (target, writer) = (Target::of(c, kind), Writer::of(c, &options.manager));
     let media = body::content_type(request.headers());
@@ -60,7 +47,7 @@ pub async fn write(c: &Context, kind: &'static Kind, request: Request<Incoming>)
         let (scale, warnings) = apply::decode(&body::read(request.into_body()).await?, options.validation)?;
         let config = configuration(c, kind, scale)?;
         let outcome = writer.apply(&target, &config, force, options.dry).await?;
-        return Ok(body::warn(shown(kind, &outcome.into_value(), encoding)?, &warnings));
+        return Ok(body::warn(shown(kind, &outcome.into_value(), format)?, &warnings));
     }
     let patch = if c.info.verb == "patch" {
         Ok(Patch::parse(&media, &body::read(request.into_body()).await?)?)
@@ -80,7 +67,7 @@ pub async fn write(c: &Context, kind: &'static Kind, request: Request<Incoming>)
             Ok(with_scale(wire, &wanted))
         })
         .await?;
-    shown(kind, &outcome.into_value(), encoding)
+    shown(kind, &outcome.into_value(), format)
 }
 
 /// What an applied Scale says of the workload.

@@ -24,7 +24,7 @@ const LONGEST: i64 = 1 << 32;
 /// # Errors
 /// The refusal.
 pub async fn create(c: &Context, kind: &'static Kind, request: Request<Incoming>) -> Result<Response> {
-    let format = Format::negotiate(request.headers(), &c.info.query, false)?;
+    let format = Format::negotiate_untabled(request.headers(), &c.info.query)?;
     let options = WriteOptions::parse(c)?;
     let (mut value, _) = body::object(None, ("authentication.k8s.io", "v1", "TokenRequest"), &options, request).await?;
     let namespace = c.namespace(kind);
