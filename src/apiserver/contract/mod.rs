@@ -52,14 +52,34 @@ struct Etcd {
 impl Etcd {
     fn start(dir: &Path) -> Self {
         let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut etcd = Self {
-            child: None,
-            dir: dir.join("etcd"),
-            client: free(),
-            peer: free(),
-        };
-        etcd.launch();
-        etcd
+        let dir = dir.join("etcd");
+        for _ in 0..5 {
+            let mut etcd = Self {
+                child: None,
+                dir: dir.clone(),
+                client: free(),
+                peer: free(),
+            };
+            etcd.launch();
+            if etcd.listens() {
+                return etcd;
+            }
+            // Somebody else took one of the free ports in between.
+            drop(etcd);
+            let _ = std::fs::remove_dir_all(&dir);
+        }
+        panic!("etcd does not start");
+    }
+
+    /// Waits until it listens; false if it has ended.
+    fn listens(&mut self) -> bool {
+        while self.child.as_mut().is_some_and(|c| c.try_wait().unwrap().is_none()) {
+            if std::net::TcpStream::connect(("127.0.0.1", self.client)).is_ok() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        false
     }
 
     fn launch(&mut self) {

@@ -104,6 +104,14 @@ async fn a_node_joins_and_runs_pods_of_the_api() {
     assert_eq!(String::from_utf8_lossy(&out), "red");
     exec.join().await.unwrap();
 
+    // The streams as other clients open them.
+    let port = host.free_port();
+    cluster.create(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "site", "namespace": "default"},
+        "spec": {"nodeName": "node", "hostNetwork": true, "terminationGracePeriodSeconds": 0, "containers": [{"name": "c", "image": "test/busybox:1",
+            "command": ["sh", "-c", format!("echo serving; exec httpd -f -p 127.0.0.1:{port} -h /")]}]}})).await;
+    ready_pod(&pods, "site", &host).await;
+    crate::clients::check_streams(&host.path("cluster").join("admin.conf"), "site", "c", port).await;
+
     // A changed object reaches the volume.
     let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "default");
     maps.patch(
@@ -188,10 +196,10 @@ async fn a_node_joins_and_runs_pods_of_the_api() {
     assert!(anonymous < 40 << 20, "{anonymous} bytes");
 
     // Deletion, graceful and complete.
-    for name in ["rich", "ends", "unsafe", "full", "never"] {
+    for name in ["rich", "site", "ends", "unsafe", "full", "never"] {
         pods.delete(name, &DeleteParams::default()).await.unwrap();
     }
-    for name in ["rich", "ends", "unsafe", "full", "never"] {
+    for name in ["rich", "site", "ends", "unsafe", "full", "never"] {
         until(&format!("{name} gone"), 20, || async {
             match pods.get_opt(name).await {
                 Ok(None) => Ok(()),

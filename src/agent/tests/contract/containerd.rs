@@ -108,6 +108,19 @@ fn logs_and_commands_are_served_with_the_close_signal() {
         assert!(out.status.contains("NonZeroExitCode") && out.status.contains("\"5\""), "{}", out.status);
         let out = host.remote("/exec/default/s-node/c?command=echo&command=old&output=1", "v4.channel.k8s.io", b"").await;
         assert_eq!(out.stdout, "old\n");
+        // A port of the pod, which is one of the host.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = async {
+            use tokio::io::{AsyncReadExt, AsyncWriteExt};
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4];
+            stream.read_exact(&mut request).await.unwrap();
+            stream.write_all(&[&request[..], b" pong"].concat()).await.unwrap();
+        };
+        let path = format!("/portForward/default/s-node?port={port}");
+        let (answer, ()) = tokio::join!(host.forward(&path, port, b"ping"), server);
+        assert_eq!(answer, "ping pong");
     });
 }
 

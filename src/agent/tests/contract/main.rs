@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod api;
+mod clients;
 mod cluster;
 mod containerd;
 mod pods;

@@ -163,6 +163,12 @@ impl Host {
         std::fs::remove_file(self.path("manifests").join(format!("{file}.yaml"))).unwrap();
     }
 
+    /// A port that is free again when somebody binds it; nobody else on this machine asks for that very one.
+    pub fn free_port(&self) -> u16 {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().port()
+    }
+
     /// Starts the agent in a child process, for static pods only.
     pub fn agent(&self) -> Agent {
         let open = serde_json::json!({"authentication": {"anonymous": {"enabled": true}}, "authorization": {"mode": "AlwaysAllow"}});
@@ -171,12 +177,7 @@ impl Host {
 
     /// Starts the agent with more configuration and flags.
     pub fn agent_with(&self, more: serde_json::Value, flags: &[String]) -> Agent {
-        // The port is free again when the agent binds it; nobody else on this machine asks for that very one.
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let port = self.free_port();
         std::fs::write(self.path("port"), port.to_string()).unwrap();
         let mut config = serde_json::json!({"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
             "staticPodPath": self.path("manifests"), "cgroupDriver": "cgroupfs", "cgroupRoot": format!("/{}", self.name), "failSwapOn": false,
@@ -533,8 +534,12 @@ impl Host {
             .unwrap();
         assert_eq!(response.headers()["Sec-WebSocket-Protocol"], protocol);
         if !input.is_empty() {
+            // Some clients write strings, as frames of text, and some bytes.
+            let (text, bytes) = input.split_at(input.len() / 2);
+            let text = String::from_utf8([&[0], text].concat()).unwrap();
+            socket.send(Message::text(text)).await.unwrap();
             socket
-                .send(Message::Binary([&[0], input].concat().into()))
+                .send(Message::Binary([&[0], bytes].concat().into()))
                 .await
                 .unwrap();
             socket.send(Message::Binary(vec![255, 0].into())).await.unwrap();
@@ -551,6 +556,37 @@ impl Host {
             }
         }
         out
+    }
+}
+
+impl Host {
+    /// Sends a request to a forwarded port as the clients in Python and JavaScript do: a channel for data and one for errors,
+    /// on which the number of the port comes first. The answer, until the far side closes.
+    pub async fn forward(&self, path: &str, port: u16, request: &[u8]) -> String {
+        use futures::{SinkExt, StreamExt};
+        use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
+        let protocol = "v4.channel.k8s.io";
+        let mut opening = format!("wss://node{path}").into_client_request().unwrap();
+        let asked = format!("v5.channel.k8s.io,{protocol}");
+        opening
+            .headers_mut()
+            .insert("Sec-WebSocket-Protocol", asked.parse().unwrap());
+        let (mut socket, response) = tokio_tungstenite::client_async(opening, self.tls().await)
+            .await
+            .unwrap();
+        assert_eq!(response.headers()["Sec-WebSocket-Protocol"], protocol);
+        socket
+            .send(Message::Binary([&[0], request].concat().into()))
+            .await
+            .unwrap();
+        let mut channels = [Vec::new(), Vec::new()];
+        while let Ok(Some(Ok(message))) = tokio::time::timeout(Duration::from_secs(15), socket.next()).await {
+            let Message::Binary(data) = message else { continue };
+            channels[usize::from(data[0])].extend_from_slice(&data[1..]);
+        }
+        assert_eq!(channels[1], port.to_le_bytes(), "no error");
+        assert_eq!(channels[0][..2], port.to_le_bytes());
+        String::from_utf8(channels[0].split_off(2)).unwrap()
     }
 }
 
