@@ -37,7 +37,8 @@ impl Family {
         }
     }
 
-    fn of(ip: &str) -> Option<Self> {
+    /// The family of an address; nothing for a text that is none.
+    pub(crate) fn of(ip: &str) -> Option<Self> {
         match ip.parse().ok()? {
             IpAddr::V4(_) => Some(Family::V4),
             IpAddr::V6(_) => Some(Family::V6),

@@ -14,7 +14,7 @@ use kube::api::{DeleteParams, PostParams};
 use crate::context::{Context, known};
 use crate::endpoint_facts as facts;
 use crate::endpoint_facts::Port;
-use crate::meta::{is_deleting, name};
+use crate::meta::{annotation, is_deleting, name};
 use crate::pods::{is_ready, node_name};
 
 const WORKERS: usize = 4;
@@ -45,26 +45,49 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
         .pods
         .on_change(move |c| facts::touched(&on.ctx, c).into_iter().for_each(|k| on.queue.add(k)));
     let on = Arc::clone(&controller);
-    ctx.caches
-        .endpoints
-        .on_change(move |c| on.queue.add(ObjectKey::of(&**c.latest())));
-    ctx.work(
+    ctx.caches.endpoints.on_change(move |c| {
+        // Endpoints may come before their Service; only what the end of a Service leaves behind goes.
+        let key = ObjectKey::of(&**c.latest());
+        if on.ctx.caches.services.get_key(&key).is_some() {
+            on.queue.add(key);
+        }
+    });
+    let work = ctx.work(
         known!(ctx, services, pods, endpoints),
         queue,
         WORKERS,
-        controller,
+        Arc::clone(&controller),
         |controller, key| async move { controller.reconcile(&key).await },
-    )
+    );
+    let known = known!(ctx, services, endpoints);
+    let ctx = Arc::clone(ctx);
+    Box::pin(async move {
+        if ctx.synced(known).await {
+            controller.queue_leftovers();
+            work.await;
+        }
+    })
+}
+
+/// Whether Endpoints are the record of an election, which the oldest clients still keep there.
+pub(crate) fn is_election_record(endpoints: &Endpoints) -> bool {
+    annotation(&endpoints.metadata, "control-plane.alpha.kubernetes.io/leader").is_some()
 }
 
 impl Controller {
+    /// Takes in the Endpoints whose Service has gone while nobody looked.
+    fn queue_leftovers(&self) {
+        for endpoints in self.ctx.caches.endpoints.all() {
+            self.queue.add(ObjectKey::of(&*endpoints));
+        }
+    }
+
     async fn reconcile(&self, key: &ObjectKey) -> Result<Requeue, Error> {
         let api: Api<Endpoints> = Api::namespaced(self.ctx.client.clone(), &key.namespace);
         let current = self.ctx.caches.endpoints.get_key(key);
         let Some(service) = self.ctx.caches.services.get_key(key) else {
-            // Endpoints without a Service are somebody's own, unless they carry our label.
-            let ours = current.is_some_and(|e| e.metadata.labels.as_ref().is_some_and(|l| l.contains_key(MANAGED_BY)));
-            if ours {
+            // Whoever wrote them, they go with the Service.
+            if current.is_some_and(|e| !is_election_record(&e)) {
                 match api.delete(&key.name, &DeleteParams::default()).await {
                     Ok(_) => {}
                     Err(e) if e.is_not_found() => {}

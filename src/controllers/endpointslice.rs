@@ -1,40 +1,28 @@
 //! EndpointSlices for Services with a selector.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use component::patch::{Part, update};
-use component::{ApiErrorExt, Change, Error, ObjectKey, Queue, Requeue};
+use component::{Change, Error, ObjectKey, Queue, Requeue};
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Node, Pod, Service, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointSlice};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Api;
-use kube::api::{DeleteParams, PostParams};
 
 use crate::context::{Context, known};
 use crate::endpoint_facts as facts;
 use crate::endpoint_facts::Port;
-use crate::endpointslice_plan::{Group, plan, slice_ports};
-use crate::meta::{controller_reference, is_deleting, name, namespace};
+use crate::endpointslice_plan::{FULL, Group, plan};
+use crate::endpointslice_writer::{MANAGED_BY, SERVICE_NAME, SliceWriter};
+use crate::meta::{controller_reference, is_deleting, name};
 use crate::pods::{is_ready, node_name};
 
 const WORKERS: usize = 4;
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 const HEADLESS: &str = "service.kubernetes.io/headless";
-/// How long a write may take to come back through the watch before the cache is believed again.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// What was written and not seen back yet: slice name → the version that must have been passed (nothing: must exist).
-type Unseen = HashMap<String, (Option<String>, Instant)>;
-
 struct Controller {
     ctx: Arc<Context>,
     queue: Arc<Queue<ObjectKey>>,
-    unseen: Mutex<HashMap<ObjectKey, Unseen>>,
+    writer: SliceWriter,
 }
 
 /// Starts the EndpointSlice controller.
@@ -43,7 +31,7 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
     let controller = Arc::new(Controller {
         ctx: Arc::clone(ctx),
         queue: Arc::clone(&queue),
-        unseen: Mutex::default(),
+        writer: SliceWriter::new(ctx.client.clone(), MANAGER),
     });
     let on = Arc::clone(&controller);
     ctx.caches
@@ -55,7 +43,7 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
         .on_change(move |c| facts::touched(&on.ctx, c).into_iter().for_each(|k| on.queue.add(k)));
     let on = Arc::clone(&controller);
     ctx.caches.slices.on_change(move |c| {
-        if let Some(key) = service_of(c.latest()) {
+        if let Some(key) = on.writer.service_of(c.latest()) {
             on.queue.add(key);
         }
     });
@@ -70,13 +58,6 @@ pub(crate) fn start(ctx: &Arc<Context>) -> BoxFuture<'static, ()> {
     )
 }
 
-/// The Service a slice of ours belongs to.
-fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
-    let labels = slice.metadata.labels.as_ref()?;
-    (labels.get(MANAGED_BY)? == MANAGER).then_some(())?;
-    Some(ObjectKey::new(namespace(&slice.metadata), labels.get(SERVICE_NAME)?))
-}
-
 impl Controller {
     /// Only the zone of a node shows in slices.
     fn node_changed(&self, change: Change<'_, Node>) {
@@ -89,58 +70,26 @@ impl Controller {
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Requeue, Error> {
-        let existing: Vec<Arc<EndpointSlice>> = self
-            .ctx
-            .caches
-            .slices
-            .list(&key.namespace)
-            .into_iter()
-            .filter(|s| service_of(s).as_ref() == Some(key))
-            .collect();
-        let api: Api<EndpointSlice> = Api::namespaced(self.ctx.client.clone(), &key.namespace);
+        let existing = self.writer.slices(&self.ctx.caches.slices, key);
         let service = self.ctx.caches.services.get_key(key).filter(|s| facts::is_managed(s));
         let Some(service) = service else {
-            self.unseen().remove(key);
             // A deleted Service takes its slices along as their owner; one that lost its selector keeps nothing of ours.
-            for slice in existing.iter().filter(|s| !is_deleting(&s.metadata)) {
-                delete(&api, slice).await?;
-            }
-            return Ok(Requeue::Done);
+            return self.writer.delete_all(key, &existing).await;
         };
         if is_deleting(&service.metadata) {
             return Ok(Requeue::Done);
         }
-        if let Some(wait) = self.behind(key, &existing) {
+        if let Some(wait) = self.writer.behind(key, &existing) {
             return Ok(Requeue::After(wait));
         }
         let spec = service.spec.clone().unwrap_or_default();
         let living: Vec<_> = existing.into_iter().filter(|s| !is_deleting(&s.metadata)).collect();
-        let plan = plan(&living, self.wanted(&service, &spec), &placeholders(&spec));
-        for (group, endpoints) in plan.create {
-            match api
-                .create(&PostParams::default(), &new_slice(&service, &spec, &group, endpoints))
-                .await
-            {
-                Ok(created) => self.expect(key, name(&created.metadata), None),
-                Err(e) if e.is_namespace_terminating() => return Ok(Requeue::Done),
-                Err(e) => return Err(e.into()),
-            }
-        }
-        let kept = plan.keep.into_iter().map(|s| (s, None));
-        for (slice, endpoints) in plan.update.into_iter().map(|(s, e)| (s, Some(e))).chain(kept) {
-            let mut wanted = EndpointSlice {
-                endpoints: endpoints.or_else(|| slice.endpoints.clone()),
-                ..(*slice).clone()
-            };
-            wanted.metadata.labels = Some(labels(&service, &spec));
-            if update(&api, &*slice, &wanted, Part::Main).await?.is_some() {
-                self.expect(key, name(&slice.metadata), slice.metadata.resource_version.clone());
-            }
-        }
-        for slice in &plan.delete {
-            delete(&api, slice).await?;
-        }
-        Ok(Requeue::Done)
+        let plan = plan(&living, self.wanted(&service, &spec), &placeholders(&spec), FULL);
+        let dress = |slice: &mut EndpointSlice| {
+            slice.metadata.labels = Some(labels(&service, &spec));
+        };
+        let owner = controller_reference(&*service);
+        self.writer.carry_out(key, &owner, plan, dress).await
     }
 
     fn wanted(&self, service: &Service, spec: &ServiceSpec) -> BTreeMap<Group, Vec<Endpoint>> {
@@ -163,45 +112,6 @@ impl Controller {
             }
         }
         wanted
-    }
-
-    fn unseen(&self) -> std::sync::MutexGuard<'_, HashMap<ObjectKey, Unseen>> {
-        self.unseen.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn expect(&self, key: &ObjectKey, slice: &str, passed: Option<String>) {
-        self.unseen()
-            .entry(key.clone())
-            .or_default()
-            .insert(slice.to_owned(), (passed, Instant::now()));
-    }
-
-    /// How long to wait at most for the cache to show our own last writes; their events bring the key back earlier.
-    fn behind(&self, key: &ObjectKey, existing: &[Arc<EndpointSlice>]) -> Option<Duration> {
-        let mut all = self.unseen();
-        let unseen = all.get_mut(key)?;
-        unseen.retain(|slice, (passed, since)| {
-            let current = existing.iter().find(|s| name(&s.metadata) == slice);
-            let seen = match (current, passed) {
-                (None, None) => false,
-                (None, Some(_)) | (Some(_), None) => true,
-                (Some(current), Some(passed)) => current.metadata.resource_version.as_ref() != Some(passed),
-            };
-            !seen && since.elapsed() < PATIENCE
-        });
-        if unseen.is_empty() {
-            all.remove(key);
-            return None;
-        }
-        Some(PATIENCE)
-    }
-}
-
-async fn delete(api: &Api<EndpointSlice>, slice: &EndpointSlice) -> Result<(), Error> {
-    match api.delete(name(&slice.metadata), &DeleteParams::default()).await {
-        Ok(_) => Ok(()),
-        Err(e) if e.is_not_found() => Ok(()),
-        Err(e) => Err(e.into()),
     }
 }
 
@@ -241,21 +151,6 @@ fn labels(service: &Service, spec: &ServiceSpec) -> BTreeMap<String, String> {
         labels.insert(HEADLESS.to_owned(), String::new());
     }
     labels
-}
-
-fn new_slice(service: &Service, spec: &ServiceSpec, group: &Group, endpoints: Vec<Endpoint>) -> EndpointSlice {
-    EndpointSlice {
-        metadata: ObjectMeta {
-            generate_name: Some(format!("{}-", name(&service.metadata))),
-            namespace: service.metadata.namespace.clone(),
-            labels: Some(labels(service, spec)),
-            owner_references: Some(vec![controller_reference(service)]),
-            ..ObjectMeta::default()
-        },
-        address_type: group.family.as_str().to_owned(),
-        endpoints: Some(endpoints),
-        ports: Some(slice_ports(group)),
-    }
 }
 
 #[cfg(test)]

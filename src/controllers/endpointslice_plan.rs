@@ -1,6 +1,6 @@
 //! From the endpoints there should be and the slices there are to the fewest slices to write.
 //!
-//! Pure. Slices hold at most [`FULL`] endpoints of one family with the same ports. A slice that needs no change is left
+//! Pure. Slices hold endpoints of one family with the same ports. A slice that needs no change is left
 //! alone; freed places in slices that change anyway are filled before new slices are made.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -10,7 +10,7 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 
 use crate::endpoint_facts::{Family, Port};
 
-/// The most endpoints in a slice.
+/// The most endpoints in a slice of a Service with a selector.
 pub(crate) const FULL: usize = 100;
 
 /// What makes endpoints share a slice.
@@ -70,11 +70,13 @@ fn identity(endpoint: &Endpoint) -> String {
     uid.unwrap_or_else(|| endpoint.addresses.first().cloned().unwrap_or_default())
 }
 
-/// Decides what to write. `placeholder` is the group of the empty slice that a Service without endpoints has.
+/// Decides what to write. `placeholder` is the group of the empty slice that a Service without endpoints has, `full` how
+/// many endpoints a slice holds at most.
 pub(crate) fn plan(
     existing: &[Arc<EndpointSlice>],
     wanted: BTreeMap<Group, Vec<Endpoint>>,
     placeholder: &[Group],
+    full: usize,
 ) -> Plan {
     let mut wanted = wanted;
     for group in placeholder {
@@ -93,12 +95,18 @@ pub(crate) fn plan(
     }
     for (group, endpoints) in wanted {
         let slices = by_group.remove(&group).unwrap_or_default();
-        plan_group(&mut plan, group, endpoints, slices);
+        plan_group(&mut plan, group, endpoints, slices, full);
     }
     plan
 }
 
-fn plan_group(plan: &mut Plan, group: Group, endpoints: Vec<Endpoint>, mut slices: Vec<&Arc<EndpointSlice>>) {
+fn plan_group(
+    plan: &mut Plan,
+    group: Group,
+    endpoints: Vec<Endpoint>,
+    mut slices: Vec<&Arc<EndpointSlice>>,
+    full: usize,
+) {
     slices.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
     let empty_is_wanted = endpoints.is_empty();
     let mut missing: BTreeMap<String, Endpoint> = endpoints.into_iter().map(|e| (identity(&e), e)).collect();
@@ -125,7 +133,7 @@ fn plan_group(plan: &mut Plan, group: Group, endpoints: Vec<Endpoint>, mut slice
     order.sort_by_key(|&i| (!contents[i].2, std::cmp::Reverse(contents[i].1.len())));
     for i in order {
         let (_, kept, changed) = &mut contents[i];
-        let room = FULL.saturating_sub(kept.len()).min(missing.len());
+        let room = full.saturating_sub(kept.len()).min(missing.len());
         if room > 0 {
             kept.extend(missing.drain(..room));
             *changed = true;
@@ -148,7 +156,7 @@ fn plan_group(plan: &mut Plan, group: Group, endpoints: Vec<Endpoint>, mut slice
         plan.create.push((group.clone(), Vec::new()));
     }
     while !missing.is_empty() {
-        let rest = missing.split_off(FULL.min(missing.len()));
+        let rest = missing.split_off(full.min(missing.len()));
         plan.create.push((group.clone(), std::mem::replace(&mut missing, rest)));
     }
 }
@@ -261,7 +269,7 @@ mod tests {
                 BTreeMap::from([(g.clone(), wanted)])
             };
             assert_eq!(
-                summary(&plan(&existing, wanted, std::slice::from_ref(&g))),
+                summary(&plan(&existing, wanted, std::slice::from_ref(&g), FULL)),
                 expected,
                 "{what}"
             );
@@ -275,7 +283,7 @@ mod tests {
             let all: Vec<_> = before.iter().map(|n| endpoint(*n)).collect();
             let existing: Vec<_> = all.chunks(70).enumerate().map(|(i, c)| slice(&format!("s{i}"), &g, c.to_vec())).collect();
             let wanted: Vec<_> = after.iter().map(|n| endpoint(*n)).collect();
-            let plan = plan(&existing, BTreeMap::from([(g.clone(), wanted)]), &[g]);
+            let plan = plan(&existing, BTreeMap::from([(g.clone(), wanted)]), &[g], FULL);
             let mut result: Vec<String> = Vec::new();
             for slice in plan.create.iter().map(|(_, e)| e).chain(plan.update.iter().map(|(_, e)| e)) {
                 prop_assert!(slice.len() <= FULL);

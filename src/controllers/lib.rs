@@ -26,7 +26,9 @@ mod disruption;
 mod endpoint_facts;
 mod endpoints;
 mod endpointslice;
+mod endpointslice_mirroring;
 mod endpointslice_plan;
+mod endpointslice_writer;
 mod expectations;
 mod gc;
 mod gc_graph;
@@ -60,7 +62,7 @@ pub use options::{Args, Options};
 use context::{Context, Start};
 
 /// Every controller by the name that `--controllers` knows it by.
-const CONTROLLERS: [(&str, Start); 21] = [
+const CONTROLLERS: [(&str, Start); 22] = [
     ("certificatesigningrequest-approving-controller", csr_approve::start),
     ("certificatesigningrequest-cleaner-controller", csr_sign::clean),
     ("certificatesigningrequest-signing-controller", csr_sign::start),
@@ -70,6 +72,7 @@ const CONTROLLERS: [(&str, Start); 21] = [
     ("disruption-controller", disruption::start),
     ("endpoints-controller", endpoints::start),
     ("endpointslice-controller", endpointslice::start),
+    ("endpointslice-mirroring-controller", endpointslice_mirroring::start),
     ("garbage-collector-controller", gc::start),
     ("namespace-controller", namespace::start),
     ("node-ipam-controller", node_ipam::start),

@@ -199,3 +199,113 @@ async fn objects_that_own_each_other_in_a_circle_go_in_the_foreground() {
     drop(running);
     c.end().await;
 }
+
+fn service(name: &str, selector: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+        "spec": {"selector": selector, "ports": [{"port": 80}]}})
+}
+
+fn endpoints(name: &str, ips: &[&str]) -> Value {
+    let addresses: Vec<Value> = ips.iter().map(|ip| json!({"ip": ip})).collect();
+    json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": name, "labels": {"app": name}},
+        "subsets": [{"addresses": addresses, "ports": [{"port": 8080}]}]})
+}
+
+/// The addresses in the slices of a list, sorted.
+fn addresses(list: Option<&Value>) -> Vec<String> {
+    let slices = list.and_then(|l| l["items"].as_array()).into_iter().flatten();
+    let endpoints = slices.flat_map(|s| s["endpoints"].as_array().into_iter().flatten());
+    let mut all: Vec<String> = endpoints
+        .filter_map(|e| Some(e["addresses"][0].as_str()?.to_owned()))
+        .collect();
+    all.sort();
+    all
+}
+
+const SERVICES: &str = "/api/v1/namespaces/default/services";
+const ENDPOINTS: &str = "/api/v1/namespaces/default/endpoints";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_of_a_service_without_selector_are_mirrored_in_slices() {
+    let c = Cluster::start().await;
+    let running = c.control("endpoints-controller,endpointslice-controller,endpointslice-mirroring-controller");
+    let slices =
+        "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices?labelSelector=kubernetes.io/service-name%3Ddb";
+    c.post(SERVICES, service("db", Value::Null)).await.expect(201);
+    c.post(ENDPOINTS, endpoints("db", &["192.0.2.1"])).await.expect(201);
+    c.until(slices, |l| addresses(l) == ["192.0.2.1"]).await;
+    let slice = c.get(slices).await.expect(200)["items"][0].clone();
+    assert_eq!(slice["ports"][0]["port"], 8080);
+    assert_eq!(slice["metadata"]["labels"]["app"], "db");
+    let manager = "endpointslicemirroring-controller.k8s.io";
+    assert_eq!(
+        slice["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"],
+        manager
+    );
+    assert_eq!(slice["metadata"]["ownerReferences"][0]["kind"], "Endpoints");
+    // The other family comes in a slice of its own.
+    let more = endpoints("db", &["192.0.2.2", "2001:db8::1"]);
+    c.put(&format!("{ENDPOINTS}/db"), more).await.expect(200);
+    c.until(slices, |l| addresses(l) == ["192.0.2.2", "2001:db8::1"]).await;
+    assert_eq!(c.get(slices).await.expect(200)["items"].as_array().unwrap().len(), 2);
+    let merge = "application/merge-patch+json";
+    let skip = |value: Value| json!({"metadata": {"labels": {"endpointslice.kubernetes.io/skip-mirror": value}}});
+    c.patch(&format!("{ENDPOINTS}/db"), merge, skip("true".into()))
+        .await
+        .expect(200);
+    c.until(slices, |l| addresses(l).is_empty()).await;
+    c.patch(&format!("{ENDPOINTS}/db"), merge, skip(Value::Null))
+        .await
+        .expect(200);
+    c.until(slices, |l| addresses(l).len() == 2).await;
+    // A Service that gets a selector has slices of its pods instead.
+    let path = format!("{SERVICES}/db");
+    c.patch(&path, merge, json!({"spec": {"selector": {"app": "db"}}}))
+        .await
+        .expect(200);
+    c.until(slices, |l| {
+        let mirrored = |s: &Value| s["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"] == manager;
+        l.is_some_and(|l| {
+            l["items"]
+                .as_array()
+                .is_some_and(|a| !a.is_empty() && !a.iter().any(mirrored))
+        })
+    })
+    .await;
+    drop(running);
+    c.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_go_with_their_service_whoever_wrote_them() {
+    let c = Cluster::start().await;
+    let record = json!({"metadata": {"annotations": {"control-plane.alpha.kubernetes.io/leader": "{}"}}});
+    for name in ["leftover", "election"] {
+        c.post(ENDPOINTS, endpoints(name, &["192.0.2.1"])).await.expect(201);
+    }
+    c.patch(&format!("{ENDPOINTS}/election"), "application/merge-patch+json", record)
+        .await
+        .expect(200);
+    let running = c.control("endpoints-controller,endpointslice-mirroring-controller");
+    // What a Service has left behind while no controller ran.
+    c.until(&format!("{ENDPOINTS}/leftover"), |e| e.is_none()).await;
+    // Endpoints may come before their Service.
+    c.post(ENDPOINTS, endpoints("early", &["192.0.2.1"])).await.expect(201);
+    for (name, selector) in [("own", Value::Null), ("selecting", json!({"app": "x"}))] {
+        c.post(SERVICES, service(name, selector)).await.expect(201);
+        if name == "own" {
+            c.post(ENDPOINTS, endpoints(name, &["192.0.2.1"])).await.expect(201);
+        }
+        c.until(&format!("{ENDPOINTS}/{name}"), |e| e.is_some()).await;
+        c.delete(&format!("{SERVICES}/{name}"), json!({})).await.expect(200);
+        c.until(&format!("{ENDPOINTS}/{name}"), |e| e.is_none()).await;
+    }
+    let slices =
+        "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices?labelSelector=kubernetes.io/service-name%3Down";
+    c.until(slices, |l| addresses(l).is_empty()).await;
+    for name in ["early", "election"] {
+        c.get(&format!("{ENDPOINTS}/{name}")).await.expect(200);
+    }
+    drop(running);
+    c.end().await;
+}
