@@ -31,7 +31,9 @@ await run(['sh'], Readable.from([Buffer.from('echo written; exit 3\n')]));
 await run(['cat'], Readable.from([Buffer.from('to the end')]));
 
 const answer = collected();
-const request = Readable.from([Buffer.from('GET /etc/passwd HTTP/1.0\r\n\r\n')]);
+// The client closes the socket when its input ends, so that it stays open until the answer is here.
+const request = new PassThrough();
+request.write('GET /etc/passwd HTTP/1.0\r\n\r\n');
 const socket = await new k8s.PortForward(config).portForward('default', pod, [Number(port)], answer, null, request);
 while (!answer.text.endsWith('\n') || !answer.text.includes('\r\n\r\n')) {
   await once(answer, 'data');
