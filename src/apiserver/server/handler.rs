@@ -24,13 +24,7 @@ const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 pub(super) async fn handle(app: Arc<App>, connection: Arc<Connection>, request: Request<Incoming>) -> Response {
     let start = Instant::now();
     let info = RequestInfo::parse(request.method(), request.uri());
-    let mut labels = RequestLabels {
-        verb: info.verb.clone(),
-        group: info.group.clone(),
-        resource: info.resource.clone(),
-        subresource: info.subresource.clone(),
-        code: 0,
-    };
+    let mut labels = labels(&info);
     let mut response = match answer(&app, &connection, info, request).await {
         Ok(r) => r,
         Err(e) => {
@@ -41,10 +35,6 @@ pub(super) async fn handle(app: Arc<App>, connection: Arc<Connection>, request: 
         }
     };
     labels.code = response.status().as_u16();
-    // Unknown resources would let anybody make labels.
-    if labels.code == 404 {
-        (labels.group, labels.resource, labels.subresource) = Default::default();
-    }
     app.metrics.answered(labels, start.elapsed());
     if let Ok(id) = HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()) {
         response.headers_mut().insert(AUDIT_ID, id);
@@ -54,6 +44,32 @@ pub(super) async fn handle(app: Arc<App>, connection: Arc<Connection>, request: 
         .entry(http::header::CACHE_CONTROL)
         .or_insert(HeaderValue::from_static("no-cache, private"));
     response
+}
+
+/// The labels a request is counted under. Only words that the server knows: others would let anybody make labels, and so
+/// take its memory, whatever the answer is.
+fn labels(info: &RequestInfo) -> RequestLabels {
+    let known = [
+        "get", "head", "post", "put", "patch", "delete", "options", "trace", "connect",
+    ];
+    let mut labels = RequestLabels {
+        verb: info.verb.clone(),
+        group: String::new(),
+        resource: String::new(),
+        subresource: String::new(),
+        code: 0,
+    };
+    if !info.resource_request && !known.contains(&info.verb.as_str()) {
+        labels.verb.clear();
+    }
+    let kind = api::kinds::find(&info.group, &info.version, &info.resource);
+    let sub = info.subresource.as_str();
+    if kind.is_some_and(|k| sub.is_empty() || k.subresource(sub).is_some()) {
+        labels.group.clone_from(&info.group);
+        labels.resource.clone_from(&info.resource);
+        labels.subresource.clone_from(&info.subresource);
+    }
+    labels
 }
 
 async fn answer(
@@ -166,4 +182,32 @@ async fn other(app: &App, info: &RequestInfo, request: &Request<Incoming>) -> Re
     }
     let answer = discovery::serve(app, info, request.headers())?;
     Ok(crate::compress::gzip(request.headers(), answer).await)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_counted_under_words_that_the_server_knows() {
+        for (method, path, expected) in [
+            ("GET", "/api/v1/namespaces/a/pods/p/log", ("get", "", "pods", "log")),
+            ("GET", "/apis/apps/v1/deployments", ("list", "apps", "deployments", "")),
+            ("GET", "/apis/apps/v1/inventions", ("list", "", "", "")),
+            ("GET", "/api/v1/namespaces/a/pods/p/invention", ("get", "", "", "")),
+            ("FETCH", "/api/v1/pods", ("", "", "pods", "")),
+            ("FETCH", "/version", ("", "", "", "")),
+            ("OPTIONS", "/version", ("options", "", "", "")),
+        ] {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            let labels = labels(&RequestInfo::parse(&method, &path.parse().unwrap()));
+            let got = (
+                labels.verb.as_str(),
+                labels.group.as_str(),
+                labels.resource.as_str(),
+                labels.subresource.as_str(),
+            );
+            assert_eq!(got, expected, "{method} {path}");
+        }
+    }
 }
