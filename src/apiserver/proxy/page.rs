@@ -74,11 +74,14 @@ fn coding_of_page(headers: &HeaderMap) -> Option<Coding> {
     }
 }
 
+/// What unpacks a page and packs it again.
+type Gzip = (GzDecoder<Vec<u8>>, GzEncoder<Vec<u8>>);
+
 /// The work on one page.
 #[derive(Debug)]
 struct Work {
     page: Page,
-    gzip: Option<(GzDecoder<Vec<u8>>, GzEncoder<Vec<u8>>)>,
+    gzip: Option<Gzip>,
 }
 
 impl Work {
