@@ -27,9 +27,12 @@ pub struct Args {
     /// Key of the client certificate shown to etcd.
     #[arg(long)]
     pub etcd_keyfile: Option<PathBuf>,
-    /// Seconds between two compactions of etcd's history; 0 turns compaction off.
+    /// Seconds of etcd's history that are kept at least, and a fifth more at most; 0 keeps all of it.
     #[arg(long, default_value_t = 300)]
     pub etcd_compaction_interval_seconds: u64,
+    /// Most events that are kept; of more the oldest go before their hour is over. 0 keeps all of them.
+    #[arg(long, default_value_t = 30_000)]
+    pub max_events: usize,
     /// Authority whose client certificates are accepted as identities.
     #[arg(long)]
     pub client_ca_file: Option<PathBuf>,

@@ -2,7 +2,8 @@
 //!
 //! It prints ratios and asserts nothing. It needs the release programs and the default image (`make bench` builds them).
 //! `bench registry` compares only the registries, `bench images` only what is done with images, `bench push` only what brings an image to
-//! one host, `bench fanout` only one host and many, `bench plan` only planning. The lab's name and the start of its addresses may be chosen:
+//! one host, `bench fanout` only one host and many, `bench plan` only planning, `bench memory` only what the API server and etcd hold while a
+//! Deployment is scaled up and down for an hour (`BENCH_MINUTES=60`), which all the others together do not take. The lab's name and the start of its addresses may be chosen:
 //! `BENCH_LAB=name:10.87.0`; and so may the rate of slow links in Mbit/s: `BENCH_LINK=50`.
 
 use anyhow::{Context, Result, bail, ensure};
@@ -19,6 +20,7 @@ use std::{
 mod fanout;
 mod images;
 mod load;
+mod memory;
 mod plan;
 mod push;
 mod registry;
@@ -69,10 +71,11 @@ fn run() -> Result<()> {
         Some("images") => return bench.images(),
         Some("push") => return bench.hosts(1, Bench::push),
         Some("fanout") => return bench.hosts(FANOUT, Bench::fanout),
+        Some("memory") => return memory::run(&bench.bin, bench.dir.path()),
         Some("plan") => return plan::compare(&bench.store),
         Some(plan::CHILD) => return plan::one(&bench.store, &std::env::args().nth(2).unwrap_or_default()),
         Some(other) => bail!(
-            "there is no benchmark {other}; there are registry, images, push, fanout and plan, and all without a word"
+            "there is no benchmark {other}; there are registry, images, push, fanout, plan and memory, and all but memory without a word"
         ),
         None => {}
     }

@@ -41,7 +41,8 @@ impl Object {
     /// Takes a document, stamps the revision on it and encodes it once.
     pub fn from_value(mut value: Value, rev: i64, fields: &[&str]) -> (Self, Value) {
         value["metadata"]["resourceVersion"] = Value::String(rev.to_string());
-        let raw = Bytes::from(value.to_string());
+        // The buffer that a document is written to grows by doubling; what it has too much would stay as long as the object.
+        let raw = Bytes::from(value.to_string().into_boxed_str().into_boxed_bytes());
         let meta = &value["metadata"];
         let text = |k: &str| meta[k].as_str().unwrap_or_default().into();
         let labels = match meta["labels"].as_object() {

@@ -161,6 +161,34 @@ async fn a_running_pod_is_deleted_gracefully_and_bindings_assign_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_too_many_events_the_oldest_go() {
+    let c = Cluster::with(&["--max-events=10"]).await;
+    let events = "/api/v1/namespaces/default/events";
+    let about = json!({"kind": "Pod", "namespace": "default", "name": "p"});
+    for i in 0..15 {
+        let event = json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": format!("e{i:02}")}, "involvedObject": about,
+            "reason": "Test", "message": "x", "type": "Normal"});
+        c.post(events, event).await.expect(201);
+    }
+    for _ in 0..600 {
+        let list = c.get(events).await.expect(200);
+        let names: Vec<_> = list["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|e| &e["metadata"]["name"])
+            .collect();
+        if names.len() <= 10 {
+            // Those that were written last are there.
+            assert_eq!((names.len(), names[0].as_str()), (9, Some("e06")));
+            return c.end().await;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("surplus events stay");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn eviction_respects_a_disruption_budget() {
     let c = Cluster::start().await;
     let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});

@@ -1,7 +1,9 @@
 //! What the server keeps in order by itself: namespaces, priority classes, RBAC policy, the `kubernetes` Service, history.
 
 mod endpoints;
+mod events;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +28,8 @@ pub const HOOKS: &[&str] = &[
 /// Pause before failed work is tried again; doubles up to ten seconds.
 const RETRY: Duration = Duration::from_millis(200);
 const RETRY_MOST: Duration = Duration::from_secs(10);
-/// How often namespaces and the `kubernetes` Service are looked after, and this server's own key is renewed.
+/// How often namespaces, the `kubernetes` Service and the number of events are looked after, and this server's own key is
+/// renewed.
 const PERIOD: Duration = Duration::from_secs(10);
 
 /// Namespaces that always exist.
@@ -49,6 +52,9 @@ pub async fn run(app: Arc<App>, stop: CancellationToken) {
                 if let Err(e) = step(&app, hook).await {
                     tracing::warn!(hook, error = %e, "upkeep failed; it is repeated");
                 }
+            }
+            if let Err(e) = events::bound(&app).await {
+                tracing::warn!(error = %e, "surplus events could not be deleted; it is tried again");
             }
         }
     };
@@ -184,24 +190,55 @@ async fn aggregate(app: &App) -> Result<()> {
     Ok(())
 }
 
-/// Lets etcd forget what is older than one interval. All masters do it; the second one finds it done.
+/// In how many steps the history that is kept passes: it is never longer than the interval and one step more.
+const COMPACTION_STEPS: u32 = 5;
+
+/// Lets etcd forget what is older than the interval. All masters do it; the second one finds it done.
 async fn compaction(app: Arc<App>, stop: CancellationToken) {
-    let seconds = app.args.etcd_compaction_interval_seconds;
-    if seconds == 0 {
+    let interval = Duration::from_secs(app.args.etcd_compaction_interval_seconds);
+    if interval.is_zero() {
         return;
     }
-    let mut before = app.cache.progress();
+    let mut history = History::default();
     loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
-        }
-        if before > 0 {
-            match app.etcd.compact(before).await {
-                Ok(()) | Err(crate::store::StoreError::Compacted) => tracing::debug!(before, "history compacted"),
+        let old = history.pass(app.cache.progress());
+        if let Some(revision) = old.filter(|revision| *revision > 0) {
+            match app.etcd.compact(revision).await {
+                Ok(()) | Err(crate::store::StoreError::Compacted) => tracing::debug!(revision, "history compacted"),
                 Err(e) => tracing::warn!(error = %e, "etcd's history could not be compacted"),
             }
         }
-        before = app.cache.progress();
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(interval / COMPACTION_STEPS) => {}
+        }
+    }
+}
+
+/// The revisions at the last steps, oldest first.
+#[derive(Debug, Default)]
+struct History(VecDeque<i64>);
+
+impl History {
+    /// Takes the revision of this step, and gives the one that is an interval old by now.
+    fn pass(&mut self, revision: i64) -> Option<i64> {
+        self.0.push_back(revision);
+        if self.0.len() > COMPACTION_STEPS as usize {
+            self.0.pop_front()
+        } else {
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn history_is_as_old_as_the_interval_when_it_goes() {
+        let mut history = History::default();
+        let gone: Vec<_> = (10..18).map(|revision| history.pass(revision)).collect();
+        assert_eq!(gone, [None, None, None, None, None, Some(10), Some(11), Some(12)]);
     }
 }
