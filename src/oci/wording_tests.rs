@@ -24,7 +24,7 @@ const NOUNS: &str = "\
     units versions differences warnings signatures documents releases packages pages ports routes \
     servers applications arguments lines links processes events revisions volumes";
 /// Counts that are never one: limits, and what is only told when there are several.
-const NEVER_ONE: [&str; 20] = [
+const NEVER_ONE: [&str; 21] = [
     "more than",
     "at most {limit} bytes",
     "{needed} bytes of memory",
@@ -45,6 +45,7 @@ const NEVER_ONE: [&str; 20] = [
     // Of documents.
     "says that it has {} bytes",
     "has {said} bytes, but it has {found}",
+    "it has {size} bytes, and a list of parts at most",
     "{} entries have the form NAME=VALUE",
 ];
 
