@@ -24,11 +24,11 @@ use crate::download::Fetched;
 use crate::error::Error;
 use crate::filesystem::FileSystem;
 use crate::helm::{Helm, Rendered};
-use crate::manifest::{CLUSTER_IMAGE, CONTENT, Manifest, ROOTFS, has_digest, host_platform, platform_text};
+use crate::manifest::{CLUSTER_IMAGE, CONTENT, Manifest, ROOTFS, has_digest, platform_text};
 use crate::progress::{Event, Progress};
 use crate::proof::{Origins, Proof};
 use crate::pull::{PullOptions, Puller};
-use crate::recipe::{Recipe, Step, given, unknown_app};
+use crate::recipe::{Recipe, Step, unknown_app};
 use crate::store::Store;
 
 mod applications;
@@ -55,30 +55,6 @@ pub struct BuildOptions {
     pub pull: PullOptions,
     /// The helm that renders charts; none means the first on the search path, else `bin/helm` of the rootfs.
     pub helm: Option<PathBuf>,
-}
-
-impl BuildOptions {
-    /// The platforms in the order they are built: this machine's own first, because its rootfs may hold a helm for all.
-    fn ordered(&self) -> Result<Vec<Platform>, Error> {
-        let mut platforms = self.platforms.clone();
-        platforms.sort_by_cached_key(|platform| (*platform != host_platform(), platform_text(platform)));
-        if platforms.is_empty() {
-            return Err(Error::Refused("a build needs a platform".to_string()));
-        }
-        if let Some(twice) = platforms.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(Error::Refused(format!(
-                "the platform {} is given twice",
-                platform_text(&twice[0])
-            )));
-        }
-        let given = given(&platforms[0]);
-        match self.build_args.keys().find(|name| given.contains_key(*name)) {
-            Some(name) => Err(Error::Refused(format!(
-                "--build-arg {name}: the build's platform decides what {name} is"
-            ))),
-            None => Ok(platforms),
-        }
-    }
 }
 
 /// What came out of a build.

@@ -8,9 +8,10 @@ use super::BuildOptions;
 use crate::context::Contexts;
 use crate::download::{self, Fetched};
 use crate::error::Error;
+use crate::manifest::{host_platform, platform_text};
 use crate::progress::Progress;
 use crate::pull::Puller;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, given};
 use crate::store::Store;
 
 /// Everything that can be known before something is fetched or made.
@@ -43,6 +44,28 @@ impl Plan {
 }
 
 impl BuildOptions {
+    /// The platforms in the order they are built: this machine's own first, because its rootfs may hold a helm for all.
+    pub(super) fn ordered(&self) -> Result<Vec<Platform>, Error> {
+        let mut platforms = self.platforms.clone();
+        platforms.sort_by_cached_key(|platform| (*platform != host_platform(), platform_text(platform)));
+        if platforms.is_empty() {
+            return Err(Error::Refused("a build needs a platform".to_string()));
+        }
+        if let Some(twice) = platforms.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::Refused(format!(
+                "the platform {} is given twice",
+                platform_text(&twice[0])
+            )));
+        }
+        let given = given(&platforms[0]);
+        match self.build_args.keys().find(|name| given.contains_key(*name)) {
+            Some(name) => Err(Error::Refused(format!(
+                "--build-arg {name}: the build's platform decides what {name} is"
+            ))),
+            None => Ok(platforms),
+        }
+    }
+
     /// Says for which platform something failed, where there are several.
     pub(super) fn error_on(&self, platform: &Platform) -> impl Fn(Error) -> Error {
         let platform = (self.platforms.len() > 1).then(|| platform.clone());
