@@ -9,6 +9,7 @@ use crate::{
 use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::{ConfigMap, Node, Pod, Secret},
+    policy::v1::PodDisruptionBudget,
 };
 use kube::{Api, api::Patch};
 use serde_json::{Value, json};
@@ -105,10 +106,15 @@ async fn a_drain_that_ends_in_vain_names_every_pod_and_budget_in_the_way() {
     pod(&server, "guarded", "n1", true).await;
     pod(&server, "slow", "n1", true).await;
     pod(&server, "elsewhere", "n2", true).await;
-    // No controller says how many disruptions this budget allows, so it allows none.
     let budget = json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "keep", "namespace": "default"},
         "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "guarded"}}}});
     apply(&server, &[budget]).await;
+    // As the controller says it, which does not run here: the budget has been looked at, and is used up.
+    let status = json!({"status": {"observedGeneration": 1, "disruptionsAllowed": 0, "currentHealthy": 1, "desiredHealthy": 1, "expectedPods": 1}});
+    Api::<PodDisruptionBudget>::namespaced(server.client.clone(), "default")
+        .patch_status("keep", &Default::default(), &Patch::Merge(&status))
+        .await
+        .unwrap();
     let patience = Duration::from_secs(3);
     let begun = std::time::Instant::now();
     let error = reset::drain::drain(&Cluster::direct(server.client.clone()), "n1", patience)
