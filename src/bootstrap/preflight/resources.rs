@@ -2,6 +2,7 @@
 
 use super::{Finding, error, warning};
 use crate::site::{Seat, Site};
+use host::facts::Disk;
 
 /// Where the agent keeps pods, volumes and logs.
 pub(crate) const AGENT_ROOT: &str = "/var/lib/kubelet";
@@ -34,19 +35,12 @@ pub(super) fn look(site: &Site, seat: &Seat, sending: u64, findings: &mut Vec<Fi
             "give the host more memory",
         ));
     }
-    let installed = facts
-        .installed
-        .iter()
-        .any(|installed| installed.cluster == site.scope.cluster);
-    let spare = if installed { 0 } else { DISK_SPARE };
+    let spare = if is_installed(site, seat) { 0 } else { DISK_SPARE };
     let needed = sending * DISK_FACTOR + spare;
     // Several paths on one file system are one disk.
-    if let Some(disk) = facts
-        .disks
-        .iter()
-        .min_by_key(|disk| disk.free)
-        .filter(|disk| disk.free < needed)
-    {
+    let smallest = facts.disks.iter().min_by_key(|disk| disk.free);
+    let too_small = smallest.filter(|disk| disk.free < needed);
+    if let Some(disk) = too_small {
         findings.push(error(
             seat,
             "disk",
@@ -59,7 +53,7 @@ pub(super) fn look(site: &Site, seat: &Seat, sending: u64, findings: &mut Vec<Fi
             "make room there, or set spec.dataRoot to a folder on a larger disk",
         ));
     }
-    eviction(site, seat, sending, installed, findings);
+    eviction(site, seat, sending, too_small, findings);
     if !facts.swaps.is_empty() {
         findings.push(warning(
             seat,
@@ -70,6 +64,11 @@ pub(super) fn look(site: &Site, seat: &Seat, sending: u64, findings: &mut Vec<Fi
     }
 }
 
+fn is_installed(site: &Site, seat: &Seat) -> bool {
+    let mut installations = seat.facts.installed.iter();
+    installations.any(|installation| installation.cluster == site.scope.cluster)
+}
+
 /// The agent's thresholds where neither the image nor the Clusterfile gives any.
 const EVICTION: [(&str, &str); 3] = [
     ("nodefs.available", "10%"),
@@ -78,7 +77,8 @@ const EVICTION: [(&str, &str); 3] = [
 ];
 
 /// Disks on which the agent would evict pods at once: the node has the condition DiskPressure then, and nothing is placed on it.
-fn eviction(site: &Site, seat: &Seat, sending: u64, installed: bool, findings: &mut Vec<Finding>) {
+/// What follows from `too_small`, which is told already, is not told.
+fn eviction(site: &Site, seat: &Seat, sending: u64, too_small: Option<&Disk>, findings: &mut Vec<Finding>) {
     let fields = crate::effects::agent::kubelet_fields(site, seat).unwrap_or_default();
     let own = fields.get("evictionHard").and_then(serde_json::Value::as_object);
     let thresholds: Vec<(&str, &str)> = match own {
@@ -106,7 +106,9 @@ fn eviction(site: &Site, seat: &Seat, sending: u64, installed: bool, findings: &
         let Some(limit) = clusterfile::kubeadm::threshold(threshold, total) else {
             continue;
         };
-        if total > 0 && free < limit {
+        // Several paths on one file system are one disk.
+        let is_told = too_small.is_some_and(|told| (told.total, told.free) == (disk.total, disk.free));
+        if total > 0 && free < limit && !(is_told && what == "bytes") {
             let percent = free as f64 * 100.0 / total as f64;
             let sent = if sending > 0 && what == "bytes" {
                 " after what is sent"
@@ -124,7 +126,7 @@ fn eviction(site: &Site, seat: &Seat, sending: u64, installed: bool, findings: &
     let cause = format!("the node agent would evict pods at once: {}", short.join("; "));
     let remedy = "make room there, set spec.dataRoot to a folder on a larger disk, or set evictionHard in a KubeletConfiguration";
     // Where it is installed, an apply may be what mends it.
-    let finding = if installed { warning } else { error };
+    let finding = if is_installed(site, seat) { warning } else { error };
     findings.push(finding(seat, "disk", cause, remedy.to_owned()));
 }
 

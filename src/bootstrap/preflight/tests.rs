@@ -222,6 +222,13 @@ fn a_disk_on_which_the_agent_would_evict_is_told_by_its_thresholds() {
         told[0].1.contains("4 % of the inodes below /var/lib/kubelet"),
         "{told:?}"
     );
+    // What follows from a disk that is too small for what is sent is not told beside it.
+    let told = causes(&|site| {
+        with_disks(site, 50);
+        let disks = &mut site.seats[1].facts.disks;
+        (disks[0].total, disks[0].free) = (64 << 20, 5 << 20);
+    });
+    assert_eq!(told.len(), 1, "{told:?}");
     // Thresholds of the Clusterfile take the place of all others.
     let chosen = |threshold: &'static str| {
         causes(&move |site: &mut Site| {
