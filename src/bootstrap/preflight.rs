@@ -112,6 +112,12 @@ pub fn refuses(findings: &[Finding]) -> bool {
     findings.iter().any(|finding| finding.severity == Severity::Error)
 }
 
+/// Whether the host is part of this cluster already.
+fn is_installed(site: &Site, seat: &Seat) -> bool {
+    let mut installations = seat.facts.installed.iter();
+    installations.any(|installation| installation.cluster == site.scope.cluster)
+}
+
 fn error(seat: &Seat, check: &'static str, cause: impl Into<String>, remedy: impl Into<String>) -> Finding {
     Finding {
         host: seat.ip.to_string(),

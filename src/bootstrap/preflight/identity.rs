@@ -1,6 +1,6 @@
 //! Names and identities of hosts: what must differ between them, and what a node cannot be called.
 
-use super::{Finding, error, warning};
+use super::{Finding, error, is_installed, warning};
 use crate::site::{Seat, Site};
 use std::collections::BTreeMap;
 
@@ -59,18 +59,13 @@ pub(super) fn look(site: &Site, findings: &mut Vec<Finding>) {
     for seat in &site.seats {
         if let Some((cause, remedy)) = unfit_name(&seat.name, &site.registry.domain) {
             // A node that has its name already can only be told.
-            let finding = match installed(site, seat) {
+            let finding = match is_installed(site, seat) {
                 true => warning,
                 false => error,
             };
             findings.push(finding(seat, "names", cause, remedy));
         }
     }
-}
-
-fn installed(site: &Site, seat: &Seat) -> bool {
-    let mut all = seat.facts.installed.iter();
-    all.any(|installed| installed.cluster == site.scope.cluster)
 }
 
 /// The longest name: it is the value of the node's label `kubernetes.io/hostname`, too.

@@ -1,6 +1,6 @@
 //! Address blocks of pods and services against what the host already uses.
 
-use super::{Finding, error};
+use super::{Finding, error, is_installed};
 use crate::site::{Seat, Site};
 use clusterfile::Cidr;
 use std::collections::BTreeSet;
@@ -19,11 +19,7 @@ pub(super) fn look(site: &Site, seat: &Seat, findings: &mut Vec<Finding>) {
         ));
     }
     // Our own routes and pod interfaces are no conflict.
-    if facts
-        .installed
-        .iter()
-        .any(|installed| installed.cluster == site.scope.cluster)
-    {
+    if is_installed(site, seat) {
         return;
     }
     for (name, block) in [("pod", site.networks.pod_cidr), ("service", site.networks.service_cidr)] {

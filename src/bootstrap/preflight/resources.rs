@@ -1,6 +1,6 @@
 //! Memory, disk, clock, swap.
 
-use super::{Finding, error, warning};
+use super::{Finding, error, is_installed, warning};
 use crate::site::{Seat, Site};
 use host::facts::Disk;
 
@@ -62,11 +62,6 @@ pub(super) fn look(site: &Site, seat: &Seat, sending: u64, findings: &mut Vec<Fi
             "nothing: it will be switched off, and on again by reset",
         ));
     }
-}
-
-fn is_installed(site: &Site, seat: &Seat) -> bool {
-    let mut installations = seat.facts.installed.iter();
-    installations.any(|installation| installation.cluster == site.scope.cluster)
 }
 
 /// The agent's thresholds where neither the image nor the Clusterfile gives any.

@@ -1,6 +1,6 @@
 //! What does not stop an installation and troubles it later: slow disks, little entropy, packet filters, hosts that are not alike.
 
-use super::{Finding, traces, warning};
+use super::{Finding, is_installed, traces, warning};
 use crate::{
     effects::agent,
     nameservers::Nameservers,
@@ -45,10 +45,7 @@ pub(super) fn look(site: &Site, seat: &Seat, findings: &mut Vec<Finding>) {
         ));
     }
     nameservers(site, seat, findings);
-    let installed = facts
-        .installed
-        .iter()
-        .any(|installed| installed.cluster == site.scope.cluster);
+    let installed = is_installed(site, seat);
     if !installed && !facts.firewalls.is_empty() {
         let ports: Vec<String> = traces::ports(site, seat.master, seat.registry)
             .iter()

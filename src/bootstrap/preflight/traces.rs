@@ -1,6 +1,6 @@
 //! Ports in use, and what other clusters left behind.
 
-use super::{Finding, error};
+use super::{Finding, error, is_installed};
 use crate::{
     paths,
     site::{Seat, Site},
@@ -39,11 +39,7 @@ pub(super) fn look(site: &Site, seat: &Seat, findings: &mut Vec<Finding>) {
             ),
         ));
     }
-    if facts
-        .installed
-        .iter()
-        .any(|installed| installed.cluster == site.scope.cluster)
-    {
+    if is_installed(site, seat) {
         foreign_authority(site, seat, findings);
         return;
     }

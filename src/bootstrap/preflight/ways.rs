@@ -1,6 +1,6 @@
 //! The ways between hosts that a cluster needs, and what is said about those that are closed. Pure; [`crate::ways`] goes them.
 
-use super::{Finding, error};
+use super::{Finding, error, is_installed};
 use crate::{
     paths,
     site::{Seat, Site},
@@ -34,7 +34,7 @@ pub fn wanted(site: &Site) -> Vec<Way> {
     let mut ways = Vec::new();
     for (to, goal) in site.seats.iter().enumerate() {
         for (from, start) in site.seats.iter().enumerate().filter(|(from, _)| *from != to) {
-            if installed(site, start) && installed(site, goal) {
+            if is_installed(site, start) && is_installed(site, goal) {
                 continue;
             }
             let tried = ports(site, start, goal).into_iter().filter_map(|port| {
@@ -68,18 +68,13 @@ fn ports(site: &Site, from: &Seat, to: &Seat) -> Vec<u16> {
 /// Whether nobody has the port; nothing if it cannot be tried: somebody has it who should not, or nobody has it who should.
 fn free(site: &Site, seat: &Seat, port: u16) -> Option<bool> {
     let mut listeners = seat.facts.listeners.iter().filter(|listener| listener.port == port);
-    if !installed(site, seat) {
+    if !is_installed(site, seat) {
         return listeners.next().is_none().then_some(true);
     }
     let own = seat.ip.to_string();
     listeners
         .any(|listener| [own.as_str(), "0.0.0.0", "::"].contains(&listener.address.as_str()))
         .then_some(false)
-}
-
-fn installed(site: &Site, seat: &Seat) -> bool {
-    let mut all = seat.facts.installed.iter();
-    all.any(|installed| installed.cluster == site.scope.cluster)
 }
 
 /// What is said about the ways that are closed: one finding for all hosts that fail alike at one host.
